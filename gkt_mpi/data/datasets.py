@@ -1,0 +1,195 @@
+"""Data sets, each decoded once into one HDF5 file that every rank then reads its own rows of.
+
+    /SPLIT/image  uint8 (N, H, W, channels), contiguous, so that rows are read through a memory map
+    /SPLIT/label  int64 (N,)                 SPLIT is train, test, and for CINIC-10 also valid
+    attributes    classes (names), mean and std (per channel, of pixels scaled to 0..1), origin, checksums
+
+The file lies beside the archives, in `data.dir`. Rank 0 makes it before training (`prepare`); its sources
+stand in `sources.py`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+
+from gkt_mpi.data.sources import SOURCES, Source, SyntheticConfig
+from gkt_mpi.errors import DataError, require
+
+FORMAT = 1  # raised when the layout of the HDF5 file changes; an older file is then made anew
+_CHUNK = 1000  # images decoded and written at a time
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data set, and how its training images are spread over the clients."""
+
+    name: Literal["digits", "cifar10", "cifar100", "cinic10", "synthetic"] = "cifar10"
+    """Data set. digits comes with the package; synthetic is made from a seed; the others are looked for in dir."""
+    dir: str = "data"
+    """Folder of the data sets' own archives, and of the HDF5 file made from them; ~ is expanded."""
+    partition: Literal["homo", "hetero", "shards", "quantity"] = "homo"
+    """homo: equal, shuffled. hetero: every class spread by Dirichlet(alpha), as in the paper. shards:
+    classes_per_client classes each. quantity: equal class mix, sizes by Dirichlet(alpha)."""
+    alpha: float = 0.5
+    """Concentration of the Dirichlet distribution of hetero and quantity; above 0, smaller is more skewed."""
+    classes_per_client: int = 2
+    """Classes that each client holds with partition shards; at least 1."""
+    augment: bool = True
+    """Random crop, horizontal flip and Cutout of training images (no flip and no Cutout for digits)."""
+    download: bool = False
+    """Fetch CIFAR-10 or CIFAR-100 when the archive is missing."""
+    limit: int | None = None
+    """Use this many training images, drawn by the seed; null for all."""
+    test_limit: int | None = None
+    """Use this many test images, drawn by the seed; null for all."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        require(self.alpha > 0, "data.alpha", self.alpha, "a number above 0")
+        require(self.classes_per_client >= 1, "data.classes_per_client", self.classes_per_client, "at least 1")
+        for name in ("limit", "test_limit"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"data.{name}", value, "at least 1, or null for all")
+
+
+class ImageFile:
+    """One opened HDF5 file: the classes, the channel statistics, labels, and images by row."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and check the file. Raises `DataError` naming the file and what is wrong with it."""
+        self.path = path
+        try:
+            with h5py.File(path, "r") as file:
+                self.classes = [str(name) for name in file.attrs["classes"]]
+                self.mean = np.asarray(file.attrs["mean"], np.float32)
+                self.std = np.asarray(file.attrs["std"], np.float32)
+                self.checksums = str(file.attrs["checksums"])
+                self._labels = {split: file[split]["label"][:].astype(np.int64) for split in file}
+                self._images = {split: _map_images(path, file[split]["image"]) for split in file}
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is no image file of this package ({error}); delete it to make it anew") from error
+        self._check()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        height, width, channels = self._images["train"].shape[1:]
+        return height, width, channels
+
+    def labels(self, split: str) -> np.ndarray:
+        """Return all labels of a split, int64 (N,)."""
+        return self._labels[split]
+
+    def images(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Return a copy of the images at `rows` (int64) of a split, uint8 (len(rows), H, W, channels)."""
+        return np.ascontiguousarray(self._images[split][rows])
+
+    def _check(self) -> None:
+        def expect(condition: bool, text: str) -> None:
+            if not condition:
+                raise DataError(f"{self.path}: {text}; delete it to make it anew")
+
+        expect({"train", "test"} <= set(self._images), "/train or /test is missing")
+        for split, images in self._images.items():
+            labels = self._labels[split]
+            expect(images.dtype == np.uint8 and images.ndim == 4, f"/{split}/image is not uint8 (N, H, W, channels)")
+            expect(images.shape[1:] == self._images["train"].shape[1:], f"/{split} has other image shapes than /train")
+            expect(len(images) == len(labels) > 0, f"/{split} has {len(images)} images but {len(labels)} labels")
+            in_range = 0 <= labels.min() and labels.max() < len(self.classes)
+            expect(in_range, f"/{split}/label reaches outside 0..{len(self.classes) - 1}")
+        height, width, channels = self.image_shape
+        fits = height >= 8 and width >= 8 and height % 4 == 0 and width % 4 == 0
+        expect(fits, f"images of {height}x{width} do not fit the models, which need multiples of 4 from 8 up")
+        expect(len(self.mean) == len(self.std) == channels, f"mean and std are not of {channels} channels")
+
+
+def _map_images(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    """Map a contiguous data set into memory: random rows then cost a copy, not h5py's point selection."""
+    offset = dataset.id.get_offset()
+    if offset is None:
+        return dataset[:]
+    return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
+
+
+def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile:
+    """Return the HDF5 file of the configured data set, made first where it is missing or out of date.
+
+    `report(done, total)` is called while images are decoded. The file is written under another name and
+    renamed when it is whole. Raises `DataError` where the data set is missing or cannot be read or written.
+    """
+    root = Path(config.dir).expanduser()
+    source = SOURCES[config.name](root, config)
+    path = file_path(config)
+    if path.exists() and not _is_stale(path, source):
+        return ImageFile(path)
+    if source.missing:
+        raise DataError(source.missing)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            _write(temporary, source, report)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error}; set data.dir to a folder with room that you may write") from error
+    return ImageFile(path)
+
+
+def file_path(config: DataConfig) -> Path:
+    """Return where the HDF5 file of the configured data set lies (or will)."""
+    stem = config.name
+    if config.name == "synthetic":
+        s = config.synthetic
+        stem = f"synthetic-{s.train}-{s.test}-{s.size}x{s.size}-{s.classes}-{s.seed}"
+    return Path(config.dir).expanduser() / f"{stem}.h5"
+
+
+def _is_stale(path: Path, source: Source) -> bool:
+    """Whether the archives have changed since the file was made. Archives deleted since do not make it stale."""
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT:
+                return not source.missing
+            return bool(source.fingerprint) and file.attrs["fingerprint"] != source.fingerprint
+    except OSError:
+        return not source.missing
+
+
+def _write(path: Path, source: Source, report: Callable[[int, int], None]) -> None:
+    splits = source.read()
+    total = sum(len(split.labels) for split in splits.values())
+    done = 0
+    with h5py.File(path, "w") as file:
+        for name, split in splits.items():
+            labels = np.asarray(split.labels, np.int64)
+            file.create_dataset(f"{name}/label", data=labels)
+            images: h5py.Dataset | None = None
+            for first in range(0, len(labels), _CHUNK):
+                chunk = split.images(first, min(first + _CHUNK, len(labels)))
+                if images is None:
+                    images = file.create_dataset(f"{name}/image", (len(labels), *chunk.shape[1:]), np.uint8)
+                images[first : first + len(chunk)] = chunk
+                done += len(chunk)
+                report(done, total)
+        mean, std = source.statistics or _statistics(file["train/image"])
+        file.attrs.update(format=FORMAT, classes=source.classes, mean=mean, std=std, origin=source.origin)
+        file.attrs.update(fingerprint=source.fingerprint, checksums=source.checksums)
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
+
+
+def _statistics(images: h5py.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each channel of images scaled to 0..1, over all pixels, in float64."""
+    total = np.zeros((2, images.shape[-1]))
+    for first in range(0, len(images), _CHUNK):
+        pixels = images[first : first + _CHUNK].reshape(-1, images.shape[-1]) / 255.0
+        total += pixels.sum(axis=0), (pixels**2).sum(axis=0)
+    mean, square = total / np.prod(images.shape[:-1])
+    return mean, np.maximum(np.sqrt(np.maximum(square - mean**2, 0)), 1e-3)

@@ -1,0 +1,105 @@
+"""Which client holds which training images: homo, hetero (the paper's), shards, quantity."""
+
+from pathlib import Path
+
+import numpy as np
+
+from gkt_mpi.data.datasets import DataConfig
+from gkt_mpi.errors import ConfigError
+from gkt_mpi.seeding import numpy_generator
+
+MIN_SAMPLES = 10  # a client of the hetero and quantity partitions has at least this many, as in the paper
+_MAX_DRAWS = 1000
+
+
+def partition(labels: np.ndarray, num_clients: int, config: DataConfig, seed: int) -> list[np.ndarray]:
+    """Return each client's sample ids: rows of the training set, int64, ascending, disjoint, covering `labels`.
+
+    With `data.limit`, they cover that many rows drawn by the seed. A function of its arguments alone. Raises
+    `ConfigError` where the images do not suffice for the clients.
+    """
+    rng = numpy_generator(seed, "partition")
+    sample_id = np.arange(len(labels))
+    if config.limit is not None and config.limit < len(labels):
+        sample_id = np.sort(rng.permutation(len(labels))[: config.limit])
+    least = MIN_SAMPLES if config.partition in ("hetero", "quantity") else 1
+    if len(sample_id) < num_clients * least:
+        raise ConfigError(
+            f"{num_clients} clients with at least {least} images each need {num_clients * least} training images, "
+            f"but there are {len(sample_id)}; lower clients or raise data.limit"
+        )
+    draw = {"homo": _homo, "hetero": _hetero, "shards": _shards, "quantity": _quantity}[config.partition]
+    parts = draw(labels[sample_id], num_clients, config, rng)
+    return [np.sort(sample_id[part]) for part in parts]
+
+
+def count_by_class(labels: np.ndarray, parts: list[np.ndarray], num_classes: int) -> np.ndarray:
+    """Return how many images of each class each client holds, int64 (clients, classes)."""
+    return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
+
+
+def save_partition(path: Path, parts: list[np.ndarray], counts: np.ndarray, classes: list[str]) -> None:
+    """Write the partition to `path` (.npz): sample_id, first (where each client begins), count, classes."""
+    first = np.cumsum([0, *map(len, parts)])
+    np.savez_compressed(path, sample_id=np.concatenate(parts), first=first, count=counts, classes=np.array(classes))
+
+
+def _homo(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.random.Generator) -> list[np.ndarray]:
+    return np.array_split(rng.permutation(len(labels)), num_clients)
+
+
+def _hetero(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.random.Generator) -> list[np.ndarray]:
+    """Spread each class by Dirichlet(alpha); a client that already holds its fair share gets none of the next class.
+
+    Drawn again until every client has at least `MIN_SAMPLES` (Yurochkin et al. 2019; the paper's released code).
+    """
+    for _ in range(_MAX_DRAWS):
+        parts: list[np.ndarray] = [np.empty(0, np.int64)] * num_clients
+        for label in np.unique(labels):
+            rows = rng.permutation(np.flatnonzero(labels == label))
+            share = rng.dirichlet(np.full(num_clients, config.alpha))
+            share *= [len(part) < len(labels) / num_clients for part in parts]
+            if not share.sum() > 0:  # every open client drew zero: no valid split of this class
+                break
+            cuts = (np.cumsum(share / share.sum()) * len(rows)).astype(int)[:-1]
+            parts = [np.concatenate(pair) for pair in zip(parts, np.split(rows, cuts), strict=True)]
+        if min(map(len, parts)) >= MIN_SAMPLES and sum(map(len, parts)) == len(labels):
+            return parts
+    raise ConfigError(
+        f"after {_MAX_DRAWS} draws of Dirichlet({config.alpha}) some of {num_clients} clients still had fewer than "
+        f"{MIN_SAMPLES} of {len(labels)} images; raise data.alpha, lower clients, or use more images"
+    )
+
+
+def _shards(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.random.Generator) -> list[np.ndarray]:
+    """Give each client `classes_per_client` classes, every class to as equal a number of clients as can be.
+
+    The classes are dealt out round and round in a shuffled order; those who share a class share it equally.
+    """
+    classes = rng.permutation(np.unique(labels))
+    each = config.classes_per_client
+    if each > len(classes) or num_clients * each < len(classes):
+        raise ConfigError(
+            f"data.classes_per_client is {each}; expected from {-(-len(classes) // num_clients)} to {len(classes)} "
+            f"for {num_clients} clients and {len(classes)} classes"
+        )
+    deal = np.arange(num_clients * each).reshape(num_clients, each) % len(classes)
+    held = classes[deal[rng.permutation(num_clients)]]
+    parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
+    for label in classes:
+        owners = np.flatnonzero((held == label).any(axis=1))
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        for owner, share in zip(owners, np.array_split(rows, len(owners)), strict=True):
+            parts[owner].append(share)
+    result = [np.concatenate(part) for part in parts]
+    if min(map(len, result)) == 0:
+        raise ConfigError(f"partition shards leaves a client of {num_clients} without images; lower clients")
+    return result
+
+
+def _quantity(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.random.Generator) -> list[np.ndarray]:
+    """Give every client the same mix of classes but another size: `MIN_SAMPLES` each, the rest by Dirichlet(alpha)."""
+    rest = len(labels) - num_clients * MIN_SAMPLES
+    share = np.cumsum(rng.dirichlet(np.full(num_clients, config.alpha)))[:-1]
+    cuts = (share * rest).astype(int) + MIN_SAMPLES * np.arange(1, num_clients)
+    return np.split(rng.permutation(len(labels)), cuts)

@@ -1,0 +1,28 @@
+"""The one place that imports torchvision, because a build for CUDA does not import beside a CPU build of torch."""
+
+from types import ModuleType
+
+import torch
+
+_declared: list[torch.library.Library] = []  # a library's declarations live as long as this object
+
+
+def import_torchvision_datasets() -> ModuleType:
+    """Return `torchvision.datasets`.
+
+    torchvision built for CUDA cannot load its C++ extension beside a CPU build of torch. It goes on without,
+    but then fails at import, because it registers shape rules for two operators that the extension would have
+    declared: "operator torchvision::nms does not exist". Reading data sets needs neither operator, so their
+    signatures are declared here; only after that very failure, so a matching pair is left as it is.
+    """
+    try:
+        from torchvision import datasets
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error) and "torchvision::qnms" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.append(library)
+        from torchvision import datasets
+    return datasets

@@ -1,0 +1,130 @@
+"""An edge client: its shard, its small model, and its state between rounds.
+
+A worker owns one `Edge` (a model and an optimizer in memory) however many clients it hosts. A client between
+rounds is its shard and `state`, about 170 kB of bytes; to train, the state is loaded into the worker's edge.
+The server uses an `Edge` too, to evaluate each client's stem.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.engine.optimizer import OptimizerName, build_optimizer, optimizer_tensors
+from gkt_mpi.errors import WireError, require
+from gkt_mpi.models.resnet import EdgeName, build_edge_model
+from gkt_mpi.seeding import torch_generator
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """The edge clients."""
+
+    model: EdgeName = "resnet8"
+    """Edge model: the stem and a small head. The paper's main results use resnet8."""
+    epochs: int = 1
+    """Passes over its own images that a client trains each round; 0 leaves it untrained."""
+    optimizer: OptimizerName = "adam"
+    """adam (with amsgrad) or sgd (Nesterov momentum 0.9)."""
+    lr: float = 0.001
+    """Learning rate, constant over the run; above 0."""
+    weight_decay: float = 1e-4
+    """L2 penalty; 0 or more. The paper's code uses 1e-4 with adam and 5e-4 with sgd."""
+    batch_size: int = 256
+    """Images in a training batch; at least 1. A smaller last batch is used too."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 0, "client.epochs", self.epochs, "0 or more")
+        require(self.lr > 0, "client.lr", self.lr, "a number above 0")
+        require(self.weight_decay >= 0, "client.weight_decay", self.weight_decay, "0 or more")
+        require(self.batch_size >= 1, "client.batch_size", self.batch_size, "at least 1")
+
+
+class Edge:
+    """An edge model and its optimizer, into which the state of any client is loaded."""
+
+    def __init__(
+        self, config: ClientConfig, image_channels: int, num_classes: int, seed: int, device: torch.device
+    ) -> None:
+        # Every client begins with the same weights, as in the released code.
+        generator = torch_generator(seed, "edge model")
+        self.model = build_edge_model(config.model, image_channels, num_classes, generator, device)
+        self.optimizer = build_optimizer(config.optimizer, self.model.parameters(), config.lr, config.weight_decay)
+        tensors = [*self.model.state_dict().values(), *optimizer_tensors(self.optimizer)]
+        self._tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # keeps int64 on 8-byte boundaries
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a client's state."""
+        return sum(tensor.nbytes for tensor in self._tensors)
+
+    def state(self) -> Tensor:
+        """Return model and optimizer as one uint8 tensor (state_bytes,) in host memory."""
+        parts = [tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu() for tensor in self._tensors]
+        return torch.cat(parts)
+
+    def load(self, state: Tensor) -> None:
+        """Fill model and optimizer from what `state()` returned."""
+        with torch.no_grad():
+            for tensor, part in zip(self._tensors, state.split([t.nbytes for t in self._tensors]), strict=True):
+                tensor.copy_(part.view(tensor.dtype).reshape(tensor.shape))
+
+
+class Client:
+    """One client, its state loaded into the worker's edge: what an algorithm's client side works with."""
+
+    def __init__(self, client_id: int, shard: Shard, edge: Edge, config: ClientConfig, seed: int) -> None:
+        self.id = client_id
+        self.shard = shard
+        self.config = config
+        self.seed = seed
+        self.model = edge.model
+        self._optimizer = edge.optimizer
+        self._device = shard.image.device
+        self.samples = 0
+        self.loss_sum = torch.zeros((), device=self._device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self._device)
+
+    def align(self, sample_id: Tensor, logit: Tensor) -> Tensor | None:
+        """Return the server's logits (N, C) in the order of the shard, or None when there are none yet.
+
+        Rows are matched by sample id, whatever their order. Raises `WireError` unless the ids are exactly
+        those of the shard.
+        """
+        if len(sample_id) == 0:
+            return None
+        sorted_id, order = sample_id.to(self._device).sort()
+        own_id, own_order = self.shard.sample_id.sort()
+        if not torch.equal(sorted_id, own_id):
+            raise WireError(f"the server sent logits of other samples than those of client {self.id}")
+        aligned = torch.empty_like(logit, device=self._device)
+        aligned[own_order] = logit.to(self._device)[order]
+        return aligned
+
+    def batches(self, round: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (rows of the shard, augmented images, labels) of one training epoch, shuffled."""
+        generator = torch_generator(self.seed, "client epoch", self.id, round, epoch, device=self._device)
+        for row_B, image in self.shard.train_batches(self.config.batch_size, generator):
+            yield row_B, image, self.shard.label[row_B]
+
+    def step(self, loss: Tensor) -> None:
+        """Take one optimizer step down the gradient of `loss`."""
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+
+    def count(self, loss: Tensor, correct: Tensor, samples: int) -> None:
+        """Add a batch to the client's metrics of this round, without waiting for the device."""
+        self.loss_sum += loss.detach() * samples
+        self.correct += correct
+        self.samples += samples
+
+    def upload_views(self, round: int, block_rows: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (rows of the shard, images) of the whole shard in stored order, in blocks, freshly augmented.
+
+        As released, the server learns from augmented views, new ones each round.
+        """
+        generator = torch_generator(self.seed, "client upload", self.id, round, device=self._device)
+        return self.shard.blocks(block_rows, generator)

@@ -1,0 +1,84 @@
+"""Evaluation on the server: each client's stem followed by the server's CNN, on the test set.
+
+The server has every client's state from its report, so no feature of a test image ever crosses the wire.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.engine.client import Edge
+from gkt_mpi.errors import require
+from gkt_mpi.losses import count_correct
+from gkt_mpi.models.resnet import ServerModel
+
+EvaluateMode = Literal["sharded", "full"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation between rounds. The final figures always use every stem on the whole test set."""
+
+    mode: EvaluateMode = "sharded"
+    """sharded: client k's stem on the k-th part of the test set. full: every stem on the whole test set."""
+    every: int = 1
+    """Evaluate after every this many rounds, and after the last; at least 1."""
+    batch_size: int = 500
+    """Test images evaluated at a time; at least 1. Changes speed and memory only."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "evaluate.every", self.every, "at least 1")
+        require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of test images classified correctly, over all clients: by stem and server CNN, by the edge model alone."""
+
+    server: float
+    client: float
+
+
+@torch.no_grad()
+def evaluate(
+    server_model: ServerModel,
+    edge: Edge,
+    states: list[Tensor],
+    test: Shard,
+    mode: EvaluateMode,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> Accuracy:
+    """Return the accuracy of all clients together; `states[k]` is client k's state.
+
+    `edge` is overwritten. `advance(images)` is called as the evaluation proceeds.
+    """
+    server_model.eval()
+    edge.model.eval()
+    correct = torch.zeros(2, dtype=torch.int64, device=test.image.device)
+    seen = 0
+    for client, state in enumerate(states):
+        rows = _part(client, len(states), len(test)) if mode == "sharded" else slice(0, len(test))
+        if rows.start == rows.stop:
+            continue
+        edge.load(state)
+        for image, label in test.plain_batches(rows, batch_size):
+            feature, edge_logit = edge.model(image)
+            correct += torch.stack([count_correct(server_model(feature), label), count_correct(edge_logit, label)])
+            seen += len(label)
+            advance(len(label))
+    server, client_alone = (correct / seen).tolist()
+    return Accuracy(server, client_alone)
+
+
+def num_evaluated(mode: EvaluateMode, num_clients: int, num_test: int) -> int:
+    """Return how many images an evaluation passes through the networks."""
+    return num_test if mode == "sharded" else num_clients * num_test
+
+
+def _part(index: int, parts: int, size: int) -> slice:
+    return slice(index * size // parts, (index + 1) * size // parts)

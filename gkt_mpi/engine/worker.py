@@ -1,0 +1,136 @@
+"""A worker: a rank that hosts edge clients and does what the server asks, until it says stop."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gkt_mpi.data.augment import ImagePipeline
+from gkt_mpi.data.datasets import ImageFile
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.engine.client import Client, ClientConfig, Edge
+from gkt_mpi.losses import DistillConfig
+from gkt_mpi.wire.codec import Codec, WireConfig
+from gkt_mpi.wire.messages import (
+    ClientMetrics,
+    ClientReport,
+    Contract,
+    FeatureBlock,
+    HostClient,
+    Kind,
+    Setup,
+    Stop,
+    TrainRequest,
+)
+from gkt_mpi.wire.transport import SERVER, Transport
+
+_BLOCKS_IN_FLIGHT = 1  # while one block travels the next is computed
+
+
+def receive_setup(transport: Transport) -> Setup | None:
+    """Wait for the server to describe the run; None when it stops before it begins."""
+    _, message = transport.receive(Contract(frozenset({Kind.SETUP, Kind.STOP})))
+    return message if isinstance(message, Setup) else None
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """A client between rounds."""
+
+    shard: Shard
+    state: Tensor  # uint8 (state_bytes,)
+
+
+@dataclass
+class Worker:
+    """What a worker has: an edge in memory, the images' file, and the clients it hosts."""
+
+    transport: Transport
+    file: ImageFile
+    pipeline: ImagePipeline
+    edge: Edge
+    codec: Codec
+    config: ClientConfig
+    distill: DistillConfig
+    wire: WireConfig
+    seed: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.hosted: dict[int, Hosted] = {}
+        self.block_rows = self.codec.block_rows(self.wire.block_mib)
+
+    def run(self, client_round: Callable[["Worker", Client, TrainRequest], None]) -> None:
+        """Serve until the server says stop; `client_round` is the algorithm's client side."""
+        for message in self._messages():
+            match message:
+                case HostClient():
+                    rows = message.sample_id.numpy()
+                    shard = Shard.load(self.file, "train", rows, self.pipeline, self.device)
+                    self.hosted[message.client] = Hosted(shard, message.state)
+                case TrainRequest():
+                    self._train(client_round, message)
+        self.transport.flush()
+
+    def _messages(self) -> Iterator[HostClient | TrainRequest]:
+        while True:
+            contract = Contract(
+                frozenset({Kind.HOST, Kind.TRAIN, Kind.STOP}),
+                num_classes=len(self.file.classes),
+                num_samples={client: len(hosted.shard) for client, hosted in self.hosted.items()},
+                state_bytes=self.edge.state_bytes,
+                max_samples=len(self.file.labels("train")),
+            )
+            _, message = self.transport.receive(contract)
+            if isinstance(message, Stop):
+                return
+            assert isinstance(message, HostClient | TrainRequest)
+            yield message
+
+    def _train(self, client_round: Callable[["Worker", Client, TrainRequest], None], request: TrainRequest) -> None:
+        """Load the client, let the algorithm run its round, and report."""
+        hosted = self.hosted[request.client]
+        self.edge.load(hosted.state)
+        client = Client(request.client, hosted.shard, self.edge, self.config, self.seed)
+        self._train_s = self._upload_s = 0.0
+        client_round(self, client, request)
+        state = self.edge.state()
+        self.hosted[client.id] = Hosted(hosted.shard, state)
+        metrics = ClientMetrics(
+            client.samples, float(client.loss_sum), float(client.correct), self._train_s, self._upload_s
+        )
+        self.transport.send(SERVER, ClientReport(client.id, request.round, metrics, state))
+
+    def upload(self, client: Client, round: int, rows: slice, feature: Tensor, logit: Tensor) -> None:
+        """Encode and send one block of a client's shard: features (n, K, H, W) and logits (n, C), float32."""
+        block = FeatureBlock(
+            client.id,
+            round,
+            rows.start,
+            client.shard.sample_id[rows],
+            client.shard.label[rows].to(torch.int16),
+            logit,
+            self.codec.encode(feature),
+            self.codec.shape,
+            self.codec.code_id,
+        )
+        self.transport.flush(_BLOCKS_IN_FLIGHT)
+        self.transport.send(SERVER, block)
+
+    def timed(self, phase: str) -> "_Timer":
+        """Return a context that adds its wall time to the client's `train` or `upload` seconds."""
+        return _Timer(self, f"_{phase}_s")
+
+
+class _Timer:
+    def __init__(self, worker: Worker, name: str) -> None:
+        self.worker, self.name = worker, name
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        elapsed = time.perf_counter() - self.started
+        setattr(self.worker, self.name, getattr(self.worker, self.name) + elapsed)

@@ -1,0 +1,35 @@
+"""Every error a user can meet, in one tree: each says what was expected, what was found, and what to do.
+
+`main.py` prints a `GktError` as one line and ends with its `exit_status`; any other exception is a defect of
+ours and ends the whole job with a traceback.
+"""
+
+
+class GktError(Exception):
+    """Base of all errors this package raises on purpose."""
+
+    exit_status = 1
+
+
+class ConfigError(GktError):
+    """The configuration, or the way the job was started, cannot work. Raised before any training."""
+
+    exit_status = 2
+
+
+class DataError(ConfigError):
+    """A data set is missing, damaged, or does not fit the configuration."""
+
+
+class CheckpointError(ConfigError):
+    """The run folder holds a checkpoint that this run cannot continue."""
+
+
+class WireError(GktError):
+    """A message breaks the protocol: the text names the rank that sent it and the field that is wrong."""
+
+
+def require(condition: bool, field: str, value: object, expected: str) -> None:
+    """Raise `ConfigError` naming the field, its value and what was expected, unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{field} is {value!r}; expected {expected}")

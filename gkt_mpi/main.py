@@ -1,0 +1,239 @@
+"""The program: `mpirun -np 21 python -m gkt_mpi.main --config launch/configs/cifar10.yaml`.
+
+Parse the configuration, start MPI, find this rank's place, and become the server (rank 0) or a worker.
+"""
+
+import contextlib
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from gkt_mpi import __version__
+from gkt_mpi.algorithms import ALGORITHMS
+from gkt_mpi.config import RunConfig, parse
+from gkt_mpi.data.augment import ImagePipeline, augmentation_for
+from gkt_mpi.data.datasets import ImageFile, file_path, prepare
+from gkt_mpi.data.partition import count_by_class, partition, save_partition
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.engine.bank import Bank
+from gkt_mpi.engine.checkpoint import CheckpointStore
+from gkt_mpi.engine.client import Edge
+from gkt_mpi.engine.roster import Roster
+from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.worker import Worker, receive_setup
+from gkt_mpi.errors import ConfigError, GktError
+from gkt_mpi.models.resnet import STEM_CHANNELS, build_server_model
+from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
+from gkt_mpi.observe.run_log import RunLog
+from gkt_mpi.placement import Placement, place
+from gkt_mpi.seeding import numpy_generator, torch_generator
+from gkt_mpi.wire.codec import Codec
+from gkt_mpi.wire.messages import Setup, Stop
+from gkt_mpi.wire.transport import SERVER, Transport
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one rank and return its exit status: 0, or 2 on rank 0 when the configuration cannot work."""
+    rank = _launched_rank()
+    try:
+        with contextlib.ExitStack() as silence:
+            if rank != SERVER:  # --help and errors of the command line are the server's to print
+                silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+            config = parse(arguments)
+    except ConfigError as error:
+        return _refuse(error, rank)
+    try:
+        from gkt_mpi.wire import mpi
+    except (ImportError, RuntimeError) as error:
+        return _refuse(ConfigError(f"MPI cannot be started ({error}); try: pip install gkt_mpi[mpi]"), rank)
+    transport = mpi.MpiTransport()
+    try:
+        return run_rank(config, transport, mpi.node_place())
+    except BaseException as error:  # whatever it is, no rank may be left waiting
+        print(f"[rank {transport.rank}] {_describe(error)}", file=sys.stderr, flush=True)
+        mpi.abort(error.exit_status if isinstance(error, GktError) else 1)
+        raise
+
+
+def run_rank(config: RunConfig, transport: Transport, node_place: tuple[int, int, bool]) -> int:
+    """Be the server or a worker to the end of the run; `node_place` is (local rank, local size, has the server).
+
+    Returns the exit status. A `ConfigError` on the server, all of which come before training, stops the
+    workers in good order.
+    """
+    if transport.rank == SERVER:
+        try:
+            config = config.for_ranks(transport.size)
+            serve(config, transport, place(config.placement, *node_place))
+        except ConfigError as error:
+            for rank in range(1, transport.size):
+                transport.send(rank, Stop())
+            transport.flush()
+            return _refuse(error, transport.rank)
+    else:
+        work(config, transport, node_place)
+    return 0
+
+
+def serve(config: RunConfig, transport: Transport, placement: Placement) -> None:
+    """Build the server of a run from its configuration, run the algorithm, and show the result."""
+    placement.apply()
+    console = make_console()
+    progress = Progress(config.rounds, console)
+    file = _prepare_data(config, console)
+    shards = partition(file.labels("train"), config.clients or 1, config.data, config.seed)
+    roster = Roster(shards, transport.size)
+    log = RunLog(Path(config.out).expanduser() / config.name, asdict(config), _versions())
+    counts = count_by_class(file.labels("train"), shards, len(file.classes))
+    save_partition(log.folder / "partition.npz", shards, counts, file.classes)
+    _say_what_runs(config, file, counts, transport.size, placement, console)
+
+    codec = _codec(config, file)
+    device, num_classes = placement.device, len(file.classes)
+    server = Server(
+        transport=transport,
+        roster=roster,
+        bank=Bank(shards, num_classes, codec, device),
+        model=build_server_model(
+            config.server.model, num_classes, torch_generator(config.seed, "server model"), device
+        ),
+        edge=Edge(config.client, file.image_shape[2], num_classes, config.seed, device),
+        test=Shard.load(file, "test", _test_rows(config, file), _pipeline(config, file, device), device),
+        config=config.server,
+        distill=config.distill,
+        evaluate_config=config.evaluate,
+        block_rows=codec.block_rows(config.wire.block_mib),
+        num_rounds=config.rounds,
+        seed=config.seed,
+        placement=placement,
+        checkpoints=CheckpointStore(log.folder / "checkpoints", config.checkpoint, asdict(config)),
+        log=log,
+        progress=progress,
+    )
+    setup = Setup(num_classes, file.image_shape, _digest(config))
+    for rank in range(1, transport.size):
+        transport.send(rank, setup)
+    ALGORITHMS[config.algorithm].run_server(server)
+    console.print(summary_table(log.summary, config.name))
+    console.print(f"run folder: {log.folder}", soft_wrap=True, highlight=False)
+
+
+def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bool]) -> None:
+    """Build a worker of a run as the server describes it, and serve until the server says stop."""
+    setup = receive_setup(transport)
+    if setup is None:
+        return
+    placement = place(config.placement, *node_place)
+    placement.apply()
+    config = config.for_ranks(transport.size)
+    if not torch.equal(setup.config_digest, _digest(config)):
+        raise GktError("this rank has read another configuration than the server; give every node the same file")
+    file = ImageFile(file_path(config.data))
+    codec = _codec(config, file)
+    worker = Worker(
+        transport=transport,
+        file=file,
+        pipeline=_pipeline(config, file, placement.device),
+        edge=Edge(config.client, setup.image_shape[2], setup.num_classes, config.seed, placement.device),
+        codec=codec,
+        config=config.client,
+        distill=config.distill,
+        wire=config.wire,
+        seed=config.seed,
+        device=placement.device,
+    )
+    worker.run(ALGORITHMS[config.algorithm].run_client)
+
+
+def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
+    """Make or open the data set's HDF5 file, with a progress bar while it is made."""
+    from rich.progress import Progress as Bar
+
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"decoding {config.data.name}", total=None, visible=False)
+        return prepare(
+            config.data, lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+        )
+
+
+def _say_what_runs(
+    config: RunConfig, file: ImageFile, counts: np.ndarray, num_ranks: int, placement: Placement, console: "Console"
+) -> None:
+    height, width, channels = file.image_shape
+    console.print(
+        f"{config.algorithm} on {config.data.name} ({config.data.partition}): {config.clients} clients on "
+        f"{num_ranks - 1} workers, {counts.sum()} training images of {height}x{width}x{channels}; "
+        f"{config.client.model} at the edge, {config.server.model} on the server, on {placement.device}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if file.checksums != "official":
+        console.print("note: this archive is not the published one (its checksums differ)", highlight=False)
+    table = partition_table(counts, file.classes)
+    if table is not None:
+        console.print(table)
+
+
+def _test_rows(config: RunConfig, file: ImageFile) -> np.ndarray:
+    num_test = len(file.labels("test"))
+    if config.data.test_limit is None or config.data.test_limit >= num_test:
+        return np.arange(num_test)
+    order = numpy_generator(config.seed, "test images").permutation(num_test)
+    return np.sort(order[: config.data.test_limit])
+
+
+def _pipeline(config: RunConfig, file: ImageFile, device: torch.device) -> ImagePipeline:
+    augmentation = augmentation_for(config.data.name, file.image_shape[0], config.data.augment)
+    mean, std = torch.from_numpy(file.mean).to(device), torch.from_numpy(file.std).to(device)
+    return ImagePipeline(mean, std, augmentation)
+
+
+def _codec(config: RunConfig, file: ImageFile) -> Codec:
+    height, width, _ = file.image_shape
+    return Codec(config.wire.codec, (height, width, STEM_CHANNELS))
+
+
+def _digest(config: RunConfig) -> torch.Tensor:
+    return torch.frombuffer(bytearray(config.digest()), dtype=torch.uint8)
+
+
+def _launched_rank() -> int:
+    """Return this process's rank before MPI is started, as the launcher's environment tells it; 0 without one."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return SERVER
+
+
+def _refuse(error: ConfigError, rank: int) -> int:
+    """Print one line on the server and return the exit status of this rank."""
+    if rank != SERVER:  # mpirun ends the job at the first status that is not 0: leave it to the one that prints
+        return 0
+    print(f"gkt_mpi: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return error.exit_status
+
+
+def _describe(error: BaseException) -> str:
+    """Return one line for an error a user can mend, the traceback for a defect."""
+    if isinstance(error, GktError):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _versions() -> str:
+    return f"gkt_mpi {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The bottleneck ResNets of the paper for small images, cut after the stem.
+
+    edge    image (B, 3, 32, 32) -> stem -> feature (B, 16, 32, 32) -> small head -> logits (B, C)
+    server                                  feature (B, 16, 32, 32) -> 18 or 36 bottlenecks -> logits (B, C)
+
+The edge keeps stem and head; the server model is a ResNet-56 or -110 that begins where the stem ends. Modules
+are created without memory and filled from an explicit generator, so no global random state is touched.
+"""
+
+import math
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+STEM_CHANNELS = 16
+EdgeName = Literal["resnet4", "resnet6", "resnet8"]
+ServerName = Literal["resnet56", "resnet110"]
+Model = TypeVar("Model", bound=nn.Module)
+_SERVER_DEPTH: dict[str, int] = {"resnet56": 6, "resnet110": 12}  # bottlenecks in each of the three stages
+
+
+class Bottleneck(nn.Module):
+    """1x1 to `width`, 3x3 (strided), 1x1 to 4 * `width`, around a shortcut (He et al. 2016, figure 5 right)."""
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(4 * width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != 4 * width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, 4 * width, H / stride, W / stride)."""
+        y = torch.relu_(self.norm1(self.conv1(x)))
+        y = torch.relu_(self.norm2(self.conv2(y)))
+        return torch.relu_(self.norm3(self.conv3(y)).add_(self.shortcut(x)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around an identity shortcut (He et al. 2016, figure 5 left)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to the same shape."""
+        y = torch.relu_(self.norm1(self.conv1(x)))
+        return torch.relu_(self.norm2(self.conv2(y)).add_(x))
+
+
+def _classifier(in_channels: int, num_classes: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, num_classes)]
+
+
+def _edge_head(name: EdgeName, num_classes: int) -> nn.Sequential:
+    """Return the layers between the stem and the client's own logits.
+
+    The number in a name counts weighted layers, the stem and the classifier among them. The paper defines only
+    ResNet-8 (two bottlenecks of width 16); 4 and 6 are read as one and two basic blocks of 16 channels.
+    """
+    c = STEM_CHANNELS
+    if name == "resnet8":
+        return nn.Sequential(Bottleneck(c, 16), Bottleneck(64, 16), *_classifier(64, num_classes))
+    blocks = [BasicBlock(c) for _ in range({"resnet4": 1, "resnet6": 2}[name])]
+    return nn.Sequential(*blocks, *_classifier(c, num_classes))
+
+
+class EdgeModel(nn.Module):
+    """The client's network: `stem` makes the feature that is uploaded, `head` the client's own logits."""
+
+    def __init__(self, name: EdgeName, image_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(image_channels, STEM_CHANNELS, 3, padding=1, bias=False),
+            nn.BatchNorm2d(STEM_CHANNELS),
+            nn.ReLU(inplace=True),
+        )
+        self.head = _edge_head(name, num_classes)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images (B, channels, H, W) to the feature (B, 16, H, W) and the logits (B, C)."""
+        feature = self.stem(image)
+        return feature, self.head(feature)
+
+
+class ServerModel(nn.Module):
+    """ResNet-56 or ResNet-110 without its stem."""
+
+    def __init__(self, name: ServerName, num_classes: int) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        in_channels = STEM_CHANNELS
+        for stage, width in enumerate((16, 32, 64)):
+            for position in range(_SERVER_DEPTH[name]):
+                blocks.append(Bottleneck(in_channels, width, stride=2 if stage > 0 and position == 0 else 1))
+                in_channels = 4 * width
+        self.layers = nn.Sequential(*blocks, *_classifier(in_channels, num_classes))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map features (B, 16, H, W) to logits (B, C)."""
+        return self.layers(feature)
+
+
+def build_edge_model(
+    name: EdgeName, image_channels: int, num_classes: int, generator: torch.Generator, device: torch.device
+) -> EdgeModel:
+    """Return an initialised edge model on `device`, in channels-last layout."""
+    with torch.device("meta"):
+        model = EdgeModel(name, image_channels, num_classes)
+    return _materialise(model, generator, device)
+
+
+def build_server_model(
+    name: ServerName, num_classes: int, generator: torch.Generator, device: torch.device
+) -> ServerModel:
+    """Return an initialised server model on `device`, in channels-last layout."""
+    with torch.device("meta"):
+        model = ServerModel(name, num_classes)
+    return _materialise(model, generator, device)
+
+
+def _materialise(model: Model, generator: torch.Generator, device: torch.device) -> Model:
+    """Give a model its memory and its first values, drawn on the CPU so that they are the same on every device."""
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(module.in_features)
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

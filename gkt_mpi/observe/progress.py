@@ -1,0 +1,169 @@
+"""Live progress on rank 0: one moving line on a terminal, plain lines elsewhere."""
+
+import os
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+_PLAIN_EVERY_S = 10.0  # a phase that lasts longer shows how far it is, this often
+
+
+def make_console() -> Console:
+    """Return a console on standard output that knows whether a person watches it.
+
+    mpirun gives every rank a pseudo-terminal even when its own output goes to a file, so a rank cannot ask its
+    own standard output. On the node of mpirun, its parent is mpirun, and the parent's output tells the truth.
+    """
+    descriptor = None
+    if "OMPI_COMM_WORLD_RANK" in os.environ or "PMIX_RANK" in os.environ:
+        try:
+            descriptor = os.open(f"/proc/{os.getppid()}/fd/1", os.O_WRONLY | os.O_NOCTTY | os.O_APPEND)
+        except OSError:
+            return Console(force_terminal=False, width=100)
+    try:
+        number = descriptor if descriptor is not None else sys.stdout.fileno()
+        if not os.isatty(number):
+            return Console(force_terminal=False, width=100)
+        return Console(force_terminal=True, width=max(40, os.get_terminal_size(number).columns))
+    except (OSError, ValueError):
+        return Console(force_terminal=False, width=100)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+class Progress:
+    """Shows round, phase, accuracy, bytes and the time left; `num_rounds` is the run's."""
+
+    def __init__(self, num_rounds: int, console: Console) -> None:
+        self.console = console
+        self._num_rounds = num_rounds
+        self._round = 0
+        self._phase, self._phase_done, self._phase_total = "", 0, 0
+        self._round_s: list[float] = []
+        self._round_began = self._last_line = time.monotonic()
+        self._accuracy, self._uploaded = "", 0
+        self._bar: Bar | None = None
+        if console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.fields[round]}"),
+                TextColumn("[cyan]{task.description:<24}"),
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=console,
+                transient=True,
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task("starting", total=None, round="", status="")
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def begin_round(self, round: int) -> None:
+        """A round begins (numbers from 0; shown from 1)."""
+        self._round, self._round_began = round, time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+
+    def begin_phase(self, name: str, total: int) -> None:
+        """A phase of `total` samples begins."""
+        self._phase, self._phase_done, self._phase_total = name, 0, total
+        self._show()
+
+    def advance(self, samples: int) -> None:
+        """The phase has got on by this many samples."""
+        self._phase_done += samples
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._phase_done, status=self._status())
+        elif time.monotonic() - self._last_line > _PLAIN_EVERY_S:
+            percent = 100 * self._phase_done // max(1, self._phase_total)
+            self._line(f"{self._round_name()}  {self._phase} {percent} %  {self._status()}")
+
+    def end_round(self, record: dict[str, Any]) -> None:
+        """A round has ended; `record` is its line in metrics.jsonl."""
+        self._round_s.append(record["round_s"])
+        self._uploaded += record["upload_bytes"]
+        if "test_accuracy" in record:
+            self._accuracy = f"accuracy {record['test_accuracy']:.4f}"
+        accuracy = f"{self._accuracy}  edge {record.get('client_test_accuracy', float('nan')):.4f}"
+        loss = f"loss {record['server_train_loss']:.4f}"
+        moved = f"up {decimal(record['upload_bytes'])} down {decimal(record['download_bytes'])}"
+        self._line(f"{self._round_name()}  {accuracy}  {loss}  {moved}  {record['round_s']:.1f} s  {self._time_left()}")
+
+    def end_run(self) -> None:
+        """The run has ended: clear the moving line."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _line(self, text: str) -> None:
+        self.say(text)
+        self._last_line = time.monotonic()
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                description=self._phase,
+                completed=0,
+                total=self._phase_total,
+                round=self._round_name(),
+                status=self._status(),
+            )
+
+    def _round_name(self) -> str:
+        width = len(str(self._num_rounds))
+        return f"round {self._round + 1:>{width}}/{self._num_rounds}"
+
+    def _status(self) -> str:
+        uploaded = f"up {decimal(self._uploaded)}" if self._uploaded else ""
+        return "  ".join(filter(None, (self._accuracy, uploaded, self._time_left())))
+
+    def _time_left(self) -> str:
+        """Return the rounds to do times the mean round so far; nothing before the first round has ended."""
+        if not self._round_s:
+            return ""
+        mean_s = sum(self._round_s) / len(self._round_s)
+        left_s = max(0, round(mean_s * (self._num_rounds - self._round) - (time.monotonic() - self._round_began)))
+        minutes, seconds = divmod(left_s, 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"
+
+
+def summary_table(summary: dict[str, Any], name: str) -> Table:
+    """Return the small table shown at the end of a run."""
+    table = Table(title=f"{name}: {summary['status']} after {summary['rounds']} rounds", show_header=False)
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    total_s = round(summary["total_s"])
+    for label, value in (
+        ("server model, final test accuracy", f"{summary['final_test_accuracy']:.4f}"),
+        ("edge models alone, final test accuracy", f"{summary['final_client_test_accuracy']:.4f}"),
+        ("best test accuracy between rounds", f"{summary['best_test_accuracy']:.4f} (round {summary['best_round'] + 1})"),
+        ("uploaded", decimal(summary["upload_bytes"])),
+        ("downloaded", decimal(summary["download_bytes"])),
+        ("simulation's own bytes", decimal(summary["simulation_bytes"])),
+        ("time", f"{total_s // 60}:{total_s % 60:02d} min"),
+    ):
+        table.add_row(label, value)
+    return table
+
+
+def partition_table(counts: Any, classes: list[str]) -> Table | None:
+    """Return the partition as a table of clients by classes, or None where it would not fit a screen."""
+    if len(counts) > 32 or len(classes) > 20:
+        return None
+    table = Table(title="training images of each client by class", padding=(0, 1), show_lines=False)
+    table.add_column("client", justify="right")
+    for name in classes:
+        table.add_column(name[:5], justify="right", no_wrap=True)
+    table.add_column("all", justify="right")
+    for client, row in enumerate(counts):
+        table.add_row(str(client), *(str(n) if n else "." for n in row), str(sum(row)))
+    return table

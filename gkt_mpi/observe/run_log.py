@@ -1,0 +1,96 @@
+"""The files of a run folder that tell what happened: config.yaml, metrics.jsonl, summary.json, tensorboard/.
+
+Every figure of a round is one key of one flat JSON object, a line in metrics.jsonl; docs/metrics.md explains
+each of them.
+"""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gkt_mpi.errors import ConfigError
+
+
+class RunLog:
+    """Writes the log of one run into its folder; only the server has one."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], note: str) -> None:
+        """Make the folder and write config.yaml, with `note` as its first comment line. Raises `ConfigError`."""
+        self.folder = folder
+        self._metrics_path = folder / "metrics.jsonl"
+        self._summary_path = folder / "summary.json"
+        self._records: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            text = f"# {note}\n" + yaml.safe_dump(config, sort_keys=False)
+            (folder / "config.yaml").write_text(text)
+        except OSError as error:
+            raise ConfigError(f"cannot write the run folder {folder}: {error}; set out to a folder you may write") from error
+
+    def begin(self, rounds_done: int) -> None:
+        """Begin to log after `rounds_done` rounds: lines of rounds that no checkpoint covers are dropped."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._records = [record for record in self._read() if record["round"] < rounds_done]
+        text = "".join(json.dumps(record) + "\n" for record in self._records)
+        self._metrics_path.write_text(text)
+        self._summary_path.unlink(missing_ok=True)
+        if rounds_done == 0:
+            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+        self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=rounds_done)
+        self._earlier_s = sum(record["round_s"] for record in self._records)
+        self._began = time.perf_counter()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars."""
+        self._records.append(record)
+        with open(self._metrics_path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if name != "round":
+                self._scalars.add_scalar(_scalar_name(name), value, record["round"])
+        self._scalars.flush()
+
+    def finish(self, final_accuracy: float, final_client_accuracy: float) -> None:
+        """Write summary.json from the final accuracies and all lines of metrics.jsonl, and close."""
+        evaluated = [record for record in self._records if "test_accuracy" in record]
+        best = max(evaluated, key=lambda record: record["test_accuracy"], default=None)
+        self.summary = {
+            "final_test_accuracy": final_accuracy,
+            "final_client_test_accuracy": final_client_accuracy,
+            "best_test_accuracy": best["test_accuracy"] if best else math.nan,
+            "best_round": best["round"] if best else -1,
+            "rounds": len(self._records),
+            "upload_bytes": sum(record["upload_bytes"] for record in self._records),
+            "download_bytes": sum(record["download_bytes"] for record in self._records),
+            "simulation_bytes": sum(record["simulation_bytes"] for record in self._records),
+            "total_s": self._earlier_s + time.perf_counter() - self._began,
+            "status": "completed",
+        }
+        self._summary_path.write_text(json.dumps(self.summary, indent=2) + "\n")
+        self._scalars.close()
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl that are whole: the last one may have been cut off."""
+        records = []
+        if self._metrics_path.exists():
+            for line in self._metrics_path.read_text().splitlines():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return records
+
+
+def _scalar_name(name: str) -> str:
+    """Return the TensorBoard tag of a metric: figures of one unit share a group."""
+    for suffix, group in (("_s", "seconds"), ("_bytes", "bytes"), ("accuracy", "accuracy"), ("loss", "loss")):
+        if name.endswith(suffix):
+            return f"{group}/{name}"
+    return f"other/{name}"

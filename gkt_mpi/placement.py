@@ -1,0 +1,127 @@
+"""Which device this rank computes on, and with how many threads.
+
+GPU: ranks of one node share its GPUs by their local rank. The server gets a GPU of its own where there are two
+or more (`placement.server_gpu: exclusive`); the others go round-robin over the rest. A YAML map overrides:
+
+    node-a: [1, 2, 2, 2]    # on host node-a, one rank on GPU 0, two each on GPUs 1, 2 and 3
+
+CPU: the cores this process may use are divided among the ranks of the node.
+"""
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+
+from gkt_mpi.errors import ConfigError, require
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """Devices and threads."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    threads: Literal["auto"] | int = "auto"
+    """CPU threads of each rank. auto: cores / ranks on the node, at least 1; all cores in the server's phase."""
+    server_gpu: Literal["exclusive", "shared"] = "exclusive"
+    """exclusive: where a node has two or more GPUs, the server has one of its own."""
+    gpu_map: str | None = None
+    """YAML file that says, host by host, how many ranks each GPU gets; null for the rule above."""
+
+    def __post_init__(self) -> None:
+        require(self.threads == "auto" or self.threads >= 1, "placement.threads", self.threads, "auto, or at least 1")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where this rank computes."""
+
+    device: torch.device
+    threads: int
+    all_threads: int  # while every other rank of the node waits
+
+    def apply(self) -> None:
+        """Make torch use this device and this number of threads."""
+        torch.set_num_threads(self.threads)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+    @contextmanager
+    def all_cores(self) -> Iterator[None]:
+        """Use every core of the node inside: for work that is done while the other ranks wait."""
+        torch.set_num_threads(self.all_threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self.threads)
+
+
+def place(config: PlacementConfig, local_rank: int, local_size: int, has_server: bool) -> Placement:
+    """Return the placement of the rank that is `local_rank` of `local_size` ranks on its node.
+
+    `has_server` tells whether the server, then local rank 0, is one of them.
+
+    Raises `ConfigError` where a GPU is asked for and there is none, or the GPU map does not fit.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if config.threads == "auto":
+        threads, all_threads = max(1, cores // local_size), cores
+    else:
+        threads = all_threads = config.threads
+    num_gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    if config.device == "cuda" and num_gpus == 0:
+        raise ConfigError(f"placement.device is 'cuda', but torch sees no GPU on {socket.gethostname()}; use auto or cpu")
+    if num_gpus == 0:
+        return Placement(torch.device("cpu"), threads, all_threads)
+    host = socket.gethostname()
+    if config.gpu_map is not None:
+        gpu = gpu_from_map(_read_map(config.gpu_map), host, local_rank, local_size, num_gpus)
+    else:
+        gpu = gpu_by_rule(local_rank, num_gpus, has_server and config.server_gpu == "exclusive")
+    return Placement(torch.device("cuda", gpu), threads, all_threads)
+
+
+def gpu_by_rule(local_rank: int, num_gpus: int, keep_first: bool) -> int:
+    """Return the GPU of a rank: round-robin, but with `keep_first` none but local rank 0 gets GPU 0 of several."""
+    if not keep_first or num_gpus == 1:
+        return local_rank % num_gpus
+    return 0 if local_rank == 0 else 1 + (local_rank - 1) % (num_gpus - 1)
+
+
+def gpu_from_map(gpu_map: dict[str, list[int]], host: str, local_rank: int, local_size: int, num_gpus: int) -> int:
+    """Return the GPU of a rank from `host: [ranks on GPU 0, ranks on GPU 1, ...]`. Raises `ConfigError`."""
+    if host not in gpu_map:
+        raise ConfigError(f"placement.gpu_map has no line for host {host}; it has {', '.join(gpu_map) or 'none'}")
+    ranks = gpu_map[host]
+    if len(ranks) > num_gpus or sum(ranks) != local_size:
+        raise ConfigError(
+            f"placement.gpu_map gives host {host} {sum(ranks)} ranks on {len(ranks)} GPUs, but {local_size} ranks run "
+            f"there and torch sees {num_gpus} GPUs"
+        )
+    return [gpu for gpu, count in enumerate(ranks) for _ in range(count)][local_rank]
+
+
+def peak_mib() -> float:
+    """Return the largest memory this process has used so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _read_map(path: str) -> dict[str, list[int]]:
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"placement.gpu_map {path} cannot be read: {error}") from error
+    fits = isinstance(content, dict) and all(
+        isinstance(ranks, list) and all(isinstance(n, int) and n >= 0 for n in ranks) for ranks in content.values()
+    )
+    if not fits:
+        raise ConfigError(f"placement.gpu_map {path} must map each host to a list of ranks per GPU, like node-a: [1, 2]")
+    return {str(host): ranks for host, ranks in content.items()}

@@ -1,0 +1,90 @@
+"""The transport between threads of one process: the whole system under a debugger, or in a test, without mpirun."""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from gkt_mpi.errors import GktError
+from gkt_mpi.wire.messages import HEADER_BYTES, Contract, Header, Message, from_wire, to_wire
+from gkt_mpi.wire.transport import Ledger
+
+Result = TypeVar("Result")
+_LOOK_S = 0.05  # how often a waiting thread looks whether another has failed
+
+
+class PeerFailedError(GktError):
+    """Another thread raised; what it raised is the error to look at."""
+
+
+@dataclass
+class _World:
+    queues: list["queue.Queue[tuple[int, Header, list]]"]
+    failed: threading.Event = field(default_factory=threading.Event)
+
+
+class LocalTransport:
+    """Carries messages between the threads of `run_local`; a sent message is copied."""
+
+    def __init__(self, rank: int, world: _World) -> None:
+        self.rank = rank
+        self.size = len(world.queues)
+        self.ledger = Ledger()
+        self.payload_s = 0.0
+        self._world = world
+
+    def send(self, rank: int, message: Message) -> None:
+        """Put a copy of the message into the receiver's queue."""
+        header, payload = to_wire(message)
+        self._world.queues[rank].put((self.rank, header, [buffer.detach().clone() for buffer in payload]))
+        self.ledger.sent[message.column] += HEADER_BYTES + header.payload_bytes
+
+    def flush(self, pending: int = 0) -> None:
+        """Do nothing: a sent message has been copied."""
+
+    def receive(self, contract: Contract) -> tuple[int, Message]:
+        """Wait for a message; see `Transport.receive`. Raises `PeerFailedError` when another thread has failed."""
+        while True:
+            try:
+                source, header, payload = self._world.queues[self.rank].get(timeout=_LOOK_S)
+                break
+            except queue.Empty:
+                if self._world.failed.is_set():
+                    raise PeerFailedError(f"rank {self.rank} waited for a thread that failed") from None
+        contract.check(source, header)
+        buffers = contract.allocate(header)
+        for buffer, sent in zip(buffers, payload, strict=True):
+            buffer.copy_(sent.reshape(buffer.shape))
+        message = from_wire(header, buffers)
+        self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
+        return source, message
+
+
+def run_local(size: int, run_rank: Callable[[LocalTransport], Result], timeout_s: float = 300.0) -> list[Result]:
+    """Run `run_rank` in `size` threads, one a rank, and return their results in rank order.
+
+    The first exception of any thread is raised here; `TimeoutError` after `timeout_s` seconds.
+    """
+    world = _World([queue.Queue() for _ in range(size)])
+    results: dict[int, Result] = {}
+    errors: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = run_rank(LocalTransport(rank, world))
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below
+            if not isinstance(error, PeerFailedError):
+                errors.append(error)
+            world.failed.set()
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout_s)
+    if errors:
+        raise errors[0]
+    if any(thread.is_alive() for thread in threads):
+        raise TimeoutError(f"{sum(thread.is_alive() for thread in threads)} of {size} ranks did not end in {timeout_s} s")
+    return [results[rank] for rank in range(size)]

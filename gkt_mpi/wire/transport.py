@@ -1,0 +1,46 @@
+"""The interface between the engine and whatever carries its messages, and the ledger of what was carried.
+
+Two transports exist: `mpi.py` (processes, the real thing) and `local.py` (threads of one process, for tests
+and a debugger).
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gkt_mpi.wire.messages import Column, Contract, Message
+
+SERVER = 0  # the server's rank
+
+
+@dataclass
+class Ledger:
+    """Bytes of whole messages, headers included, that this rank has sent and received, by column."""
+
+    sent: dict[Column, int] = field(default_factory=lambda: {"algorithm": 0, "simulation": 0})
+    received: dict[Column, int] = field(default_factory=lambda: {"algorithm": 0, "simulation": 0})
+
+    @property
+    def simulation_bytes(self) -> int:
+        """Bytes, both ways, that a real deployment would not send."""
+        return self.sent["simulation"] + self.received["simulation"]
+
+
+class Transport(Protocol):
+    """Carries messages between ranks 0 (the server) to `size` - 1."""
+
+    rank: int
+    size: int
+    ledger: Ledger
+    payload_s: float  # seconds spent receiving payloads whose header had arrived
+
+    def send(self, rank: int, message: Message) -> None:
+        """Begin to send and return at once. The message's tensors must not change until `flush`."""
+
+    def flush(self, pending: int = 0) -> None:
+        """Wait until at most `pending` sent messages are still leaving."""
+
+    def receive(self, contract: Contract) -> tuple[int, Message]:
+        """Wait, without burning a core, for a message; return the sender's rank and the message.
+
+        Raises `WireError` when the message breaks `contract`.
+        """
