@@ -163,11 +163,11 @@ def _is_stale(path: Path, source: Source) -> bool:
 
 
 def _write(path: Path, source: Source, report: Callable[[int, int], None]) -> None:
-    splits = source.read()
-    total = sum(len(split.labels) for split in splits.values())
+    decoded = source.read()
+    total = sum(len(split.labels) for split in decoded.splits.values())
     done = 0
     with h5py.File(path, "w") as file:
-        for name, split in splits.items():
+        for name, split in decoded.splits.items():
             labels = np.asarray(split.labels, np.int64)
             file.create_dataset(f"{name}/label", data=labels)
             images: h5py.Dataset | None = None
@@ -178,9 +178,9 @@ def _write(path: Path, source: Source, report: Callable[[int, int], None]) -> No
                 images[first : first + len(chunk)] = chunk
                 done += len(chunk)
                 report(done, total)
-        mean, std = source.statistics or _statistics(file["train/image"])
-        file.attrs.update(format=FORMAT, classes=source.classes, mean=mean, std=std, origin=source.origin)
-        file.attrs.update(fingerprint=source.fingerprint, checksums=source.checksums)
+        mean, std = decoded.statistics or _statistics(file["train/image"])
+        file.attrs.update(format=FORMAT, classes=decoded.classes, mean=mean, std=std, checksums=decoded.checksums)
+        file.attrs.update(origin=source.origin, fingerprint=source.fingerprint)
     with open(path, "rb") as written:
         os.fsync(written.fileno())
 

@@ -1,13 +1,14 @@
 """Where images come from: one function a data set, each returning a `Source` that can be read once.
 
-A source knows whether its files are there (`missing` says what was looked for and how to get it), when they
-last changed, and how to decode any range of images.
+A source knows whether its files are there (`missing` says what was looked for and how to get it) and when they
+last changed; only `read` opens them.
 """
 
 import contextlib
 import gzip
 import hashlib
 import io
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -63,16 +64,23 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A data set before it is decoded."""
+class Decoded:
+    """A data set that has been opened."""
 
     classes: list[str]
+    splits: dict[str, Split]
+    statistics: tuple[Any, Any] | None = None  # mean and std; None: computed from the training images
+    checksums: str = "official"  # or "other": the archive is not the published one
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before it is opened."""
+
     origin: str
-    read: Callable[[], dict[str, Split]]
+    read: Callable[[], Decoded]
     missing: str = ""  # why it cannot be read, and what to do; empty when it can
     fingerprint: str = ""  # changes when the files change; empty when they are gone or cannot change
-    checksums: str = "official"  # or "other": the archive is not the published one
-    statistics: tuple[Any, Any] | None = None  # mean and std; None: computed from the training images
 
 
 def _array_split(labels: np.ndarray, images: np.ndarray) -> Split:
@@ -85,19 +93,20 @@ def digits(root: Path, config: "DataConfig") -> Source:
     One image in five is for testing, chosen once and for all. Pixels 0..16 become 0..255; one channel.
     """
 
-    def read() -> dict[str, Split]:
+    def read() -> Decoded:
         packed = resources.files("gkt_mpi.data").joinpath("digits.csv.gz").read_bytes()
         table = np.loadtxt(io.StringIO(gzip.decompress(packed).decode()), delimiter=",")
         images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
         labels = table[:, -1].astype(np.int64)
         order = numpy_generator(0, "digits-test-split").permutation(len(labels))
         test, train = np.split(order, [round(0.2 * len(labels))])
-        return {
+        splits = {
             "train": _array_split(labels[train], images[train]),
             "test": _array_split(labels[test], images[test]),
         }
+        return Decoded([str(digit) for digit in range(10)], splits)
 
-    return Source([str(digit) for digit in range(10)], "embedded", read)
+    return Source("embedded", read)
 
 
 def synthetic(root: Path, config: "DataConfig") -> Source:
@@ -108,7 +117,7 @@ def synthetic(root: Path, config: "DataConfig") -> Source:
     """
     made = config.synthetic
 
-    def read() -> dict[str, Split]:
+    def read() -> Decoded:
         rng = numpy_generator(made.seed, "synthetic-patterns")
         coarse = rng.normal(size=(made.classes, 4, 4, 3))
         spread = np.kron(coarse, np.ones((1, made.size // 4, made.size // 4, 1)))
@@ -131,54 +140,89 @@ def synthetic(root: Path, config: "DataConfig") -> Source:
 
             return Split(labels, images)
 
-        return {"train": split("train", made.train), "test": split("test", made.test)}
+        splits = {"train": split("train", made.train), "test": split("test", made.test)}
+        return Decoded([f"class {k}" for k in range(made.classes)], splits)
 
-    return Source([f"class {k}" for k in range(made.classes)], f"synthetic, seed {made.seed}", read)
+    return Source(f"synthetic, seed {made.seed}", read)
 
 
 def cifar10(root: Path, config: "DataConfig") -> Source:
-    """Return CIFAR-10 from `root`/cifar-10-batches-py, through torchvision."""
-    return _cifar("cifar10", "CIFAR10", "cifar-10-batches-py", root, config)
+    """Return CIFAR-10 from `root`/cifar-10-batches-py, the archive's own layout."""
+    files = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"], "meta": ["batches.meta"]}
+    return _cifar("cifar10", "CIFAR10", root, "cifar-10-batches-py", files, "labels", "label_names", config.download)
 
 
 def cifar100(root: Path, config: "DataConfig") -> Source:
-    """Return CIFAR-100 (fine labels) from `root`/cifar-100-python, through torchvision."""
-    return _cifar("cifar100", "CIFAR100", "cifar-100-python", root, config)
+    """Return CIFAR-100 with its fine labels from `root`/cifar-100-python, the archive's own layout."""
+    files = {"train": ["train"], "test": ["test"], "meta": ["meta"]}
+    return _cifar(
+        "cifar100", "CIFAR100", root, "cifar-100-python", files, "fine_labels", "fine_label_names", config.download
+    )
 
 
-def _cifar(name: str, torchvision_class: str, folder_name: str, root: Path, config: "DataConfig") -> Source:
+def _cifar(
+    name: str,
+    torchvision_class: str,
+    root: Path,
+    folder_name: str,
+    files: dict[str, list[str]],
+    label_key: str,
+    names_key: str,
+    download: bool,
+) -> Source:
     folder = root / folder_name
-    if config.download and not folder.is_dir():
+    if download and not folder.is_dir():
         _download(torchvision_class, root)
-    if not folder.is_dir():
+    paths = [folder / file for part in files.values() for file in part]
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
         missing = (
-            f"{name} was not found: there is no {folder}. Either add --data.download true on a machine with a "
+            f"{name} was not found: there is no {absent[0]}. Either add --data.download true on a machine with a "
             f"network, or unpack the archive 'python version' from the data set's home page into {root}"
         )
-        return Source([], str(folder), dict, missing=missing)
-    dataset_class = getattr(import_torchvision_datasets(), torchvision_class)
-    entries = [*dataset_class.train_list, *dataset_class.test_list]
-    official = all(_md5(folder / file) == md5 for file, md5 in entries)
+        return Source(str(folder), _nothing, missing=missing)
 
-    class AnyArchive(dataset_class):  # type: ignore[misc, valid-type]
-        """The same layout whatever the checksums: re-encoded images or a subset are read like the original."""
+    def split(part: str) -> Split:
+        batches = [_unpickle(folder / file) for file in files[part]]
+        planar = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        return _array_split(np.concatenate([batch[label_key] for batch in batches]), planar.transpose(0, 2, 3, 1))
 
-        train_list = [[file, None] for file, _ in dataset_class.train_list]
-        test_list = [[file, None] for file, _ in dataset_class.test_list]
-        meta = {**dataset_class.meta, "md5": None}
+    def read() -> Decoded:
+        dataset_class = getattr(import_torchvision_datasets(), torchvision_class)
+        published = {file: md5 for file, md5 in (*dataset_class.train_list, *dataset_class.test_list)}
+        official = all(_md5(folder / file) == md5 for file, md5 in published.items())
+        try:
+            classes = [str(text) for text in _unpickle(folder / files["meta"][0])[names_key]]
+            splits = {part: split(part) for part in ("train", "test")}
+        except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise DataError(f"{folder} cannot be read ({error!r}); delete it and get the archive again") from error
+        return Decoded(classes, splits, _STATISTICS[name], "official" if official else "other")
 
-    try:
-        parts = {split: AnyArchive(root, train=split == "train") for split in ("train", "test")}
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError) as error:
-        raise DataError(f"{folder} cannot be read ({error}); delete it and get the archive again") from error
-    return Source(
-        parts["train"].classes,
-        str(folder),
-        lambda: {split: _array_split(np.asarray(part.targets), part.data) for split, part in parts.items()},
-        fingerprint=_fingerprint([folder / file for file, _ in entries]),
-        checksums="official" if official else "other",
-        statistics=_STATISTICS[name],
-    )
+    return Source(str(folder), read, fingerprint=_fingerprint(paths))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads the archives' pickles of dictionaries, lists and arrays; anything that could run code is refused."""
+
+    _ARRAYS = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
+        (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ARRAYS:
+            raise pickle.UnpicklingError(f"it holds a {module}.{name}, which no archive of images needs")
+        return super().find_class(module, name)
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    """Return the dictionary in a batch file; its keys may be text or bytes, as different writers left them."""
+    with open(path, "rb") as file:
+        entries = _ArrayUnpickler(file, encoding="latin1").load()
+    return {key.decode() if isinstance(key, bytes) else key: value for key, value in entries.items()}
+
+
+def _nothing() -> Decoded:
+    raise AssertionError("a missing data set was read")
 
 
 def _download(torchvision_class: str, root: Path) -> None:
@@ -202,15 +246,15 @@ def cinic10(root: Path, config: "DataConfig") -> Source:
             f"cinic10 was not found: there is no {absent[0]}. Either unpack the archive CINIC-10.tar.gz (Edinburgh "
             f"DataShare, doi 10.7488/ds/2448) into {root / 'CINIC-10'}, or set data.dir to the folder that has it"
         )
-        return Source([], str(folder), dict, missing=missing)
+        return Source(str(folder), _nothing, missing=missing)
     classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
 
-    def read() -> dict[str, Split]:
-        return {split: _png_split(folder / split, classes) for split in splits}
+    def read() -> Decoded:
+        return Decoded(classes, {split: _png_split(folder / split, classes) for split in splits}, _STATISTICS["cinic10"])
 
     class_folders = [folder / split / name for split in splits for name in classes]
     fingerprint = _fingerprint([path for path in class_folders if path.is_dir()])
-    return Source(classes, str(folder), read, fingerprint=fingerprint, statistics=_STATISTICS["cinic10"])
+    return Source(str(folder), read, fingerprint=fingerprint)
 
 
 def _png_split(folder: Path, classes: list[str]) -> Split:

@@ -91,7 +91,7 @@ class Codec:
         if self.name in _FLOAT:
             value = rows.view(_FLOAT[self.name]).float()
         else:
-            scale = rows[:, : 4 * channels].contiguous().view(torch.float32).reshape(batch, 1, 1, channels)
+            scale = _scale_bytes(rows, channels).view(torch.float32).reshape(batch, 1, 1, channels)
             code = rows[:, 4 * channels :]
             if self.name == "int4":
                 code = torch.stack([code & 15, code >> 4], dim=2).reshape(batch, -1)[:, : prod(self.shape)]
@@ -101,7 +101,7 @@ class Codec:
     def is_finite(self, rows: Tensor) -> bool:
         """Whether no value in rows uint8 (B, row_bytes) is NaN or infinite, in one pass over their memory."""
         if self.name not in _FLOAT:
-            rows = rows[:, : 4 * self.shape[2]].contiguous()
+            rows = _scale_bytes(rows, self.shape[2])
         value = rows.view(_FLOAT.get(self.name, torch.float32))
         low, high = torch.aminmax(value)  # NaN wins in both
         return bool(torch.isfinite(low) & torch.isfinite(high))
@@ -110,3 +110,8 @@ class Codec:
 def _bytes(value: Tensor) -> Tensor:
     """View contiguous values as uint8 (B, bytes a sample)."""
     return value.reshape(len(value), -1).view(torch.uint8)
+
+
+def _scale_bytes(rows: Tensor, channels: int) -> Tensor:
+    """Return a copy of the scales at the beginning of each row, uint8 (B, 4 * channels), aligned to be viewed as float32."""
+    return rows[:, : 4 * channels].clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,38 @@
+#!/bin/sh
+# Make the Python environment, or leave an existing one as it is: launch/make_env.sh VENV EXTRA...
+#
+# An environment that this script did not make is never touched. One that it made is brought up to date
+# whenever setup.cfg or the constraints have changed. PYTHON chooses the interpreter, CONSTRAINTS the file of
+# pinned versions (empty: whatever pip finds, for a torch of your own).
+set -eu
+venv=$1
+shift
+made="$venv/.made-by-gkt_mpi"
+if [ -d "$venv" ] && [ ! -e "$made" ]; then
+    exit 0
+fi
+constraints=${CONSTRAINTS-constraints.txt}
+wanted=$(cat setup.cfg pyproject.toml ${constraints:+"$constraints"} | cksum)
+missing=
+for extra in "$@"; do
+    [ "$(cat "$made-$extra" 2>/dev/null)" = "$wanted" ] || missing="$missing$extra,"
+done
+[ -n "$missing" ] || exit 0
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "gkt_mpi needs Python 3.11 or later, but $python is $("$python" -V 2>&1); try: make PYTHON=python3.11 ..." >&2
+    exit 2
+fi
+echo "setting up $venv with $("$python" -V): once, about a minute beside the downloads"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+touch "$made"
+# Without a terminal pip's log of every file helps nobody; errors are shown all the same.
+[ -t 1 ] && quiet= || quiet=--quiet
+# Compiling every module of every package takes longer than unpacking them: compile what is imported, below.
+"$venv/bin/python" -m pip install --disable-pip-version-check $quiet --no-compile \
+    ${constraints:+-c "$constraints"} -e ".[${missing%,}]"
+"$venv/bin/python" -c 'import gkt_mpi.main, matplotlib.pyplot, torch.utils.tensorboard'
+for extra in "$@"; do
+    echo "$wanted" >"$made-$extra"
+done

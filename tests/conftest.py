@@ -1,0 +1,76 @@
+"""What all tests share: tiny configurations, whole runs in one process, and the project's folder."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from gkt_mpi.config import RunConfig, parse
+from gkt_mpi.main import run_rank
+from gkt_mpi.wire.local import run_local
+
+ROOT = Path(__file__).parent.parent
+# Where real images lie in compact form on the machines of this project; elsewhere the tests that need them skip.
+REAL_IMAGES = Path(os.environ.get("GKT_TEST_IMAGES", ROOT.parent / "shared" / "data"))
+
+TINY = {
+    "rounds": 2,
+    "clients": 4,
+    "data.name": "synthetic",
+    "data.synthetic.train": 66,
+    "data.synthetic.test": 20,
+    "data.synthetic.size": 8,
+    "client.batch_size": 8,
+    "client.lr": 0.003,
+    "server.epochs": 1,
+    "server.batch_size": 16,
+    "server.lr": 0.003,
+    "placement.device": "cpu",
+    "placement.threads": 1,
+}
+
+
+def arguments(tmp_path: Path, **changes) -> list[str]:
+    """Return a tiny run's command line; `changes` use __ for the dot of a field."""
+    fields = TINY | {"out": tmp_path / "runs", "data.dir": tmp_path / "data"}
+    fields |= {name.replace("__", "."): value for name, value in changes.items()}
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in fields.items()]
+
+
+def run_in_threads(config: RunConfig, num_ranks: int) -> list[dict]:
+    """Run server and workers as threads of this process and return the lines of metrics.jsonl."""
+    status = run_local(num_ranks, lambda transport: run_rank(config, transport, (transport.rank, num_ranks, True)))
+    assert status == [0] * num_ranks
+    return read_metrics(Path(config.out) / config.name)
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def figures(records: list[dict]) -> list[dict]:
+    """Return the records without what the clock and the machine decide."""
+    return [{k: v for k, v in r.items() if not k.endswith("_s") and k != "server_peak_mib"} for r in records]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A function that returns the configuration of a tiny synthetic run, with any field changed."""
+
+    def make(**changes) -> RunConfig:
+        return parse(arguments(tmp_path, **changes))
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Run every test with one thread, so that sums are taken in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+

@@ -1,0 +1,252 @@
+import pickle
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from gkt_mpi.data.datasets import DataConfig, ImageFile, file_path, prepare
+from gkt_mpi.data.sources import SyntheticConfig
+from gkt_mpi.errors import ConfigError, DataError
+from tests.conftest import REAL_IMAGES
+
+
+def silent(done, total):
+    pass
+
+
+def write_cifar(root, name, counts=(3, 2), classes=10, seed=0):
+    """Write a few random images in the layout of the official archive; return them as (N, 32, 32, 3) and labels."""
+    rng = np.random.default_rng(seed)
+    ten = name == "cifar10"
+    folder = root / ("cifar-10-batches-py" if ten else "cifar-100-python")
+    folder.mkdir(parents=True)
+    files = {"train": [f"data_batch_{k}" for k in range(1, 6)] if ten else ["train"], "test": ["test_batch" if ten else "test"]}
+    written = {}
+    for split, count in zip(("train", "test"), counts, strict=True):
+        images, labels = [], []
+        for file in files[split]:
+            data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+            label = rng.integers(0, classes, count).tolist()
+            entry = {"data": data, "labels" if ten else "fine_labels": label}
+            (folder / file).write_bytes(pickle.dumps(entry))
+            images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            labels += label
+        written[split] = np.concatenate(images), np.array(labels)
+    meta = {"label_names" if ten else "fine_label_names": [f"name {k}" for k in range(classes)]}
+    (folder / ("batches.meta" if ten else "meta")).write_bytes(pickle.dumps(meta))
+    return written
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_a_cifar_archive_is_decoded_pixel_for_pixel(tmp_path, name, classes):
+    written = write_cifar(tmp_path, name, classes=classes)
+    file = prepare(DataConfig(name=name, dir=str(tmp_path)), silent)
+    assert file.image_shape == (32, 32, 3)
+    assert len(file.classes) == classes
+    assert file.checksums == "other"  # these are not the published images, and the file says so
+    for split, (images, labels) in written.items():
+        rows = np.arange(len(labels))[::-1].copy()
+        assert np.array_equal(file.images(split, rows), images[rows])
+        assert np.array_equal(file.labels(split), labels)
+
+
+def test_cinic10_reads_its_folders_of_png_files(tmp_path):
+    rng = np.random.default_rng(0)
+    written = {}
+    for split in ("train", "valid", "test"):
+        for name in ("bird", "airplane"):
+            folder = tmp_path / "CINIC-10" / split / name
+            folder.mkdir(parents=True)
+            for k in range(3):
+                written[split, name, k] = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(written[split, name, k]).save(folder / f"{k}.png")
+    config = DataConfig(name="cinic10", dir=str(tmp_path))
+    file = prepare(config, silent)
+    assert file.classes == ["airplane", "bird"]
+    for split in ("train", "valid", "test"):
+        assert file.labels(split).tolist() == [0, 0, 0, 1, 1, 1]
+        expected = np.stack([written[split, name, k] for name in file.classes for k in range(3)])
+        assert np.array_equal(file.images(split, np.arange(6)), expected)
+    Image.fromarray(written["train", "bird", 0]).save(tmp_path / "CINIC-10/train/bird/9.png")
+    assert len(prepare(config, silent).labels("train")) == 7  # made anew, because the folder has changed
+
+
+def test_a_broken_png_is_named(tmp_path):
+    for split in ("train", "valid", "test"):
+        folder = tmp_path / split / "bird"
+        folder.mkdir(parents=True)
+        (folder / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"bad\.png"):
+        prepare(DataConfig(name="cinic10", dir=str(tmp_path)), silent)
+    assert not list(tmp_path.glob("*cinic10*"))  # nothing half-written stays
+
+
+def test_digits_are_those_of_scikit_learn_with_a_fifth_for_testing(tmp_path):
+    datasets = pytest.importorskip("sklearn.datasets")
+    file = prepare(DataConfig(name="digits", dir=str(tmp_path)), silent)
+    found = np.concatenate([file.images(s, np.arange(len(file.labels(s)))) for s in ("train", "test")])
+    labels = np.concatenate([file.labels("train"), file.labels("test")])
+    published = datasets.load_digits()
+    expected = np.rint(published.images * 255 / 16).astype(np.uint8)[..., None]
+    assert len(file.labels("test")) == round(0.2 * 1797)
+
+    def ordered(images, labels):
+        rows = np.concatenate([images.reshape(len(images), -1), labels[:, None]], axis=1)
+        return rows[np.lexsort(rows.T)]
+
+    assert np.array_equal(ordered(found, labels), ordered(expected, published.target))
+
+
+def test_the_digits_test_split_is_fixed(tmp_path):
+    file = prepare(DataConfig(name="digits", dir=str(tmp_path)), silent)
+    assert np.bincount(file.labels("test")).tolist() == [32, 41, 34, 38, 39, 34, 45, 24, 34, 38]
+    assert file.labels("test")[:10].tolist() == [5, 7, 3, 9, 6, 3, 5, 1, 8, 4]
+
+
+def test_channel_statistics_are_those_of_the_training_images(tmp_path):
+    file = prepare(DataConfig(name="digits", dir=str(tmp_path)), silent)
+    pixels = file.images("train", np.arange(len(file.labels("train")))).astype(np.float64) / 255
+    np.testing.assert_allclose(file.mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(file.std, pixels.std(axis=(0, 1, 2)), rtol=1e-6)
+
+
+def test_synthetic_images_have_the_asked_size_and_do_not_depend_on_a_run(tmp_path):
+    made = SyntheticConfig(train=1500, test=30, size=16, classes=4, seed=5)
+    configs = [DataConfig(name="synthetic", dir=str(tmp_path / folder), synthetic=made) for folder in "ab"]
+    first, again = (prepare(config, silent) for config in configs)
+    assert first.image_shape == (16, 16, 3)
+    assert np.bincount(first.labels("train")).tolist() == [375] * 4
+    rows = np.arange(1500)
+    assert np.array_equal(first.images("train", rows), again.images("train", rows))
+    assert not np.array_equal(first.images("train", rows[:30]), first.images("test", rows[:30]))
+
+
+def test_the_file_is_made_once_and_read_through_a_memory_map(tmp_path):
+    config = DataConfig(name="synthetic", dir=str(tmp_path))
+    calls = []
+    prepare(config, lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (2500, 2500) and len(calls) == 3
+    made = file_path(config).stat().st_mtime_ns
+    file = prepare(config, silent)
+    assert file_path(config).stat().st_mtime_ns == made
+    assert isinstance(file._images["train"], np.memmap)
+    with h5py.File(file_path(config)) as stored:
+        rows = np.array([1999, 0, 7, 7])
+        expected = stored["train/image"][:][rows]
+    assert np.array_equal(file.images("train", rows), expected)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "cinic10"])
+def test_a_missing_data_set_names_the_path_and_two_ways_to_get_it(tmp_path, name):
+    with pytest.raises(DataError, match=r"(?s)not found.*Either .*, or ") as caught:
+        prepare(DataConfig(name=name, dir=str(tmp_path / "nowhere")), silent)
+    assert str(tmp_path / "nowhere") in str(caught.value)
+
+
+def test_a_damaged_archive_is_a_clear_error(tmp_path):
+    write_cifar(tmp_path, "cifar10")
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be read"):
+        prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
+
+
+class Evil:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('the archive ran code')",)
+
+
+def test_an_archive_that_would_run_code_is_refused(tmp_path):
+    write_cifar(tmp_path, "cifar10")
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps({"data": Evil()}))
+    with pytest.raises(DataError, match=r"builtins\.exec"):
+        prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
+
+
+def test_images_stay_readable_after_their_archive_is_deleted(tmp_path):
+    write_cifar(tmp_path, "cifar10")
+    config = DataConfig(name="cifar10", dir=str(tmp_path))
+    before = prepare(config, silent).labels("train")
+    (tmp_path / "cifar-10-batches-py").rename(tmp_path / "gone")
+    assert np.array_equal(prepare(config, silent).labels("train"), before)
+
+
+def damage(path, change):
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def set_label(file):
+    file["train/label"][0] = 10
+
+
+def shorten_labels(file):
+    del file["test/label"]
+    file["test/label"] = np.zeros(3, np.int64)
+
+
+def odd_size(file):
+    for split in ("train", "test"):
+        images = file[f"{split}/image"][:, :7]
+        del file[f"{split}/image"]
+        file[f"{split}/image"] = images
+
+
+def no_test(file):
+    del file["test"]
+
+
+def wrong_type(file):
+    images = file["train/image"][:].astype(np.float32)
+    del file["train/image"]
+    file["train/image"] = images
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_label, "outside 0..9"),
+        (shorten_labels, "500 images but 3 labels"),
+        (odd_size, "7x8"),
+        (no_test, "missing"),
+        (wrong_type, "not uint8"),
+    ],
+)
+def test_a_file_with_wrong_shapes_or_labels_is_refused_by_name(tmp_path, change, message):
+    config = DataConfig(name="synthetic", dir=str(tmp_path), synthetic=SyntheticConfig(size=8))
+    prepare(config, silent)
+    damage(file_path(config), change)
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(config, silent)
+    assert str(file_path(config)) in str(caught.value)
+
+
+def test_a_file_that_is_no_hdf5_is_refused_by_name(tmp_path):
+    path = tmp_path / "x.h5"
+    path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="x.h5"):
+        ImageFile(path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"alpha": 0.0}, {"limit": 0}, {"test_limit": -1}, {"classes_per_client": 0}]
+)
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        DataConfig(**wrong)
+
+
+def test_real_images_are_read_in_their_official_layouts(tmp_path):
+    """All three data sets, from the compact form that lies beside the project on its own machines."""
+    if not (REAL_IMAGES / "unpack.py").exists():
+        pytest.skip("there are no real images beside the project (GKT_TEST_IMAGES)")
+    subprocess.run([sys.executable, REAL_IMAGES / "unpack.py", tmp_path], check=True, timeout=120)
+    for name, train, classes in (("cifar10", 50_000, 10), ("cifar100", 10_000, 100), ("cinic10", 1_200, 10)):
+        file = prepare(DataConfig(name=name, dir=str(tmp_path)), silent)
+        assert (len(file.labels("train")), len(file.classes)) == (train, classes)
+        rows = np.arange(0, train, 7)
+        pixels = file.images("train", rows).reshape(-1, 3) / 255
+        np.testing.assert_allclose(pixels.mean(axis=0), file.mean, atol=0.02)
+        np.testing.assert_allclose(pixels.std(axis=0), file.std, atol=0.02)

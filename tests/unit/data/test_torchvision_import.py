@@ -1,0 +1,25 @@
+import subprocess
+import sys
+
+
+def test_torchvision_data_sets_import_beside_the_torch_that_is_installed():
+    code = (
+        "from gkt_mpi.data.torchvision_import import import_torchvision_datasets as i; "
+        "assert i() is i(); print(i().CIFAR10.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "CIFAR10", "")
+
+
+def test_nothing_is_declared_when_torchvision_imports_by_itself():
+    """With the operators already known, as with a matching pair, the import needs no help."""
+    code = (
+        "import torch; library = torch.library.Library('torchvision', 'FRAGMENT')\n"
+        "try: torch.ops.torchvision.nms\n"
+        "except AttributeError:\n"
+        "    for name in ('nms', 'qnms'):\n"
+        "        library.define(name + '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+        "from gkt_mpi.data import torchvision_import as t; t.import_torchvision_datasets(); print(len(t._declared))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gkt_mpi.models.resnet import build_edge_model, build_server_model
+from gkt_mpi.seeding import torch_generator
+
+CPU = torch.device("cpu")
+
+
+def edge(name="resnet8", classes=10, channels=3, seed=0):
+    return build_edge_model(name, channels, classes, torch_generator(seed, "test"), CPU)
+
+
+def server(name="resnet56", classes=10, seed=0):
+    return build_server_model(name, classes, torch_generator(seed, "test"), CPU)
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def bottleneck_parameters(in_channels, width, projected):
+    """Counted by hand: three convolutions without bias, a scale and a shift for each of their channels."""
+    own = in_channels * width + 9 * width * width + width * 4 * width + 2 * (width + width + 4 * width)
+    return own + (in_channels * 4 * width + 2 * 4 * width if projected else 0)
+
+
+def test_parameter_counts_are_those_of_the_paper():
+    stem = 3 * 9 * 16 + 2 * 16
+    assert parameters(edge().stem) == stem == 464
+    assert parameters(edge()) == 10_586
+    assert parameters(server("resnet56")) + stem == 591_322
+    assert parameters(server("resnet110")) + stem == 1_147_738
+
+
+@pytest.mark.parametrize(("name", "depth"), [("resnet56", 6), ("resnet110", 12)])
+def test_parameter_counts_follow_from_the_architecture(name, depth):
+    expected, in_channels = 256 * 10 + 10, 16
+    for width in (16, 32, 64):
+        for position in range(depth):
+            expected += bottleneck_parameters(in_channels, width, projected=position == 0)
+            in_channels = 4 * width
+    assert parameters(server(name)) == expected
+
+
+def multiply_accumulates(*models):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        x = torch.zeros(1, 3, 32, 32)
+        for model in models:
+            x = model(x)
+    return counter.get_total_flops() / 2
+
+
+def test_multiply_accumulates_of_the_edge_model_are_those_counted_by_hand():
+    stem, pixels = 3 * 9 * 16, 32 * 32
+    first = 16 * 16 + 9 * 16 * 16 + 16 * 64 + 16 * 64  # the last is the shortcut
+    second = 64 * 16 + 9 * 16 * 16 + 16 * 64
+    convolutions = (stem + first + second) * pixels
+    assert convolutions == 9_617_408
+    assert multiply_accumulates(lambda x: edge().eval()(x)[1]) == convolutions + 64 * 10
+
+
+def test_multiply_accumulates_of_the_whole_models_are_those_of_the_paper():
+    assert multiply_accumulates(edge().stem, server("resnet56")) == pytest.approx(87.21e6, rel=1e-4)
+    assert multiply_accumulates(edge().stem, server("resnet110")) == pytest.approx(167.43e6, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet4", "resnet6", "resnet8"])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_an_edge_model_gives_feature_and_logits(name, classes):
+    feature, logit = edge(name, classes)(torch.rand(2, 3, 32, 32))
+    assert feature.shape == (2, 16, 32, 32)
+    assert feature.min() >= 0
+    assert logit.shape == (2, classes)
+    assert server(classes=classes)(feature).shape == (2, classes)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("resnet4", 4), ("resnet6", 6), ("resnet8", 8)])
+def test_the_number_in_an_edge_models_name_counts_its_weighted_layers(name, layers):
+    weighted = (torch.nn.Conv2d, torch.nn.Linear)
+    counted = [m for key, m in edge(name).named_modules() if isinstance(m, weighted) and "shortcut" not in key]
+    assert len(counted) == layers
+
+
+def test_a_bottleneck_computes_what_its_formula_says():
+    """Against the same block written with functions, in float64."""
+    block = edge().head[0].double().train()
+    x = torch.randn(5, 16, 6, 6, generator=torch_generator(0, "x"), dtype=torch.float64)
+
+    def norm(y, layer):
+        mean, var = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), unbiased=False, keepdim=True)
+        return (y - mean) / (var + layer.eps).sqrt() * layer.weight[:, None, None] + layer.bias[:, None, None]
+
+    f = torch.nn.functional
+    y = norm(f.conv2d(x, block.conv1.weight), block.norm1).clamp(min=0)
+    y = norm(f.conv2d(y, block.conv2.weight, padding=1), block.norm2).clamp(min=0)
+    y = norm(f.conv2d(y, block.conv3.weight), block.norm3)
+    expected = (y + norm(f.conv2d(x, block.shortcut[0].weight), block.shortcut[1])).clamp(min=0)
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_initial_weights_depend_on_the_generator_alone():
+    torch.manual_seed(1)
+    first = server(seed=3).state_dict()
+    torch.manual_seed(2)
+    again, other = server(seed=3).state_dict(), server(seed=4).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["layers.0.conv1.weight"], other["layers.0.conv1.weight"])
+
+
+def test_initial_convolutions_have_the_variance_of_he_et_al():
+    weight = server().layers[13].conv2.weight  # 64 to 64 channels would be later; this is 32 to 32
+    fan_out = weight.shape[0] * 9
+    assert float(weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)

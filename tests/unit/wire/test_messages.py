@@ -1,0 +1,127 @@
+import pytest
+import torch
+
+from gkt_mpi.errors import WireError
+from gkt_mpi.wire.messages import (
+    HEADER_BYTES,
+    ClientMetrics,
+    ClientReport,
+    Contract,
+    FeatureBlock,
+    Header,
+    HostClient,
+    Kind,
+    Setup,
+    Stop,
+    TrainRequest,
+    from_wire,
+    payload_size,
+    to_wire,
+)
+
+BLOCK = FeatureBlock(
+    client=1,
+    round=3,
+    first=4,
+    sample_id=torch.arange(5),
+    label=torch.arange(5, dtype=torch.int16),
+    logit=torch.rand(5, 10),
+    feature=torch.zeros(5, 64, dtype=torch.uint8),
+    shape=(2, 2, 4),
+    codec=0,
+)
+MESSAGES = [
+    Setup(10, (8, 8, 1), torch.arange(32, dtype=torch.uint8)),
+    HostClient(2, 1, torch.arange(9), torch.ones(33, dtype=torch.uint8)),
+    TrainRequest(1, 3, torch.arange(9), torch.rand(9, 10)),
+    BLOCK,
+    ClientReport(1, 3, ClientMetrics(1, 2.5, 3, 4.25, 5), torch.ones(33, dtype=torch.uint8)),
+    Stop(),
+]
+CONTRACT = Contract(
+    frozenset(Kind),
+    round=3,
+    num_classes=10,
+    num_samples={0: 9, 1: 9},
+    sender={0: 1, 1: 2},
+    feature_shape=(2, 2, 4),
+    row_bytes=64,
+    block_rows=6,
+    state_bytes=33,
+    max_samples=100,
+)
+
+
+def same(a, b):
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_survives_the_wire(message):
+    header, payload = to_wire(message)
+    words = header.pack()
+    assert words.nbytes == HEADER_BYTES
+    assert header.payload_bytes == sum(buffer.nbytes for buffer in payload) == payload_size(header)
+    again = from_wire(Header.unpack(words, 1), payload)
+    assert type(again) is type(message)
+    assert all(same(a, b) for a, b in zip(vars(again).values(), vars(message).values(), strict=True))
+
+
+def test_the_contract_accepts_what_it_describes():
+    for message in (MESSAGES[2], BLOCK, MESSAGES[4]):
+        CONTRACT.check(2, to_wire(message)[0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", 9),
+        ("kind", -1),
+        ("client", 2),
+        ("client", -1),
+        ("client", 0),  # known, but hosted by another rank
+        ("round", 2),
+        ("round", 4),
+        ("first", -1),
+        ("first", 5),
+        ("count", 0),
+        ("count", 7),
+        ("count", 2**62),
+        ("classes", 9),
+        ("height", 3),
+        ("width", 3),
+        ("channels", 5),
+        ("row_bytes", 65),
+        ("codec", 1),
+        ("payload_bytes", 1),
+    ],
+)
+def test_a_block_with_a_wrong_field_is_refused_by_rank_and_field(field, value):
+    header = to_wire(BLOCK)[0]._replace(**{field: value})
+    with pytest.raises(WireError, match=rf"rank 2 .* {field} is"):
+        CONTRACT.check(2, header)
+
+
+def test_a_report_with_a_state_of_another_size_is_refused():
+    header = to_wire(MESSAGES[4])[0]._replace(state_bytes=2**50)
+    with pytest.raises(WireError, match="state_bytes"):
+        CONTRACT.check(2, header)
+
+
+def test_another_program_or_version_is_refused():
+    words = to_wire(BLOCK)[0].pack()
+    words[1] += 1
+    with pytest.raises(WireError, match="version 2"):
+        Header.unpack(words, 4)
+    words[0] = 0
+    with pytest.raises(WireError, match="rank 4"):
+        Header.unpack(words, 4)
+
+
+def test_a_blocks_features_are_received_in_the_memory_given_for_them():
+    memory = torch.empty(5, 64, dtype=torch.uint8)
+    header = to_wire(BLOCK)[0]
+    contract = Contract(frozenset({Kind.BLOCK}), memory=lambda h: memory)
+    buffers = contract.allocate(header)
+    assert buffers[-1] is memory
+    assert [tuple(buffer.shape) for buffer in buffers[:-1]] == [(5,), (5,), (5, 10)]
