@@ -1,6 +1,6 @@
 """Augmentation of a whole batch at once, on the device it lies on: crop, flip, normalise, Cutout."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -27,6 +27,20 @@ def augmentation_for(data_name: str, image_size: int, augment: bool) -> Augmenta
     return Augmentation(crop_padding=image_size // 8, flip=True, cutout=image_size // 2)
 
 
+@dataclass(frozen=True)
+class Variation:
+    """How each of N images is varied, all int64 (N,) but `mirrored`, bool (N,)."""
+
+    down: Tensor  # shift of the crop, in pixels
+    right: Tensor
+    mirrored: Tensor
+    cut_top: Tensor  # first row and column of the Cutout square, which may lie outside
+    cut_left: Tensor
+
+    def __getitem__(self, rows: slice) -> "Variation":
+        return Variation(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
 class ImagePipeline:
     """Turns stored images (uint8, N x H x W x channels) into what the models take (float32, N x channels x H x W)."""
 
@@ -38,49 +52,46 @@ class ImagePipeline:
 
     def plain(self, image_BHWC: Tensor) -> Tensor:
         """Normalise a batch: float32 (B, channels, H, W), channels-last in memory."""
-        return self._normalise(image_BHWC).permute(0, 3, 1, 2)
+        return (image_BHWC * self.scale - self.shift).permute(0, 3, 1, 2)
 
-    def augmented(self, image_BHWC: Tensor, generator: torch.Generator) -> Tensor:
-        """Vary and normalise a batch: float32 (B, channels, H, W), channels-last in memory.
-
-        Every draw is made for the whole batch from `generator`, which must live on the device of the images.
-        """
+    def draw(self, image_NHWC: Tensor, generator: torch.Generator) -> Variation:
+        """Draw a variation of each image from `generator`, which must live on the device of the images."""
+        num, height, width, _ = image_NHWC.shape
         policy = self.augmentation
+
+        def integers(low: int, high: int) -> Tensor:
+            return torch.randint(low, high, (num,), device=image_NHWC.device, generator=generator)
+
+        return Variation(
+            integers(-policy.crop_padding, policy.crop_padding + 1),
+            integers(-policy.crop_padding, policy.crop_padding + 1),
+            integers(0, 2).bool(),
+            integers(0, height) - policy.cutout // 2,
+            integers(0, width) - policy.cutout // 2,
+        )
+
+    def varied(self, image_BHWC: Tensor, variation: Variation) -> Tensor:
+        """Vary and normalise a batch at once: float32 (B, channels, H, W), channels-last in memory."""
         num, height, width, _ = image_BHWC.shape
-        rows, columns, inside = self._crop_and_flip(num, height, width, image_BHWC.device, generator)
-        batch = torch.arange(num, device=image_BHWC.device)[:, None, None]
-        image = image_BHWC[batch, rows[:, :, None], columns[:, None, :]] * inside
-        image = self._normalise(image)
-        if policy.cutout:
-            image = image * self._cutout_mask(num, height, width, image.device, generator)
-        return image.permute(0, 3, 1, 2)
+        device, policy = image_BHWC.device, self.augmentation
+        row = torch.arange(height, device=device) + variation.down[:, None]
+        column = torch.arange(width, device=device) + variation.right[:, None]
+        if policy.flip:
+            column = torch.where(variation.mirrored[:, None], column.flip(1), column)
+        inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
+        batch = torch.arange(num, device=device)[:, None, None]
+        crop = image_BHWC[batch, row.clamp(0, height - 1)[:, :, None], column.clamp(0, width - 1)[:, None, :]]
+        image = self.plain(crop * inside[..., None])
+        if policy.cutout:  # sets the mean colour, which is zero once normalised (DeVries and Taylor 2017)
+            image = image * ~self._covered(variation, height, width)
+        return image
 
-    def _normalise(self, image_BHWC: Tensor) -> Tensor:
-        return image_BHWC * self.scale - self.shift
+    def _covered(self, variation: Variation, height: int, width: int) -> Tensor:
+        """Return where the Cutout squares lie, bool (B, 1, H, W)."""
 
-    def _crop_and_flip(
-        self, num: int, height: int, width: int, device: torch.device, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return source rows (B, H), columns (B, W), and a uint8 mask (B, H, W, 1) that is 0 on the padding."""
-        padding = self.augmentation.crop_padding
-        offset = torch.randint(-padding, padding + 1, (2, num, 1), device=device, generator=generator)
-        rows = torch.arange(height, device=device) + offset[0]
-        columns = torch.arange(width, device=device) + offset[1]
-        if self.augmentation.flip:
-            mirrored = torch.rand(num, 1, device=device, generator=generator) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        return rows.clamp(0, height - 1), columns.clamp(0, width - 1), inside.to(torch.uint8)[..., None]
+        def within(first: Tensor, size: int) -> Tensor:
+            at = torch.arange(size, device=first.device)
+            return (at >= first[:, None]) & (at < first[:, None] + self.augmentation.cutout)
 
-    def _cutout_mask(
-        self, num: int, height: int, width: int, device: torch.device, generator: torch.Generator
-    ) -> Tensor:
-        """Return a float32 mask (B, H, W, 1), 0 in one square an image (DeVries and Taylor 2017)."""
-
-        def covered(size: int) -> Tensor:
-            centre = torch.randint(0, size, (num, 1), device=device, generator=generator)
-            first = centre - self.augmentation.cutout // 2
-            where = torch.arange(size, device=device)
-            return (where >= first) & (where < first + self.augmentation.cutout)
-
-        return 1 - (covered(height)[:, :, None] & covered(width)[:, None, :]).float()[..., None]
+        rows, columns = within(variation.cut_top, height), within(variation.cut_left, width)
+        return (rows[:, :, None] & columns[:, None, :])[:, None]

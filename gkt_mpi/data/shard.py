@@ -39,13 +39,18 @@ class Shard:
         """Yield (rows int64 (B,), augmented images) of one epoch in a random order; the last batch may be smaller."""
         order = torch.randperm(len(self), generator=generator, device=generator.device)
         for row_B in order.split(batch_size):
-            yield row_B, self.pipeline.augmented(self.image[row_B], generator)
+            image = self.image[row_B]
+            yield row_B, self.pipeline.varied(image, self.pipeline.draw(image, generator))
 
     def blocks(self, block_rows: int, generator: torch.Generator) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (rows, augmented images) in stored order, at most `block_rows` at a time."""
+        """Yield (rows, augmented images) in stored order, at most `block_rows` at a time.
+
+        What is drawn for an image does not depend on `block_rows`.
+        """
+        variation = self.pipeline.draw(self.image, generator)
         for first in range(0, len(self), block_rows):
             rows = slice(first, min(first + block_rows, len(self)))
-            yield rows, self.pipeline.augmented(self.image[rows], generator)
+            yield rows, self.pipeline.varied(self.image[rows], variation[rows])
 
     def plain_batches(self, rows: slice, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images without augmentation, labels) of `rows` in stored order, at most `batch_size` at a time."""

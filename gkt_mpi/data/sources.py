@@ -141,7 +141,7 @@ def synthetic(root: Path, config: "DataConfig") -> Source:
             return Split(labels, images)
 
         splits = {"train": split("train", made.train), "test": split("test", made.test)}
-        return Decoded([f"class {k}" for k in range(made.classes)], splits)
+        return Decoded([str(k) for k in range(made.classes)], splits)
 
     return Source(f"synthetic, seed {made.seed}", read)
 

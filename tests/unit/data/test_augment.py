@@ -12,6 +12,10 @@ def pipeline(**policy):
     return ImagePipeline(MEAN, STD, Augmentation(**policy))
 
 
+def augmented(policy, image, generator):
+    return policy.varied(image, policy.draw(image, generator))
+
+
 def images(num=64, size=12, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).integers(1, 256, (num, size, size, 3), dtype=np.uint8))
 
@@ -42,7 +46,7 @@ def every_crop_and_flip(image, padding):
 def test_an_augmented_image_is_one_of_the_possible_crops_and_flips_and_all_occur():
     image = images(1)[0]
     batch = image.expand(600, -1, -1, -1)
-    found = pipeline(crop_padding=2, flip=True).augmented(batch, torch_generator(0, "t")).permute(0, 2, 3, 1)
+    found = augmented(pipeline(crop_padding=2, flip=True), batch, torch_generator(0, "t")).permute(0, 2, 3, 1)
     possible = {key: normalised(crop).float() for key, crop in every_crop_and_flip(image, 2)}
     seen = set()
     for view in found:
@@ -53,7 +57,7 @@ def test_an_augmented_image_is_one_of_the_possible_crops_and_flips_and_all_occur
 
 
 def test_cutout_sets_one_square_to_the_mean_colour():
-    found = pipeline(cutout=4).augmented(images(400), torch_generator(0, "t"))
+    found = augmented(pipeline(cutout=4), images(400), torch_generator(0, "t"))
     sides = set()
     for hole in (found == 0).all(dim=1):
         rows, columns = hole.any(1).nonzero().flatten(), hole.any(0).nonzero().flatten()
@@ -66,14 +70,21 @@ def test_cutout_sets_one_square_to_the_mean_colour():
 def test_the_generator_decides_and_samples_differ():
     image = images(8)
     policy = pipeline(crop_padding=4, flip=True, cutout=6)
-    first, again = (policy.augmented(image, torch_generator(3, "t")) for _ in range(2))
+    first, again = (augmented(policy, image, torch_generator(3, "t")) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, policy.augmented(image, torch_generator(4, "t")))
+    assert not torch.equal(first, augmented(policy, image, torch_generator(4, "t")))
+
+
+def test_a_part_of_a_batch_is_varied_like_the_whole():
+    image, policy = images(20), pipeline(crop_padding=3, flip=True, cutout=6)
+    variation = policy.draw(image, torch_generator(0, "t"))
+    whole = policy.varied(image, variation)
+    assert torch.equal(policy.varied(image[7:12], variation[7:12]), whole[7:12])
 
 
 def test_without_a_policy_training_images_are_the_plain_ones():
     image = images()
-    assert torch.equal(pipeline().augmented(image, torch_generator(0, "t")), pipeline().plain(image))
+    assert torch.equal(augmented(pipeline(), image, torch_generator(0, "t")), pipeline().plain(image))
 
 
 @pytest.mark.parametrize(

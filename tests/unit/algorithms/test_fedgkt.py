@@ -1,0 +1,214 @@
+"""The algorithm as a whole: against a plain loop written another way, and sample by sample."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gkt_mpi.data.augment import ImagePipeline, augmentation_for
+from gkt_mpi.data.datasets import prepare
+from gkt_mpi.data.partition import partition
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.engine.client import Client
+from gkt_mpi.engine.server import Server
+from gkt_mpi.models.resnet import build_edge_model, build_server_model
+from gkt_mpi.seeding import torch_generator
+from tests.conftest import figures, run_in_threads
+
+CPU = torch.device("cpu")
+# Of an edge ResNet-8 with 10 classes: parameters, three moments of each, one step count a tensor, BatchNorm's statistics.
+STATE_BYTES = 4 * (4 * 10_586 + 26 + 2 * 272) + 8 * 8
+
+
+def plain_fedgkt(config):
+    """FedGKT in one process and one function: dictionaries by sample id, no bank, no wire, no state packing."""
+    file = prepare(config.data, lambda done, total: None)
+    pipeline = ImagePipeline(
+        torch.from_numpy(file.mean),
+        torch.from_numpy(file.std),
+        augmentation_for(config.data.name, file.image_shape[0], config.data.augment),
+    )
+    parts = partition(file.labels("train"), config.clients, config.data, config.seed)
+    shards = [Shard.load(file, "train", part, pipeline, CPU) for part in parts]
+    edges = [build_edge_model("resnet8", 3, 10, torch_generator(config.seed, "edge model"), CPU) for _ in parts]
+    server = build_server_model("resnet56", 10, torch_generator(config.seed, "server model"), CPU)
+
+    def augmented(image, generator):
+        return pipeline.varied(image, pipeline.draw(image, generator))
+
+    def sgd(model, lr):
+        return torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=1e-4, nesterov=True)
+
+    edge_optimizers = [sgd(edge, config.client.lr) for edge in edges]
+    server_optimizer = sgd(server, config.server.lr)
+    knowledge: dict[int, torch.Tensor] = {}
+    losses = []
+    for round in range(config.rounds):
+        uploaded = []
+        client_losses = []
+        for k, (shard, edge, optimizer) in enumerate(zip(shards, edges, edge_optimizers, strict=True)):
+            edge.train()
+            for epoch in range(config.client.epochs):
+                generator = torch_generator(config.seed, "client epoch", k, round, epoch)
+                order = torch.randperm(len(shard), generator=generator)
+                for rows in order.split(config.client.batch_size):
+                    logit = edge.head(edge.stem(augmented(shard.image[rows], generator)))
+                    loss = F.cross_entropy(logit, shard.label[rows])
+                    if knowledge:
+                        T = config.distill.temperature
+                        teacher = torch.stack([knowledge[i] for i in shard.sample_id[rows].tolist()])
+                        log_p = F.log_softmax(teacher / T, 1)
+                        loss = loss + config.distill.alpha * T * T * (
+                            (log_p.exp() * (log_p - F.log_softmax(logit / T, 1))).sum(1).mean()
+                        )
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    client_losses.append((loss.item(), len(rows)))
+            edge.eval()
+            with torch.no_grad():
+                view = augmented(shard.image, torch_generator(config.seed, "client upload", k, round))
+                feature = edge.stem(view)
+            uploaded += list(zip(shard.sample_id.tolist(), feature, shard.label.tolist(), strict=True))
+        server.train()
+        server_losses = []
+        for epoch in range(config.server.epochs):
+            generator = torch_generator(config.seed, "server epoch", round, epoch)
+            for rows in torch.randperm(len(uploaded), generator=generator).split(config.server.batch_size):
+                feature = torch.stack([uploaded[i][1] for i in rows])
+                loss = F.cross_entropy(server(feature), torch.tensor([uploaded[i][2] for i in rows]))
+                server_optimizer.zero_grad()
+                loss.backward()
+                server_optimizer.step()
+                server_losses.append((loss.item(), len(rows)))
+        server.eval()
+        with torch.no_grad():
+            knowledge = {i: server(feature[None])[0] for i, feature, _ in uploaded}
+        losses.append([sum(a * n for a, n in each) / sum(n for _, n in each) for each in (client_losses, server_losses)])
+    return losses
+
+
+def test_the_run_is_fedgkt_as_a_plain_loop_computes_it(tiny):
+    # Small steps of SGD on batches that are not tiny: Adam's division by small second moments, large steps, and
+    # batch statistics of two samples all make the rounding errors of equal formulas grow into other numbers.
+    sgd = {"server__batch_size": 33, "client__optimizer": "sgd", "server__optimizer": "sgd", "client__lr": 1e-3, "server__lr": 1e-4}
+    config = tiny(rounds=3, client__epochs=2, server__epochs=2, data__partition="quantity", data__alpha=1.0, **sgd)
+    expected = plain_fedgkt(config)
+    found = [[r["client_train_loss"], r["server_train_loss"]] for r in run_in_threads(config, 3)]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    assert abs(expected[1][0] - expected[0][0]) > 0.05  # the distillation of round 1 is in the loss
+
+
+@pytest.mark.parametrize("batch_order", ["mixed", "by_client"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_logits_return_to_the_sample_that_produced_them(tiny, monkeypatch, batch_order, ranks):
+    """Each sample's server logits are stamped with its id; every use in a client's training is then checked."""
+    used = []
+
+    def predict(server):
+        for row, sample_id in enumerate(server.bank.sample_id.tolist()):
+            server.bank.server_logit[row] = sample_id + torch.arange(10) / 16
+
+    align = Client.align
+
+    def checked_align(client, sample_id, logit):
+        logit = align(client, sample_id, logit)
+        if logit is not None:
+            expected = client.shard.sample_id[:, None] + torch.arange(10) / 16
+            assert torch.equal(logit, expected)
+            used.append(client.id)
+        return logit
+
+    monkeypatch.setattr(Server, "predict", predict)
+    monkeypatch.setattr(Client, "align", checked_align)
+    config = tiny(rounds=3, clients=5, server__batch_order=batch_order, data__partition="hetero", wire__block_mib=0.02)
+    run_in_threads(config, ranks)
+    assert sorted(used) == sorted([*range(5)] * 2)
+
+
+def test_the_teacher_of_a_batch_is_its_own_samples(tiny, monkeypatch):
+    """What reaches the client's loss: the teacher's rows belong to the batch's labels, after every reshuffle."""
+    from gkt_mpi.algorithms import fedgkt
+
+    seen = []
+
+    def predict(server):
+        server.bank.server_logit[:] = F.one_hot(server.bank.label, 10).float() * 100
+
+    def loss_with_check(logit, label, teacher, distill):
+        if teacher is not None:
+            seen.append(torch.equal(teacher.argmax(1), label))
+        return F.cross_entropy(logit, label)
+
+    monkeypatch.setattr(Server, "predict", predict)
+    monkeypatch.setattr(fedgkt, "client_loss", loss_with_check)
+    run_in_threads(tiny(rounds=3, client__epochs=2), 3)
+    assert len(seen) > 10 and all(seen)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clients": 1},
+        {"clients": 3},  # not divisible by two workers
+        {"clients": 6, "client__batch_size": 256, "server__batch_size": 512},  # 11 samples a client, one batch
+        {"wire__block_mib": 0.001},  # one sample a block
+        {"wire__block_mib": 1.0},  # the whole upload in one block
+        {"data__partition": "shards", "clients": 5},  # labels that a client has never seen
+        {"client__epochs": 0},
+        {"server__batch_order": "by_client"},
+        {"client__optimizer": "sgd", "server__optimizer": "sgd", "server__schedule": "cosine"},
+        {"distill__on_server": True, "distill__on_client": False},
+        {"evaluate__every": 2, "checkpoint__every": 2},
+        {"evaluate__mode": "full"},
+        {"client__model": "resnet4", "wire__codec": "int8"},
+        {"client__model": "resnet6", "wire__codec": "int4"},
+        {"wire__codec": "bfloat16"},
+        {"data__augment": False, "wire__codec": "float16"},
+        {"server__model": "resnet110", "rounds": 1},
+        {"data__synthetic__classes": 100},
+        {"data__limit": 41, "data__test_limit": 7},
+    ],
+    ids=str,
+)
+def test_every_variant_runs_to_the_end(tiny, changes):
+    config = tiny(**changes)
+    records = run_in_threads(config, 3)
+    assert len(records) == config.rounds
+    assert all(record["server_train_loss"] > 0 for record in records)
+    assert "test_accuracy" in records[-1]
+
+
+def test_one_block_or_many_blocks_train_the_server_alike(tiny):
+    whole, cut = (
+        figures(run_in_threads(tiny(name=name, wire__block_mib=mib), 3)) for name, mib in (("a", 1.0), ("b", 0.02))
+    )
+    for a, b in zip(whole, cut, strict=True):
+        assert a["server_train_loss"] == pytest.approx(b["server_train_loss"], rel=1e-3)
+
+
+def test_ranks_and_hosting_do_not_change_a_single_bit(tiny):
+    runs = [figures(run_in_threads(tiny(name=f"r{ranks}", rounds=2), ranks)) for ranks in (2, 3, 5)]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_the_seed_changes_the_run_and_the_same_seed_repeats_it(tiny):
+    runs = [figures(run_in_threads(tiny(name=name, seed=seed), 3)) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_resumed_run_equals_one_that_was_never_interrupted(tiny, tmp_path):
+    whole = figures(run_in_threads(tiny(name="whole", rounds=4), 3))
+    run_in_threads(tiny(name="cut", rounds=2), 3)
+    resumed = figures(run_in_threads(tiny(name="cut", rounds=4), 2))
+    assert resumed == whole
+
+
+def test_uploaded_and_downloaded_bytes_are_those_counted_by_hand(tiny):
+    """4 clients, 66 samples, 10 classes, features of 16x8x8 in float32, headers of 15 words."""
+    first, second = run_in_threads(tiny(), 3)
+    header = 15 * 8
+    sample = 8 + 2 + 4 * 10 + 4 * 16 * 8 * 8
+    assert first["upload_bytes"] == second["upload_bytes"] == 4 * header + 66 * sample
+    assert first["download_bytes"] == 4 * header
+    assert second["download_bytes"] == 4 * header + 66 * (8 + 4 * 10)
+    assert second["simulation_bytes"] == 4 * (header + 5 * 8 + STATE_BYTES)

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from gkt_mpi.engine.checkpoint import CheckpointConfig, CheckpointStore, differing_fields
+from gkt_mpi.errors import CheckpointError, ConfigError
+
+RUN = {"seed": 0, "rounds": 3, "out": "a", "server": {"lr": 0.1, "schedule": "plateau"}}
+
+
+def store(folder, run=RUN, **config):
+    return CheckpointStore(folder, CheckpointConfig(**config), run)
+
+
+def test_the_newest_state_comes_back_and_only_the_newest_are_kept(tmp_path):
+    for rounds_done in range(1, 5):
+        store(tmp_path, keep=2).save(rounds_done, {"x": torch.full((3,), rounds_done), "nested": {"k": [1, 2.5, "t"]}})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-00003.pt", "round-00004.pt"]
+    rounds_done, state = store(tmp_path).load()
+    assert rounds_done == 4
+    assert torch.equal(state["x"], torch.full((3,), 4))
+    assert state["nested"] == {"k": [1, 2.5, "t"]}
+
+
+def test_nothing_to_resume_is_none_and_never_begins_anew(tmp_path):
+    assert store(tmp_path).load() is None
+    store(tmp_path).save(1, {})
+    assert store(tmp_path, resume="never").load() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_by_field(tmp_path):
+    store(tmp_path).save(1, {})
+    other = RUN | {"server": {"lr": 0.2, "schedule": "plateau"}, "rounds": 9, "out": "b"}
+    with pytest.raises(CheckpointError, match=r"server\.lr \(0\.1, now 0\.2\)") as caught:
+        store(tmp_path, other).load()
+    assert "rounds" not in str(caught.value)
+    assert store(tmp_path, RUN | {"rounds": 9, "out": "b"}).load() == (1, {})
+
+
+def test_the_number_of_rounds_is_fixed_under_a_cosine_schedule():
+    cosine = RUN | {"server": {"lr": 0.1, "schedule": "cosine"}}
+    assert differing_fields(cosine, cosine | {"rounds": 4}) == ["rounds (3, now 4)"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    store(tmp_path).save(1, {"x": torch.zeros(100)})
+    path = tmp_path / "round-00001.pt"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(CheckpointError, match="round-00001.pt is damaged"):
+        store(tmp_path).load()
+
+
+class Evil:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('the checkpoint ran code')",)
+
+
+def test_reading_a_checkpoint_runs_no_code(tmp_path):
+    torch.save({"config": RUN, "rounds_done": 1, "state": Evil()}, tmp_path / "round-00001.pt")
+    with pytest.raises(CheckpointError, match="damaged"):
+        store(tmp_path).load()
+
+
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"keep": 0}])
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match=f"checkpoint.{next(iter(wrong))}"):
+        CheckpointConfig(**wrong)

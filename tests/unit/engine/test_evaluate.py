@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+
+from gkt_mpi.data.datasets import DataConfig, prepare
+from gkt_mpi.data.augment import Augmentation, ImagePipeline
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.engine.client import ClientConfig, Edge
+from gkt_mpi.engine.evaluate import evaluate, num_evaluated
+from gkt_mpi.models.resnet import build_server_model
+from gkt_mpi.seeding import torch_generator
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def setting(tmp_path):
+    file = prepare(DataConfig(name="digits", dir=str(tmp_path)), lambda done, total: None)
+    pipeline = ImagePipeline(torch.from_numpy(file.mean), torch.from_numpy(file.std), Augmentation())
+    test = Shard.load(file, "test", np.arange(50), pipeline, CPU)
+    edges = [Edge(ClientConfig(), 1, 10, seed, CPU) for seed in range(3)]
+    return test, edges, build_server_model("resnet56", 10, torch_generator(0, "server"), CPU)
+
+
+def accuracy_by_hand(test, edge, server_model, rows):
+    """One image at a time, counting in Python."""
+    edge.model.eval()
+    server_model.eval()
+    right = [0, 0]
+    with torch.no_grad():
+        for row in rows:
+            feature, edge_logit = edge.model(test.pipeline.plain(test.image[row : row + 1]))
+            for side, logit in enumerate((server_model(feature), edge_logit)):
+                right[side] += int(logit[0].argmax()) == int(test.label[row])
+    return right
+
+
+@pytest.mark.parametrize("mode", ["sharded", "full"])
+def test_every_stem_is_followed_by_the_server_model_on_its_part_or_on_all(setting, mode):
+    test, edges, server_model = setting
+    parts = [range(16), range(16, 33), range(33, 50)] if mode == "sharded" else [range(50)] * 3
+    by_hand = [accuracy_by_hand(test, e, server_model, p) for e, p in zip(edges, parts, strict=True)]
+    total = num_evaluated(mode, 3, 50)
+    assert total == sum(map(len, parts))
+    advanced = []
+    spare = Edge(ClientConfig(), 1, 10, 9, CPU)
+    found = evaluate(server_model, spare, [e.state() for e in edges], test, mode, 7, advanced.append)
+    assert found.server == pytest.approx(sum(right[0] for right in by_hand) / total)
+    assert found.client == pytest.approx(sum(right[1] for right in by_hand) / total)
+    assert sum(advanced) == total
+
+
+def test_more_clients_than_test_images_leaves_some_stems_out(setting):
+    test, edges, server_model = setting
+    states = [edges[k % 3].state() for k in range(60)]
+    found = evaluate(server_model, edges[0], states, test, "sharded", 7, lambda images: None)
+    assert 0 <= found.server <= 1
