@@ -95,7 +95,9 @@ class Progress:
         accuracy = f"{self._accuracy}  edge {record.get('client_test_accuracy', float('nan')):.4f}"
         loss = f"loss {record['server_train_loss']:.4f}"
         moved = f"up {decimal(record['upload_bytes'])} down {decimal(record['download_bytes'])}"
-        self._line(f"{self._round_name()}  {accuracy}  {loss}  {moved}  {record['round_s']:.1f} s  {self._time_left()}")
+        name = self._round_name()
+        self._round, self._round_began = self._round + 1, time.monotonic()
+        self._line(f"{name}  {accuracy}  {loss}  {moved}  {record['round_s']:.1f} s  {self._time_left()}")
 
     def end_run(self) -> None:
         """The run has ended: clear the moving line."""
@@ -126,7 +128,7 @@ class Progress:
         return "  ".join(filter(None, (self._accuracy, uploaded, self._time_left())))
 
     def _time_left(self) -> str:
-        """Return the rounds to do times the mean round so far; nothing before the first round has ended."""
+        """Return the rounds to do times the mean round so far, less what this one has taken; "" in the first round."""
         if not self._round_s:
             return ""
         mean_s = sum(self._round_s) / len(self._round_s)

@@ -155,7 +155,8 @@ def _figure(width: float = 6.4, height: float = 3.6) -> "Figure":
     import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10})
+    style = {"svg.fonttype": "none", "svg.hashsalt": "gkt_mpi", "font.family": "sans-serif", "font.size": 10}
+    matplotlib.rcParams.update(style)
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -1,0 +1,96 @@
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from gkt_mpi.observe.report import Run, main, render
+from tests.conftest import run_in_threads
+
+
+class Page(HTMLParser):
+    """Collects the text, counts the pictures, and notes whatever the page would load from elsewhere."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.pictures, self.loads, self.words = 0, [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.pictures += tag == "svg"
+        attributes = dict(attributes)
+        self.loads += [attributes[key] for key in ("src", "data") if key in attributes]
+        if tag in ("link", "script", "iframe", "img"):
+            self.loads.append(tag)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from gkt_mpi.config import parse
+    from tests.conftest import arguments
+
+    path = tmp_path_factory.mktemp("report")
+    config = parse(arguments(path, name="first", data__partition="hetero", rounds=3, evaluate__every=2))
+    run_in_threads(config, 3)
+    return path / "runs" / "first"
+
+
+def test_the_report_shows_the_run_and_loads_nothing(folder, capsys):
+    assert main([str(folder)]) == 0
+    assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
+    page = Page((folder / "report.html").read_text())
+    text = " ".join(" ".join(page.words).split())
+    assert page.pictures == 6  # accuracy by round, bytes and time; losses; time by phase; partition
+    assert page.loads == []
+    for expected in ("hetero, alpha 0.5", "4 clients", "completed, 3 of 3 rounds", "server model", "batch_size: 8"):
+        assert expected in text
+
+
+def test_the_curves_are_those_of_the_metrics(folder):
+    from gkt_mpi.observe.report import _accuracy_figure, _rounds, _uploaded_mb
+
+    run = Run.load(folder)
+    expected = [record["test_accuracy"] for record in run.records if "test_accuracy" in record]
+    assert len(expected) == 2  # evaluated after rounds 2 and 3
+    server, edge = _accuracy_figure([run], "round", _rounds).axes[0].lines
+    assert list(server.get_ydata()) == expected
+    assert list(server.get_xdata()) == [2, 3]
+    assert list(edge.get_ydata()) == [r["client_test_accuracy"] for r in run.records if "test_accuracy" in r]
+    by_bytes = _accuracy_figure([run], "MB", _uploaded_mb).axes[0].lines[0]
+    assert by_bytes.get_xdata()[-1] == pytest.approx(sum(r["upload_bytes"] for r in run.records) / 1e6)
+
+
+def test_several_runs_share_the_axes(folder, tmp_path):
+    other = tmp_path / "second"
+    shutil.copytree(folder, other)
+    text = render([Run.load(folder), Run.load(other)])
+    assert Page(text).pictures == 8
+    out = tmp_path / "both.html"
+    assert main([str(folder), str(other), "--out", str(out)]) == 0
+    assert out.read_text() == text
+
+
+def test_an_unfinished_run_has_a_report_and_no_run_is_one_line(folder, tmp_path, capsys):
+    cut = tmp_path / "cut"
+    shutil.copytree(folder, cut)
+    (cut / "summary.json").unlink()
+    assert "not finished" in render([Run.load(cut)])
+    (cut / "metrics.jsonl").write_text("")
+    assert main([str(cut)]) == 2
+    assert main([str(tmp_path / "nothing")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "no finished round" in errors[0]
+    assert "nothing" in errors[1]
+
+
+def test_names_cannot_break_the_page(folder, tmp_path):
+    strange = tmp_path / "strange"
+    shutil.copytree(folder, strange)
+    text = (strange / "config.yaml").read_text().replace("name: first", "name: <script>x</script> & co")
+    (strange / "config.yaml").write_text(text)
+    page = Page(render([Run.load(strange)]))
+    assert page.loads == []
+    assert "<script>x</script> & co" in " ".join(page.words)

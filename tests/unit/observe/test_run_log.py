@@ -1,0 +1,70 @@
+import json
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gkt_mpi.errors import ConfigError
+from gkt_mpi.observe.run_log import RunLog
+
+CONFIG = {"name": "x", "server": {"lr": 0.1}}
+
+
+def record(round, accuracy=None):
+    values = {"round": round, "round_s": 2.0, "upload_bytes": 10, "download_bytes": 3, "simulation_bytes": 1}
+    return values | ({"test_accuracy": accuracy} if accuracy is not None else {})
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
+    folder = tmp_path / "x"
+    log = RunLog(folder, CONFIG, "made by a test")
+    log.begin(0)
+    for number, accuracy in enumerate([0.5, None, 0.75, 0.7]):
+        log.append(record(number, accuracy))
+    log.finish(0.72, 0.4)
+    assert (folder / "config.yaml").read_text().startswith("# made by a test\n")
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == CONFIG
+    assert [r["round"] for r in lines(folder)] == [0, 1, 2, 3]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["total_s"] >= 0
+    del summary["total_s"]
+    assert summary == {
+        "final_test_accuracy": 0.72,
+        "final_client_test_accuracy": 0.4,
+        "best_test_accuracy": 0.75,
+        "best_round": 2,
+        "rounds": 4,
+        "upload_bytes": 40,
+        "download_bytes": 12,
+        "simulation_bytes": 4,
+        "status": "completed",
+    }
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    found = [(event.step, round(event.value, 6)) for event in events.Scalars("accuracy/test_accuracy")]
+    assert found == [(0, 0.5), (2, 0.75), (3, 0.7)]
+
+
+def test_a_resume_drops_the_lines_that_no_checkpoint_covers_and_a_line_cut_off(tmp_path):
+    log = RunLog(tmp_path, CONFIG, "")
+    log.begin(0)
+    for round in range(3):
+        log.append(record(round, 0.1))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"round": 3, "rou')
+    again = RunLog(tmp_path, CONFIG, "")
+    again.begin(2)
+    assert [r["round"] for r in lines(tmp_path)] == [0, 1]
+    again.append(record(2, 0.9))
+    again.finish(0.9, 0.9)
+    assert again.summary["rounds"] == 3
+    assert again.summary["total_s"] >= 4.0  # the two rounds done before count too
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file/run"):
+        RunLog(tmp_path / "file" / "run", CONFIG, "")

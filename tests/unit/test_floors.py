@@ -1,0 +1,67 @@
+"""The house of docs/architecture.md: imports go down or stay level, and mpi4py has its rooms."""
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+FLOORS = {
+    "main": 5,
+    "config": 4,
+    "algorithms": 4,
+    "engine": 3,
+    "wire": 2,
+    "data": 2,
+    "observe": 2,
+    "placement": 2,
+    "models": 1,
+    "losses": 1,
+    "errors": 1,
+    "seeding": 1,
+}
+FILES = sorted((ROOT / "gkt_mpi").rglob("*.py"))
+
+
+def imported(path):
+    """Every module a file imports, also inside functions; gkt_mpi's own by their full name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(name):
+    return name.split(".")[1] if name.startswith("gkt_mpi.") else None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_from_its_own_floor_or_below(path):
+    own = path.relative_to(ROOT).with_suffix("").parts[1]
+    if own == "__init__":
+        assert not list(imported(path))
+        return
+    for name in imported(path):
+        target = room(name)
+        if target in FLOORS:
+            assert FLOORS[target] <= FLOORS[own], f"{path} on floor {FLOORS[own]} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_mpi4py_is_imported_by_the_mpi_transport_alone(path):
+    uses = [name for name in imported(path) if name.split(".")[0] == "mpi4py"]
+    assert not uses or path.relative_to(ROOT / "gkt_mpi").as_posix() == "wire/mpi.py"
+
+
+def test_no_algorithm_imports_another():
+    for path in (ROOT / "gkt_mpi/algorithms").glob("[a-z]*.py"):
+        assert not [name for name in imported(path) if name.startswith("gkt_mpi.algorithms")]
+
+
+def test_every_room_has_a_floor():
+    rooms = {path.relative_to(ROOT).with_suffix("").parts[1] for path in FILES} - {"__init__"}
+    assert rooms == set(FLOORS)
