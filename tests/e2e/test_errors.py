@@ -1,0 +1,116 @@
+"""What a user sees when something is wrong: one clear line and status 2 before training, a traceback and an end after."""
+
+import os
+import sys
+import time
+
+import pytest
+
+from tests.conftest import arguments
+from tests.launch import mpirun, run
+
+MAIN = ["-m", "gkt_mpi.main"]
+
+
+def our_lines(text):
+    return [line for line in text.splitlines() if line.startswith("gkt_mpi: ")]
+
+
+def test_one_rank_alone_is_told_the_command(tmp_path):
+    done = run([sys.executable, *MAIN, *arguments(tmp_path)])
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert "try: mpirun -np 5 python -m gkt_mpi.main" in done.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"server__epohs": 1}, "server.epohs"),
+        ({"server__lr": 0}, "server.lr is 0"),
+        ({"clients": 67}, "67 clients"),
+        ({"data__name": "cinic10"}, "cinic10 was not found"),
+        ({"placement__device": "cuda"}, "sees no GPU"),
+        ({"out": "/proc/nowhere"}, "cannot write the run folder"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_and_status_2_before_training(tmp_path, changes, message):
+    done = mpirun(3, [*MAIN, *arguments(tmp_path, **changes)], env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.status == 2, done.err
+    lines = our_lines(done.err)
+    assert len(lines) == 1 and message in lines[0], done.err
+    assert "Traceback" not in done.out + done.err
+    assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
+
+
+def test_data_with_labels_out_of_range_is_one_line_and_status_2(tmp_path):
+    import h5py
+
+    from gkt_mpi.config import parse
+    from gkt_mpi.data.datasets import file_path, prepare
+
+    config = parse(arguments(tmp_path))
+    prepare(config.data, lambda done, total: None)
+    with h5py.File(file_path(config.data), "r+") as file:
+        file["train/label"][3] = 77
+    done = mpirun(2, [*MAIN, *arguments(tmp_path)])
+    assert done.status == 2
+    assert "label reaches outside 0..9" in our_lines(done.err)[0]
+
+
+@pytest.mark.parametrize(
+    ("rank", "where"),
+    [
+        (0, "server before training"),
+        (0, "server while receiving"),
+        (0, "server while training"),
+        (0, "server while evaluating"),
+        (1, "worker before training"),
+        (2, "worker while loading"),
+        (2, "worker while training"),
+        (1, "worker while uploading"),
+    ],
+)
+def test_an_exception_on_any_rank_ends_the_job_with_its_traceback(tmp_path, rank, where):
+    done = mpirun(3, ["tests/e2e/raise_on.py", str(rank), where, *arguments(tmp_path)], timeout_s=60)
+    assert done.status not in (0, 2)
+    assert f"[rank {rank}] Traceback" in done.err
+    assert f"ZeroDivisionError: planted in the {where}" in done.err
+    assert done.err.count("Traceback") == 1
+
+
+def test_help_under_mpirun_is_printed_once():
+    done = mpirun(3, [*MAIN, "--help"])
+    assert done.status == 0
+    assert (done.out + done.err).count("usage:") == 1
+
+
+def test_a_diverged_client_is_named_in_one_line(tmp_path):
+    done = mpirun(3, [*MAIN, *arguments(tmp_path, client__lr=1e30, client__optimizer="sgd", client__epochs=3)])
+    assert done.status == 1
+    assert "not finite; its training has diverged, lower client.lr" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_no_process_is_left_behind(tmp_path):
+    """After a planted exception every rank is gone: none runs with this run's folder in its command line."""
+    mpirun(5, ["tests/e2e/raise_on.py", "0", "server while training", *arguments(tmp_path)], timeout_s=60)
+    deadline = time.monotonic() + 10
+    while ranks_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)  # the kernel is still burying them
+    assert not ranks_of(tmp_path)
+
+
+def ranks_of(folder):
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/cmdline") as file:
+                text = file.read()
+        except OSError:
+            continue
+        if str(folder) in text:
+            found.append(text)
+    return found
