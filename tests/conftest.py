@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,16 @@ def tiny(tmp_path):
         return parse(arguments(tmp_path, **changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def real_images(tmp_path_factory) -> Path:
+    """A folder with real images in their official layouts: CIFAR-10, parts of CIFAR-100 and CINIC-10."""
+    if not (REAL_IMAGES / "unpack.py").exists():
+        pytest.skip("there are no real images beside the project (GKT_TEST_IMAGES)")
+    folder = tmp_path_factory.mktemp("images")
+    subprocess.run([sys.executable, REAL_IMAGES / "unpack.py", folder], check=True, timeout=120, capture_output=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)

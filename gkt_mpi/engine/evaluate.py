@@ -71,8 +71,8 @@ def evaluate(
             correct += torch.stack([count_correct(server_model(feature), label), count_correct(edge_logit, label)])
             seen += len(label)
             advance(len(label))
-    server, client_alone = (correct / seen).tolist()
-    return Accuracy(server, client_alone)
+    server, client_alone = correct.tolist()
+    return Accuracy(server / seen, client_alone / seen)
 
 
 def num_evaluated(mode: EvaluateMode, num_clients: int, num_test: int) -> int:

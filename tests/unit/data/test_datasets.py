@@ -1,6 +1,4 @@
 import pickle
-import subprocess
-import sys
 
 import h5py
 import numpy as np
@@ -10,7 +8,6 @@ from PIL import Image
 from gkt_mpi.data.datasets import DataConfig, ImageFile, file_path, prepare
 from gkt_mpi.data.sources import SyntheticConfig
 from gkt_mpi.errors import ConfigError, DataError
-from tests.conftest import REAL_IMAGES
 
 
 def silent(done, total):
@@ -238,13 +235,9 @@ def test_values_out_of_range_are_refused(wrong):
         DataConfig(**wrong)
 
 
-def test_real_images_are_read_in_their_official_layouts(tmp_path):
-    """All three data sets, from the compact form that lies beside the project on its own machines."""
-    if not (REAL_IMAGES / "unpack.py").exists():
-        pytest.skip("there are no real images beside the project (GKT_TEST_IMAGES)")
-    subprocess.run([sys.executable, REAL_IMAGES / "unpack.py", tmp_path], check=True, timeout=120)
+def test_real_images_are_read_in_their_official_layouts(real_images):
     for name, train, classes in (("cifar10", 50_000, 10), ("cifar100", 10_000, 100), ("cinic10", 1_200, 10)):
-        file = prepare(DataConfig(name=name, dir=str(tmp_path)), silent)
+        file = prepare(DataConfig(name=name, dir=str(real_images)), silent)
         assert (len(file.labels("train")), len(file.classes)) == (train, classes)
         rows = np.arange(0, train, 7)
         pixels = file.images("train", rows).reshape(-1, 3) / 255
