@@ -162,9 +162,7 @@ def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
 
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"decoding {config.data.name}", total=None, visible=False)
-        return prepare(
-            config.data, lambda done, total: bar.update(task, completed=done, total=total, visible=True)
-        )
+        return prepare(config.data, lambda done, total: bar.update(task, completed=done, total=total, visible=True))
 
 
 def _say_what_runs(

@@ -78,7 +78,9 @@ def place(config: PlacementConfig, local_rank: int, local_size: int, has_server:
         threads = all_threads = config.threads
     num_gpus = torch.cuda.device_count() if config.device != "cpu" else 0
     if config.device == "cuda" and num_gpus == 0:
-        raise ConfigError(f"placement.device is 'cuda', but torch sees no GPU on {socket.gethostname()}; use auto or cpu")
+        raise ConfigError(
+            f"placement.device is 'cuda', but torch sees no GPU on {socket.gethostname()}; use auto or cpu"
+        )
     if num_gpus == 0:
         return Placement(torch.device("cpu"), threads, all_threads)
     host = socket.gethostname()
@@ -123,5 +125,7 @@ def _read_map(path: str) -> dict[str, list[int]]:
         isinstance(ranks, list) and all(isinstance(n, int) and n >= 0 for n in ranks) for ranks in content.values()
     )
     if not fits:
-        raise ConfigError(f"placement.gpu_map {path} must map each host to a list of ranks per GPU, like node-a: [1, 2]")
+        raise ConfigError(
+            f"placement.gpu_map {path} must map each host to a list of ranks per GPU, like node-a: [1, 2]"
+        )
     return {str(host): ranks for host, ranks in content.items()}

@@ -100,7 +100,7 @@ class ImageFile:
             expect(images.dtype == np.uint8 and images.ndim == 4, f"/{split}/image is not uint8 (N, H, W, channels)")
             expect(images.shape[1:] == self._images["train"].shape[1:], f"/{split} has other image shapes than /train")
             expect(len(images) == len(labels) > 0, f"/{split} has {len(images)} images but {len(labels)} labels")
-            in_range = 0 <= labels.min() and labels.max() < len(self.classes)
+            in_range = labels.min() >= 0 and labels.max() < len(self.classes)
             expect(in_range, f"/{split}/label reaches outside 0..{len(self.classes) - 1}")
         height, width, channels = self.image_shape
         fits = height >= 8 and width >= 8 and height % 4 == 0 and width % 4 == 0
@@ -134,17 +134,19 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             _write(temporary, source, report)
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error}; set data.dir to a folder with room that you may write") from error
+        raise DataError(
+            f"cannot write {path}: {error}; set data.dir to a folder with room that you may write"
+        ) from error
     return ImageFile(path)
 
 
 def file_path(config: DataConfig) -> Path:
     """Return where the HDF5 file of the configured data set lies (or will)."""
-    stem = config.name
+    stem: str = config.name
     if config.name == "synthetic":
         s = config.synthetic
         stem = f"synthetic-{s.train}-{s.test}-{s.size}x{s.size}-{s.classes}-{s.seed}"

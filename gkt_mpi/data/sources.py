@@ -189,8 +189,8 @@ def _cifar(
 
     def read() -> Decoded:
         dataset_class = getattr(import_torchvision_datasets(), torchvision_class)
-        published = {file: md5 for file, md5 in (*dataset_class.train_list, *dataset_class.test_list)}
-        official = all(_md5(folder / file) == md5 for file, md5 in published.items())
+        published = [*dataset_class.train_list, *dataset_class.test_list]
+        official = all(_md5(folder / file) == md5 for file, md5 in published)
         try:
             classes = [str(text) for text in _unpickle(folder / files["meta"][0])[names_key]]
             splits = {part: split(part) for part in ("train", "test")}
@@ -208,7 +208,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
     }
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
+        """Return the class a pickle asks for, if it is one that arrays need."""
         if (module, name) not in self._ARRAYS:
             raise pickle.UnpicklingError(f"it holds a {module}.{name}, which no archive of images needs")
         return super().find_class(module, name)
@@ -250,7 +251,9 @@ def cinic10(root: Path, config: "DataConfig") -> Source:
     classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
 
     def read() -> Decoded:
-        return Decoded(classes, {split: _png_split(folder / split, classes) for split in splits}, _STATISTICS["cinic10"])
+        return Decoded(
+            classes, {split: _png_split(folder / split, classes) for split in splits}, _STATISTICS["cinic10"]
+        )
 
     class_folders = [folder / split / name for split in splits for name in classes]
     fingerprint = _fingerprint([path for path in class_folders if path.is_dir()])

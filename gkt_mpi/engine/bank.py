@@ -1,9 +1,9 @@
 """The feature bank: what the clients uploaded, on the server, one row a sample, in client order.
 
-    row of client k, sample i of its shard = first[k] + i
-    sample_id int64 (N,)   label int64 (N,)   client_logit, server_logit float32 (N, C)
-    feature   uint8 (N, row_bytes), in the wire's form: blocks are received straight into it, and a batch is
-              decoded when it is trained on, on the device that trains
+row of client k, sample i of its shard = first[k] + i
+sample_id int64 (N,)   label int64 (N,)   client_logit, server_logit float32 (N, C)
+feature   uint8 (N, row_bytes), in the wire's form: blocks are received straight into it, and a batch is
+          decoded when it is trained on, on the device that trains
 """
 
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ BatchOrder = Literal["mixed", "by_client"]
 
 @dataclass(frozen=True)
 class BankBatch:
-    """B samples on the training device: rows int64 (B,), feature (B, K, H, W), label int64 (B,), client_logit (B, C)."""
+    """B samples on the training device."""
 
-    row: Tensor
-    feature: Tensor
-    label: Tensor
-    client_logit: Tensor
+    row: Tensor  # int64 (B,), in host memory
+    feature: Tensor  # float32 (B, K, H, W)
+    label: Tensor  # int64 (B,)
+    client_logit: Tensor  # float32 (B, C)
 
 
 class Bank:
@@ -64,11 +64,10 @@ class Bank:
 
         Raises `WireError` when one of the rows has already arrived in this round.
         """
-        rows = self._block_rows(header.client, header.first, header.count)
+        rows = self._block_rows(header.client, header.first, header.num_samples)
         if self._arrived[rows].any():
             raise WireError(
-                f"client {header.client} sent rows {header.first} to {header.first + header.count} twice in round "
-                f"{header.round}"
+                f"client {header.client} sent {header.num_samples} rows from {header.first} on twice in round {header.round}"
             )
         return self.feature[rows]
 

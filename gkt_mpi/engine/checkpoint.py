@@ -53,7 +53,7 @@ class CheckpointStore:
             torch.save({"config": self.run_config, "rounds_done": rounds_done, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
         for old in self._paths()[: -self.config.keep]:
             old.unlink()
 
@@ -71,7 +71,9 @@ class CheckpointStore:
             saved = torch.load(paths[-1], weights_only=True, map_location="cpu")
             found, rounds_done, state = saved["config"], int(saved["rounds_done"]), saved["state"]
         except Exception as error:  # a damaged file can raise almost anything
-            raise CheckpointError(f"{paths[-1]} is damaged ({error}); delete it to go on from the one before") from error
+            raise CheckpointError(
+                f"{paths[-1]} is damaged ({error}); delete it to go on from the one before"
+            ) from error
         different = differing_fields(found, self.run_config)
         if different:
             raise CheckpointError(

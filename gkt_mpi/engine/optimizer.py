@@ -11,7 +11,9 @@ ScheduleName = Literal["constant", "cosine", "plateau"]
 PLATEAU_PATIENCE = 10  # rounds, as released
 
 
-def build_optimizer(name: OptimizerName, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    name: OptimizerName, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
     """Return Adam with amsgrad, or SGD with Nesterov momentum 0.9 (the released code's), its state already there.
 
     The state of a fresh optimizer appears only at its first step. Here it exists from the start, filled with
@@ -40,7 +42,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [state for p in parameters for _, state in sorted(optimizer.state[p].items()) if isinstance(state, Tensor)]
 
 
-def build_schedule(name: ScheduleName, optimizer: torch.optim.Optimizer, num_rounds: int) -> torch.optim.lr_scheduler.LRScheduler:
+Schedule = torch.optim.lr_scheduler.LRScheduler
+
+
+def build_schedule(name: ScheduleName, optimizer: torch.optim.Optimizer, num_rounds: int) -> Schedule:
     """Return the schedule, stepped once a round.
 
     DIFFERS: the released plateau watches the best accuracy on the test set. Ours watches the server's training
@@ -54,3 +59,11 @@ def build_schedule(name: ScheduleName, optimizer: torch.optim.Optimizer, num_rou
             return schedulers.CosineAnnealingLR(optimizer, T_max=num_rounds)
         case "plateau":
             return schedulers.ReduceLROnPlateau(optimizer, "min", factor=0.1, patience=PLATEAU_PATIENCE)
+
+
+def step_schedule(schedule: Schedule, train_loss: float) -> None:
+    """Step a schedule at the end of a round whose mean training loss was `train_loss`."""
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        schedule.step(train_loss)
+    else:
+        schedule.step()

@@ -13,7 +13,9 @@ class Roster:
     def __init__(self, shards: list[np.ndarray], num_ranks: int) -> None:
         """`shards[k]` holds client k's sample ids, int64. Raises `ConfigError` when there is no worker."""
         if num_ranks < 2:
-            raise ConfigError(f"one rank is the server and needs at least one worker beside it, but there is {num_ranks}")
+            raise ConfigError(
+                f"one rank is the server and needs at least one worker beside it, but there is {num_ranks}"
+            )
         self.shards = shards
         self.worker_of = {client: 1 + client % (num_ranks - 1) for client in range(len(shards))}
 

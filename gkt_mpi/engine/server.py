@@ -18,7 +18,7 @@ from gkt_mpi.engine.bank import Bank, BankBatch, BatchOrder
 from gkt_mpi.engine.checkpoint import CheckpointStore
 from gkt_mpi.engine.client import Edge
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode, evaluate, num_evaluated
-from gkt_mpi.engine.optimizer import OptimizerName, ScheduleName, build_optimizer, build_schedule
+from gkt_mpi.engine.optimizer import OptimizerName, ScheduleName, build_optimizer, build_schedule, step_schedule
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.errors import WireError, require
 from gkt_mpi.losses import DistillConfig
@@ -189,7 +189,7 @@ class Server:
         loss = float(self._loss_sum) / self._samples
         self._record["server_train_loss"] = loss
         self._record["server_lr"] = self._optimizer.param_groups[0]["lr"]
-        self._schedule.step(*([loss] if self.config.schedule == "plateau" else []))
+        step_schedule(self._schedule, loss)
         self._record["server_s"] = time.perf_counter() - began
 
     def _send(self, client: int, message: HostClient | TrainRequest) -> None:
@@ -239,9 +239,7 @@ class Server:
         self._progress.begin_phase(phase, num_evaluated(mode, len(self.roster), len(self._test)))
         batch_size = self._evaluate_config.batch_size
         with self._placement.all_cores():
-            return evaluate(
-                self.model, self._edge, self._states, self._test, mode, batch_size, self._progress.advance
-            )
+            return evaluate(self.model, self._edge, self._states, self._test, mode, batch_size, self._progress.advance)
 
     def _bytes(self) -> tuple[int, int, int]:
         """Return the bytes so far: uploaded, downloaded, and the simulation's own."""

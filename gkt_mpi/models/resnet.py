@@ -145,4 +145,4 @@ def _materialise(model: Model, generator: torch.Generator, device: torch.device)
             bound = 1 / math.sqrt(module.in_features)
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -5,12 +5,14 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
-_PLAIN_EVERY_S = 10.0  # a phase that lasts longer shows how far it is, this often
+_PLAIN_EVERY_S = 30.0  # a phase that lasts longer shows how far it is, this often
 
 
 def make_console() -> Console:
@@ -67,18 +69,18 @@ class Progress:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def begin_round(self, round: int) -> None:
-        """A round begins (numbers from 0; shown from 1)."""
+        """Begin a round (numbers from 0; shown from 1)."""
         self._round, self._round_began = round, time.monotonic()
         if self._bar is not None:
             self._bar.start()
 
     def begin_phase(self, name: str, total: int) -> None:
-        """A phase of `total` samples begins."""
+        """Begin a phase of `total` samples."""
         self._phase, self._phase_done, self._phase_total = name, 0, total
         self._show()
 
     def advance(self, samples: int) -> None:
-        """The phase has got on by this many samples."""
+        """Move the phase on by this many samples."""
         self._phase_done += samples
         if self._bar is not None:
             self._bar.update(self._task, completed=self._phase_done, status=self._status())
@@ -87,7 +89,7 @@ class Progress:
             self._line(f"{self._round_name()}  {self._phase} {percent} %  {self._status()}")
 
     def end_round(self, record: dict[str, Any]) -> None:
-        """A round has ended; `record` is its line in metrics.jsonl."""
+        """Show a finished round; `record` is its line in metrics.jsonl."""
         self._round_s.append(record["round_s"])
         self._uploaded += record["upload_bytes"]
         if "test_accuracy" in record:
@@ -100,7 +102,7 @@ class Progress:
         self._line(f"{name}  {accuracy}  {loss}  {moved}  {record['round_s']:.1f} s  {self._time_left()}")
 
     def end_run(self) -> None:
-        """The run has ended: clear the moving line."""
+        """Clear the moving line."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -147,7 +149,10 @@ def summary_table(summary: dict[str, Any], name: str) -> Table:
     for label, value in (
         ("server model, final test accuracy", f"{summary['final_test_accuracy']:.4f}"),
         ("edge models alone, final test accuracy", f"{summary['final_client_test_accuracy']:.4f}"),
-        ("best test accuracy between rounds", f"{summary['best_test_accuracy']:.4f} (round {summary['best_round'] + 1})"),
+        (
+            "best test accuracy between rounds",
+            f"{summary['best_test_accuracy']:.4f} (round {summary['best_round'] + 1})",
+        ),
         ("uploaded", decimal(summary["upload_bytes"])),
         ("downloaded", decimal(summary["download_bytes"])),
         ("simulation's own bytes", decimal(summary["simulation_bytes"])),
@@ -157,7 +162,7 @@ def summary_table(summary: dict[str, Any], name: str) -> Table:
     return table
 
 
-def partition_table(counts: Any, classes: list[str]) -> Table | None:
+def partition_table(counts: np.ndarray, classes: list[str]) -> Table | None:
     """Return the partition as a table of clients by classes, or None where it would not fit a screen."""
     if len(counts) > 32 or len(classes) > 20:
         return None

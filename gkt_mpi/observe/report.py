@@ -98,7 +98,10 @@ def _facts(run: Run) -> dict[str, Any]:
         "what": _sentence(run),
         "facts": [
             ("server model, test accuracy", f"{accuracy:.4f}" if accuracy is not None else "not evaluated"),
-            ("edge models alone, test accuracy", f"{edge_accuracy:.4f}" if edge_accuracy is not None else "not evaluated"),
+            (
+                "edge models alone, test accuracy",
+                f"{edge_accuracy:.4f}" if edge_accuracy is not None else "not evaluated",
+            ),
             ("best between rounds", _best(summary)),
             ("status", f"{summary.get('status', 'not finished')}, {len(run.records)} of {run.config['rounds']} rounds"),
             ("uploaded by all clients", f"{total['upload_bytes'] / 1e6:,.1f} MB"),
@@ -155,8 +158,13 @@ def _figure(width: float = 6.4, height: float = 3.6) -> "Figure":
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": "gkt_mpi", "font.family": "sans-serif", "font.size": 10}
-    matplotlib.rcParams.update(style)
+    style: dict[str, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "gkt_mpi",
+        "font.family": "sans-serif",
+        "font.size": 10,
+    }
+    matplotlib.rcParams.update(style)  # type: ignore[arg-type]
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -199,9 +207,7 @@ def _loss_figure(runs: list[Run]) -> "Figure":
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         for key, name, dashes in (("server_train_loss", "server", "-"), ("client_train_loss", "clients, mean", "--")):
             points = [(record["round"] + 1, record[key]) for record in run.records if key in record]
-            axes.plot(
-                *(zip(*points, strict=True) if points else ((), ())), dashes, color=colour, label=prefix + name
-            )
+            axes.plot(*(zip(*points, strict=True) if points else ((), ())), dashes, color=colour, label=prefix + name)
     axes.set_xlabel("round")
     axes.set_ylabel("training loss")
     axes.set_ylim(bottom=0)
@@ -218,9 +224,7 @@ def _time_figure(run: Run) -> "Figure":
     bottom = np.zeros(len(x))
     for key, name, colour, hatch in _PHASES:
         seconds = np.array([record.get(key, 0.0) for record in run.records])
-        axes.bar(
-            x, seconds, 0.8, bottom=bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name
-        )
+        axes.bar(x, seconds, 0.8, bottom=bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name)
         bottom += seconds
     axes.set_xlabel("round")
     axes.set_ylabel("seconds")
@@ -261,7 +265,9 @@ def _svg(figure: "Figure") -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report and print where it is; status 2 with one line when a folder holds no run."""
-    parser = argparse.ArgumentParser(prog="python -m gkt_mpi.observe.report", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m gkt_mpi.observe.report", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("run", nargs="+", type=Path, help="run folder, such as runs/digits")
     parser.add_argument("--out", type=Path, help="file to write instead of report.html in the run folder")
     options = parser.parse_args(arguments)

@@ -31,7 +31,9 @@ class RunLog:
             text = f"# {note}\n" + yaml.safe_dump(config, sort_keys=False)
             (folder / "config.yaml").write_text(text)
         except OSError as error:
-            raise ConfigError(f"cannot write the run folder {folder}: {error}; set out to a folder you may write") from error
+            raise ConfigError(
+                f"cannot write the run folder {folder}: {error}; set out to a folder you may write"
+            ) from error
 
     def begin(self, rounds_done: int) -> None:
         """Begin to log after `rounds_done` rounds: lines of rounds that no checkpoint covers are dropped."""

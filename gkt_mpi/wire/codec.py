@@ -113,5 +113,5 @@ def _bytes(value: Tensor) -> Tensor:
 
 
 def _scale_bytes(rows: Tensor, channels: int) -> Tensor:
-    """Return a copy of the scales at the beginning of each row, uint8 (B, 4 * channels), aligned to be viewed as float32."""
+    """Return a copy of the scales that begin each row, uint8 (B, 4 * channels), aligned for a view as float32."""
     return rows[:, : 4 * channels].clone(memory_format=torch.contiguous_format)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from torch import Tensor
+
 from gkt_mpi.errors import GktError
 from gkt_mpi.wire.messages import HEADER_BYTES, Contract, Header, Message, from_wire, to_wire
 from gkt_mpi.wire.transport import Ledger
@@ -20,7 +22,7 @@ class PeerFailedError(GktError):
 
 @dataclass
 class _World:
-    queues: list["queue.Queue[tuple[int, Header, list]]"]
+    queues: list["queue.Queue[tuple[int, Header, list[Tensor]]]"]
     failed: threading.Event = field(default_factory=threading.Event)
 
 
@@ -73,7 +75,7 @@ def run_local(size: int, run_rank: Callable[[LocalTransport], Result], timeout_s
     def run(rank: int) -> None:
         try:
             results[rank] = run_rank(LocalTransport(rank, world))
-        except BaseException as error:  # noqa: BLE001 - handed to the caller below
+        except BaseException as error:
             if not isinstance(error, PeerFailedError):
                 errors.append(error)
             world.failed.set()
@@ -86,5 +88,7 @@ def run_local(size: int, run_rank: Callable[[LocalTransport], Result], timeout_s
     if errors:
         raise errors[0]
     if any(thread.is_alive() for thread in threads):
-        raise TimeoutError(f"{sum(thread.is_alive() for thread in threads)} of {size} ranks did not end in {timeout_s} s")
+        raise TimeoutError(
+            f"{sum(thread.is_alive() for thread in threads)} of {size} ranks did not end in {timeout_s} s"
+        )
     return [results[rank] for rank in range(size)]

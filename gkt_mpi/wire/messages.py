@@ -49,8 +49,8 @@ class Header(NamedTuple):
     client: int = 0
     round: int = 0
     first: int = 0  # FeatureBlock: where its rows begin in the client's shard
-    count: int = 0  # samples
-    classes: int = 0
+    num_samples: int = 0
+    num_classes: int = 0
     height: int = 0
     width: int = 0
     channels: int = 0
@@ -70,7 +70,9 @@ class Header(NamedTuple):
         if magic != MAGIC:
             raise WireError(f"rank {source} sent something that is no message of gkt_mpi (magic {magic:#x})")
         if version != VERSION:
-            raise WireError(f"rank {source} speaks protocol version {version}, this rank {VERSION}; install one version")
+            raise WireError(
+                f"rank {source} speaks protocol version {version}, this rank {VERSION}; install one version"
+            )
         return cls(*values)
 
 
@@ -79,8 +81,8 @@ HEADER_BYTES = Header(kind=0).pack().nbytes
 
 def payload_layout(header: Header) -> list[tuple[torch.dtype, tuple[int, ...]]]:
     """Return dtype and shape of each buffer that follows a header, in order."""
-    ids = (torch.int64, (header.count,))
-    logits = (torch.float32, (header.count, header.classes))
+    ids = (torch.int64, (header.num_samples,))
+    logits = (torch.float32, (header.num_samples, header.num_classes))
     state = (torch.uint8, (header.state_bytes,))
     match header.kind:
         case Kind.SETUP:
@@ -90,7 +92,12 @@ def payload_layout(header: Header) -> list[tuple[torch.dtype, tuple[int, ...]]]:
         case Kind.TRAIN:
             return [ids, logits]
         case Kind.BLOCK:
-            return [ids, (torch.int16, (header.count,)), logits, (torch.uint8, (header.count, header.row_bytes))]
+            return [
+                ids,
+                (torch.int16, (header.num_samples,)),
+                logits,
+                (torch.uint8, (header.num_samples, header.row_bytes)),
+            ]
         case Kind.REPORT:
             return [(torch.float64, (len(fields(ClientMetrics)),)), state]
         case _:
@@ -115,7 +122,7 @@ class Setup:
     def header(self) -> Header:
         """Return the header, without `payload_bytes`."""
         height, width, channels = self.image_shape
-        return Header(Kind.SETUP, classes=self.num_classes, height=height, width=width, channels=channels)
+        return Header(Kind.SETUP, num_classes=self.num_classes, height=height, width=width, channels=channels)
 
     def buffers(self) -> tuple[Tensor, ...]:
         """Return the payload."""
@@ -135,7 +142,7 @@ class HostClient:
 
     def header(self) -> Header:
         """Return the header, without `payload_bytes`."""
-        return Header(Kind.HOST, self.client, self.round, count=len(self.sample_id), state_bytes=len(self.state))
+        return Header(Kind.HOST, self.client, self.round, num_samples=len(self.sample_id), state_bytes=len(self.state))
 
     def buffers(self) -> tuple[Tensor, ...]:
         """Return the payload."""
@@ -155,7 +162,9 @@ class TrainRequest:
 
     def header(self) -> Header:
         """Return the header, without `payload_bytes`."""
-        return Header(Kind.TRAIN, self.client, self.round, count=len(self.sample_id), classes=self.logit.shape[1])
+        return Header(
+            Kind.TRAIN, self.client, self.round, num_samples=len(self.sample_id), num_classes=self.logit.shape[1]
+        )
 
     def buffers(self) -> tuple[Tensor, ...]:
         """Return the payload."""
@@ -182,7 +191,15 @@ class FeatureBlock:
         """Return the header, without `payload_bytes`."""
         count, classes = self.logit.shape
         return Header(
-            Kind.BLOCK, self.client, self.round, self.first, count, classes, *self.shape, self.feature.shape[1], self.codec
+            Kind.BLOCK,
+            self.client,
+            self.round,
+            self.first,
+            count,
+            classes,
+            *self.shape,
+            self.feature.shape[1],
+            self.codec,
         )
 
     def buffers(self) -> tuple[Tensor, ...]:
@@ -250,7 +267,7 @@ def from_wire(header: Header, buffers: Sequence[Tensor]) -> Message:
     """Return the message of a checked header and its received payload."""
     match header.kind:
         case Kind.SETUP:
-            return Setup(header.classes, (header.height, header.width, header.channels), *buffers)
+            return Setup(header.num_classes, (header.height, header.width, header.channels), *buffers)
         case Kind.HOST:
             return HostClient(header.client, header.round, *buffers)
         case Kind.TRAIN:
@@ -307,15 +324,19 @@ class Contract:
         expect(header.round >= 0, "round", "0 or more")
         match header.kind:
             case Kind.SETUP:
-                expect(2 <= header.classes <= 32767, "classes", "2 to 32767")
+                expect(2 <= header.num_classes <= 32767, "num_classes", "2 to 32767")
                 for name in ("height", "width", "channels"):
                     expect(1 <= getattr(header, name) <= 65536, name, "1 to 65536")
             case Kind.HOST:
-                expect(1 <= header.count <= self.max_samples, "count", f"1 to {self.max_samples}")
+                expect(1 <= header.num_samples <= self.max_samples, "num_samples", f"1 to {self.max_samples}")
             case Kind.TRAIN:
                 assert self.num_samples is not None
-                expect(header.count in (0, self.num_samples[header.client]), "count", "none or all of the shard")
-                expect(header.classes == self.num_classes, "classes", self.num_classes)
+                expect(
+                    header.num_samples in (0, self.num_samples[header.client]),
+                    "num_samples",
+                    "none or all of the shard",
+                )
+                expect(header.num_classes == self.num_classes, "num_classes", self.num_classes)
             case Kind.BLOCK:
                 self._check_block(header, expect)
         if header.kind in (Kind.HOST, Kind.REPORT):
@@ -331,14 +352,14 @@ class Contract:
     def _check_block(self, header: Header, expect: Callable[[bool, str, object], None]) -> None:
         assert self.num_samples is not None
         height, width, channels = self.feature_shape
-        expect(header.classes == self.num_classes, "classes", self.num_classes)
+        expect(header.num_classes == self.num_classes, "num_classes", self.num_classes)
         expect(header.height == height, "height", height)
         expect(header.width == width, "width", width)
         expect(header.channels == channels, "channels", channels)
         expect(header.codec == self.codec, "codec", self.codec)
         expect(header.row_bytes == self.row_bytes, "row_bytes", self.row_bytes)
-        expect(1 <= header.count <= self.block_rows, "count", f"1 to {self.block_rows}")
-        last = self.num_samples[header.client] - header.count
+        expect(1 <= header.num_samples <= self.block_rows, "num_samples", f"1 to {self.block_rows}")
+        last = self.num_samples[header.client] - header.num_samples
         expect(0 <= header.first <= last, "first", f"0 to {last}")
 
     def allocate(self, header: Header) -> list[Tensor]:

@@ -40,9 +40,7 @@ class MpiTransport:
         header, payload = to_wire(message)
         buffers = [header.pack(), *(_host_bytes(tensor) for tensor in payload)]
         tags = [_HEADER_TAG] + [_PAYLOAD_TAG] * len(payload)
-        requests = [
-            self.comm.Isend([buffer, MPI.BYTE], rank, tag) for buffer, tag in zip(buffers, tags, strict=True)
-        ]
+        requests = [self.comm.Isend([buffer, MPI.BYTE], rank, tag) for buffer, tag in zip(buffers, tags, strict=True)]
         self.ledger.sent[message.column] += HEADER_BYTES + header.payload_bytes
         self._leaving.append((requests, buffers))  # keeps the memory alive until it has left
         while self._leaving and MPI.Request.Testall(self._leaving[0][0]):

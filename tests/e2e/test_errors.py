@@ -1,4 +1,4 @@
-"""What a user sees when something is wrong: one clear line and status 2 before training, a traceback and an end after."""
+"""What a user sees when something is wrong: one line and status 2 before training, a traceback and an end after."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Whole runs under mpirun: what they leave behind, and that nothing but configuration and seed decides their figures."""
+"""Whole runs under mpirun: what they leave, and that configuration and seed alone decide their figures."""
 
 import json
 

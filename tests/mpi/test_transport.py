@@ -110,7 +110,7 @@ def test_blocks_of_all_workers_land_in_their_own_memory(transport):
         transport.send(0, ClientReport(RANK, 0, ClientMetrics(1, 2, 3, 4, 5), torch.ones(33, dtype=torch.uint8)))
         return
     bank = {rank: torch.zeros(1000, 256, dtype=torch.uint8) for rank in WORKERS}
-    accepted = contract(lambda header: bank[header.client][header.first : header.first + header.count])
+    accepted = contract(lambda header: bank[header.client][header.first : header.first + header.num_samples])
     last = dict.fromkeys(WORKERS, 0)
     for _ in range(11 * len(WORKERS)):
         source, message = transport.receive(accepted)

@@ -16,7 +16,7 @@ from gkt_mpi.seeding import torch_generator
 from tests.conftest import figures, run_in_threads
 
 CPU = torch.device("cpu")
-# Of an edge ResNet-8 with 10 classes: parameters, three moments of each, one step count a tensor, BatchNorm's statistics.
+# Of an edge ResNet-8, 10 classes: parameters with 3 moments each, a step count a tensor, BatchNorm's statistics.
 STATE_BYTES = 4 * (4 * 10_586 + 26 + 2 * 272) + 8 * 8
 
 
@@ -81,7 +81,9 @@ def plain_fedgkt(config):
         with torch.no_grad():
             answers = server(torch.stack([feature for _, feature, _ in uploaded]))
             knowledge = {i: answer for (i, _, _), answer in zip(uploaded, answers, strict=True)}
-        losses.append([sum(a * n for a, n in each) / sum(n for _, n in each) for each in (client_losses, server_losses)])
+        losses.append(
+            [sum(a * n for a, n in each) / sum(n for _, n in each) for each in (client_losses, server_losses)]
+        )
     return losses
 
 

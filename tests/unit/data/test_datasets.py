@@ -20,7 +20,10 @@ def write_cifar(root, name, counts=(3, 2), classes=10, seed=0):
     ten = name == "cifar10"
     folder = root / ("cifar-10-batches-py" if ten else "cifar-100-python")
     folder.mkdir(parents=True)
-    files = {"train": [f"data_batch_{k}" for k in range(1, 6)] if ten else ["train"], "test": ["test_batch" if ten else "test"]}
+    files = {
+        "train": [f"data_batch_{k}" for k in range(1, 6)] if ten else ["train"],
+        "test": ["test_batch" if ten else "test"],
+    }
     written = {}
     for split, count in zip(("train", "test"), counts, strict=True):
         images, labels = [], []
@@ -227,9 +230,7 @@ def test_a_file_that_is_no_hdf5_is_refused_by_name(tmp_path):
         ImageFile(path)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"alpha": 0.0}, {"limit": 0}, {"test_limit": -1}, {"classes_per_client": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"alpha": 0.0}, {"limit": 0}, {"test_limit": -1}, {"classes_per_client": 0}])
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DataConfig(**wrong)

@@ -35,7 +35,7 @@ def block(client, first, count, **changes):
 
 
 def deliver(bank, message):
-    header = Header(Kind.BLOCK, message.client, first=message.first, count=len(message.sample_id))
+    header = Header(Kind.BLOCK, message.client, first=message.first, num_samples=len(message.sample_id))
     bank.memory(header).copy_(message.feature)
     bank.accept(message)
 
@@ -104,7 +104,7 @@ def test_a_client_is_complete_when_all_its_samples_have_arrived(bank):
 def test_rows_sent_twice_are_refused_before_they_are_received(bank):
     deliver(bank, block(1, 0, 2))
     with pytest.raises(WireError, match="twice in round 0"):
-        bank.memory(Header(Kind.BLOCK, 1, first=1, count=2))
+        bank.memory(Header(Kind.BLOCK, 1, first=1, num_samples=2))
 
 
 @pytest.mark.parametrize(

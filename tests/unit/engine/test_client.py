@@ -136,9 +136,7 @@ def test_the_upload_goes_through_the_shard_in_stored_order(block_rows):
     assert max(row.stop - row.start for row in rows) == min(block_rows, 10)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"epochs": -1}, {"lr": 0}, {"weight_decay": -1}, {"batch_size": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"lr": 0}, {"weight_decay": -1}, {"batch_size": 0}])
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=f"client.{next(iter(wrong))}"):
         ClientConfig(**wrong)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from gkt_mpi.data.datasets import DataConfig, prepare
 from gkt_mpi.data.augment import Augmentation, ImagePipeline
+from gkt_mpi.data.datasets import DataConfig, prepare
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.client import ClientConfig, Edge
 from gkt_mpi.engine.evaluate import evaluate, num_evaluated

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gkt_mpi.engine.optimizer import build_optimizer, build_schedule, optimizer_tensors
+from gkt_mpi.engine.optimizer import build_optimizer, build_schedule, optimizer_tensors, step_schedule
 
 
 def make(name="adam", weight_decay=0.1):
@@ -39,7 +39,7 @@ def rates(name, losses, rounds=20):
     for loss in losses:
         optimizer.step()
         found.append(optimizer.param_groups[0]["lr"])
-        schedule.step(*([loss] if name == "plateau" else []))
+        step_schedule(schedule, loss)
     return found
 
 

@@ -47,7 +47,7 @@ def test_a_long_phase_without_a_terminal_says_how_far_it_is(monkeypatch):
     progress.begin_round(0)
     progress.begin_phase("server trains", 100)
     for _ in range(4):
-        now[0] += 6
+        now[0] += 18
         progress.advance(25)
     assert [line.strip() for line in out.getvalue().splitlines()] == [
         "round 1/2  server trains 50 %",
@@ -89,7 +89,15 @@ def test_the_tables_show_what_they_are_given():
     console.print(summary_table(summary, "digits"))
     console.print(partition_table(np.array([[1, 0], [20, 3]]), ["cat", "dog"]))
     text = out.getvalue()
-    for expected in ("0.9700", "0.9800 (round 7)", "1.0 GB", "1:15 min", "digits: completed after 8 rounds", "cat", "23"):
+    for expected in (
+        "0.9700",
+        "0.9800 (round 7)",
+        "1.0 GB",
+        "1:15 min",
+        "digits: completed after 8 rounds",
+        "cat",
+        "23",
+    ):
         assert expected in text
     assert partition_table(np.zeros((33, 10), int), ["x"] * 10) is None
     assert partition_table(np.zeros((3, 100), int), ["x"] * 100) is None

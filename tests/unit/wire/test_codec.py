@@ -29,7 +29,8 @@ def round_trip(name, feature):
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("float32", 65_536), ("bfloat16", 32_768), ("float16", 32_768), ("int8", 16_450), ("int4", 8_260)]
+    ("name", "most"),
+    [("float32", 65_536), ("bfloat16", 32_768), ("float16", 32_768), ("int8", 16_450), ("int4", 8_260)],
 )
 def test_a_cifar_feature_takes_no_more_bytes_than_promised(name, most):
     assert Codec(name, (32, 32, 16)).row_bytes <= most

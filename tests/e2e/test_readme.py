@@ -1,0 +1,80 @@
+"""Every command in the README and CONTRIBUTING works: run, or, where that takes minutes or installs, checked."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from gkt_mpi.config import parse
+from tests.conftest import ROOT, arguments, run_in_threads
+from tests.launch import run
+
+VENV = str(Path(sys.executable).parent.parent)
+
+
+def commands():
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for block in re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL):
+            yield from (line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip())
+
+
+def check_program(words):
+    """The arguments of gkt_mpi.main parse, and the configuration they give prints."""
+    rest = words[words.index("gkt_mpi.main") + 1 :]
+    if "--help" not in rest:
+        rest = [*rest, "--print_config"]
+    done = run([sys.executable, "-m", "gkt_mpi.main", *rest])
+    assert done.status == 0, done.err
+    assert done.out
+
+
+def check_make(words):
+    done = run(["make", "-n", *words[1:], f"VENV={VENV}"])
+    assert done.status == 0, done.err
+    for line in done.out.splitlines():
+        if "gkt_mpi.main" in line:
+            check_program(shlex.split(line))
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_a_documented_command_works(command, tmp_path):
+    words = shlex.split(command)
+    while "=" in words[0]:  # VENV=.venv before a command
+        words = words[1:]
+    if words[0] == "make":
+        check_make(words)
+    elif words[:3] == ["python", "-m", "gkt_mpi.observe.report"]:
+        config = parse(arguments(tmp_path, name="digits", rounds=1))
+        run_in_threads(config, 2)
+        done = run([sys.executable, *words[1:]], cwd=tmp_path)
+        assert (done.status, done.out) == (0, "report: runs/digits/report.html\n"), done.err
+    elif "gkt_mpi.main" in words:
+        check_program(words)
+    else:
+        raise AssertionError(f"no check knows this command; add one: {command}")
+
+
+def test_every_variable_and_target_of_make_is_documented_by_make_itself():
+    done = run(["make"])
+    text = (ROOT / "Makefile").read_text()
+    for name in re.findall(r"^([A-Z]+) \?=", text, flags=re.MULTILINE):
+        assert f"{name}=" in done.out
+    for name in ("digits", "cifar10", "cifar100", "cinic10", "test", "test-mpi-%", "check", "clean"):
+        assert re.search(rf"^  {re.escape(name)} ", done.out, flags=re.MULTILINE)
+
+
+def test_make_digits_reaches_its_accuracy_with_an_existing_environment(tmp_path):
+    """The README's first command, whole; the environment it runs in is the tests' own, used as it is."""
+    before = sorted(path.name for path in Path(VENV).iterdir())
+    done = run(
+        ["make", "digits", f"VENV={VENV}", f"OUT={tmp_path}", f"ARGS=--data.dir '{tmp_path}/images of digits'"],
+        timeout_s=280,
+    )
+    assert done.status == 0, done.err
+    assert sorted(path.name for path in Path(VENV).iterdir()) == before
+    found = re.search(r"server model, final test accuracy .* (0\.\d+)", done.out)
+    assert found and float(found[1]) >= 0.95
+    assert f"run folder: {tmp_path}/digits" in done.out
+    assert (tmp_path / "digits" / "report.html").stat().st_size > 50_000
