@@ -123,7 +123,7 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
     renamed when it is whole. Raises `DataError` where the data set is missing or cannot be read or written.
     """
     root = Path(config.dir).expanduser()
-    source = SOURCES[config.name](root, config)
+    source = SOURCES[config.name](root, config.download, config.synthetic)
     path = file_path(config)
     if path.exists() and not _is_stale(path, source):
         return ImageFile(path)

@@ -1,7 +1,8 @@
 """Where images come from: one function a data set, each returning a `Source` that can be read once.
 
 A source knows whether its files are there (`missing` says what was looked for and how to get it) and when they
-last changed; only `read` opens them.
+last changed; only `read` opens them. Every function takes the folder to look in, whether it may download, and what
+synthetic images to make, and uses what concerns it.
 """
 
 import contextlib
@@ -13,16 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gkt_mpi.data.torchvision_import import import_torchvision_datasets
 from gkt_mpi.errors import DataError, require
 from gkt_mpi.seeding import numpy_generator
-
-if TYPE_CHECKING:
-    from gkt_mpi.data.datasets import DataConfig
 
 # Channel statistics of the training images, as the field uses them.
 _STATISTICS = {
@@ -87,7 +85,7 @@ def _array_split(labels: np.ndarray, images: np.ndarray) -> Split:
     return Split(np.asarray(labels), lambda first, last: images[first:last])
 
 
-def digits(root: Path, config: "DataConfig") -> Source:
+def digits(root: Path, download: bool, made: SyntheticConfig) -> Source:
     """Return the 1,797 handwritten digits of 8x8 that scikit-learn ships (UCI, Alpaydin and Kaynak 1998).
 
     One image in five is for testing, chosen once and for all. Pixels 0..16 become 0..255; one channel.
@@ -109,13 +107,12 @@ def digits(root: Path, config: "DataConfig") -> Source:
     return Source("embedded", read)
 
 
-def synthetic(root: Path, config: "DataConfig") -> Source:
+def synthetic(root: Path, download: bool, made: SyntheticConfig) -> Source:
     """Return images that a network can learn but a pixel template cannot quite: made from a seed, any size.
 
     A class is a smooth random colour pattern; an image is its class's pattern, shifted by up to a quarter of
     the size, under a random contrast and noise.
     """
-    made = config.synthetic
 
     def read() -> Decoded:
         rng = numpy_generator(made.seed, "synthetic-patterns")
@@ -146,18 +143,16 @@ def synthetic(root: Path, config: "DataConfig") -> Source:
     return Source(f"synthetic, seed {made.seed}", read)
 
 
-def cifar10(root: Path, config: "DataConfig") -> Source:
+def cifar10(root: Path, download: bool, made: SyntheticConfig) -> Source:
     """Return CIFAR-10 from `root`/cifar-10-batches-py, the archive's own layout."""
     files = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"], "meta": ["batches.meta"]}
-    return _cifar("cifar10", "CIFAR10", root, "cifar-10-batches-py", files, "labels", "label_names", config.download)
+    return _cifar("cifar10", "CIFAR10", root, "cifar-10-batches-py", files, "labels", "label_names", download)
 
 
-def cifar100(root: Path, config: "DataConfig") -> Source:
+def cifar100(root: Path, download: bool, made: SyntheticConfig) -> Source:
     """Return CIFAR-100 with its fine labels from `root`/cifar-100-python, the archive's own layout."""
     files = {"train": ["train"], "test": ["test"], "meta": ["meta"]}
-    return _cifar(
-        "cifar100", "CIFAR100", root, "cifar-100-python", files, "fine_labels", "fine_label_names", config.download
-    )
+    return _cifar("cifar100", "CIFAR100", root, "cifar-100-python", files, "fine_labels", "fine_label_names", download)
 
 
 def _cifar(
@@ -234,7 +229,7 @@ def _download(torchvision_class: str, root: Path) -> None:
         raise DataError(f"the download of {torchvision_class} into {root} failed: {error}") from error
 
 
-def cinic10(root: Path, config: "DataConfig") -> Source:
+def cinic10(root: Path, download: bool, made: SyntheticConfig) -> Source:
     """Return CINIC-10 from its folders of PNG files, `root`/CINIC-10/{train,valid,test}/CLASS/*.png.
 
     `root` itself may also be the folder that holds train, valid and test, as the archive unpacks.
@@ -297,7 +292,7 @@ def _fingerprint(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-SOURCES: dict[str, Callable[[Path, "DataConfig"], Source]] = {
+SOURCES: dict[str, Callable[[Path, bool, SyntheticConfig], Source]] = {
     "digits": digits,
     "cifar10": cifar10,
     "cifar100": cifar100,

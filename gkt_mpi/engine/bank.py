@@ -67,7 +67,8 @@ class Bank:
         rows = self._block_rows(header.client, header.first, header.num_samples)
         if self._arrived[rows].any():
             raise WireError(
-                f"client {header.client} sent {header.num_samples} rows from {header.first} on twice in round {header.round}"
+                f"client {header.client} sent {header.num_samples} rows from {header.first} on twice "
+                f"in round {header.round}"
             )
         return self.feature[rows]
 

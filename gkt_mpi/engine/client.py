@@ -7,39 +7,32 @@ The server uses an `Edge` too, to evaluate each client's stem.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.engine.optimizer import OptimizerName, build_optimizer, optimizer_tensors
+from gkt_mpi.engine.optimizer import OptimizerConfig, build_optimizer, optimizer_tensors
 from gkt_mpi.errors import WireError, require
 from gkt_mpi.models.resnet import EdgeName, build_edge_model
 from gkt_mpi.seeding import torch_generator
 
 
 @dataclass(frozen=True)
-class ClientConfig:
+class ClientConfig(OptimizerConfig):
     """The edge clients."""
 
     model: EdgeName = "resnet8"
     """Edge model: the stem and a small head. The paper's main results use resnet8."""
     epochs: int = 1
     """Passes over its own images that a client trains each round; 0 leaves it untrained."""
-    optimizer: OptimizerName = "adam"
-    """adam (with amsgrad) or sgd (Nesterov momentum 0.9)."""
-    lr: float = 0.001
-    """Learning rate, constant over the run; above 0."""
-    weight_decay: float = 1e-4
-    """L2 penalty; 0 or more. The paper's code uses 1e-4 with adam and 5e-4 with sgd."""
-    batch_size: int = 256
-    """Images in a training batch; at least 1. A smaller last batch is used too."""
+
+    group: ClassVar[str] = "client"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.epochs >= 0, "client.epochs", self.epochs, "0 or more")
-        require(self.lr > 0, "client.lr", self.lr, "a number above 0")
-        require(self.weight_decay >= 0, "client.weight_decay", self.weight_decay, "0 or more")
-        require(self.batch_size >= 1, "client.batch_size", self.batch_size, "at least 1")
 
 
 class Edge:
@@ -51,7 +44,7 @@ class Edge:
         # Every client begins with the same weights, as in the released code.
         generator = torch_generator(seed, "edge model")
         self.model = build_edge_model(config.model, image_channels, num_classes, generator, device)
-        self.optimizer = build_optimizer(config.optimizer, self.model.parameters(), config.lr, config.weight_decay)
+        self.optimizer = build_optimizer(config, self.model.parameters())
         tensors = [*self.model.state_dict().values(), *optimizer_tensors(self.optimizer)]
         self._tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # keeps int64 on 8-byte boundaries
 

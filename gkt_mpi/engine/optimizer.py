@@ -1,19 +1,41 @@
 """Optimizers of both sides, with the paper's settings, and the server's learning-rate schedules."""
 
 from collections.abc import Iterable
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+
+from gkt_mpi.errors import require
 
 OptimizerName = Literal["adam", "sgd"]
 ScheduleName = Literal["constant", "cosine", "plateau"]
 PLATEAU_PATIENCE = 10  # rounds, as released
 
 
-def build_optimizer(
-    name: OptimizerName, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
-) -> torch.optim.Optimizer:
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """What both sides' training has in common; `ClientConfig` and `ServerConfig` add the rest."""
+
+    optimizer: OptimizerName = "adam"
+    """adam (with amsgrad) or sgd (Nesterov momentum 0.9)."""
+    lr: float = 0.001
+    """Learning rate at the start; above 0. The clients' stays constant."""
+    weight_decay: float = 1e-4
+    """L2 penalty; 0 or more. The paper's code uses 1e-4 with adam and 5e-4 with sgd."""
+    batch_size: int = 256
+    """Samples in a training batch; at least 1. A smaller last batch is used too."""
+
+    group: ClassVar[str]  # the name of the fields' group, for error messages
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"{self.group}.lr", self.lr, "a number above 0")
+        require(self.weight_decay >= 0, f"{self.group}.weight_decay", self.weight_decay, "0 or more")
+        require(self.batch_size >= 1, f"{self.group}.batch_size", self.batch_size, "at least 1")
+
+
+def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Return Adam with amsgrad, or SGD with Nesterov momentum 0.9 (the released code's), its state already there.
 
     The state of a fresh optimizer appears only at its first step. Here it exists from the start, filled with
@@ -21,10 +43,10 @@ def build_optimizer(
     """
     parameters = list(parameters)
     optimizer: torch.optim.Optimizer
-    if name == "adam":
-        optimizer = torch.optim.Adam(parameters, 0.0, weight_decay=weight_decay, amsgrad=True, fused=True)
+    if config.optimizer == "adam":
+        optimizer = torch.optim.Adam(parameters, 0.0, weight_decay=config.weight_decay, amsgrad=True, fused=True)
     else:
-        optimizer = torch.optim.SGD(parameters, 0.0, 0.9, weight_decay=weight_decay, nesterov=True, fused=True)
+        optimizer = torch.optim.SGD(parameters, 0.0, 0.9, weight_decay=config.weight_decay, nesterov=True, fused=True)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # at a rate of 0: makes the state, leaves the parameters
@@ -32,7 +54,7 @@ def build_optimizer(
     for tensor in optimizer_tensors(optimizer):
         tensor.zero_()
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = config.lr
     return optimizer
 
 

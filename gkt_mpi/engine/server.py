@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from gkt_mpi.engine.bank import Bank, BankBatch, BatchOrder
 from gkt_mpi.engine.checkpoint import CheckpointStore
 from gkt_mpi.engine.client import Edge
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode, evaluate, num_evaluated
-from gkt_mpi.engine.optimizer import OptimizerName, ScheduleName, build_optimizer, build_schedule, step_schedule
+from gkt_mpi.engine.optimizer import OptimizerConfig, ScheduleName, build_optimizer, build_schedule, step_schedule
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.errors import WireError, require
 from gkt_mpi.losses import DistillConfig
@@ -32,31 +32,23 @@ from gkt_mpi.wire.transport import Transport
 
 
 @dataclass(frozen=True)
-class ServerConfig:
+class ServerConfig(OptimizerConfig):
     """The server."""
 
     model: ServerName = "resnet56"
     """Server model, without its stem."""
     epochs: int = 20
     """Passes over the feature bank that the server trains each round; at least 1."""
-    optimizer: OptimizerName = "adam"
-    """adam (with amsgrad) or sgd (Nesterov momentum 0.9)."""
-    lr: float = 0.001
-    """Learning rate at the start; above 0."""
-    weight_decay: float = 1e-4
-    """L2 penalty; 0 or more. The paper's code uses 1e-4 with adam and 5e-4 with sgd."""
-    batch_size: int = 256
-    """Features in a training batch; at least 1. A smaller last batch is used too."""
     schedule: ScheduleName = "plateau"
     """Learning rate by round. plateau: a tenth after 10 rounds without a lower training loss. cosine: to 0."""
     batch_order: BatchOrder = "mixed"
     """mixed: batches drawn across all clients. by_client: client after client, as in the paper."""
 
+    group: ClassVar[str] = "server"
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.epochs >= 1, "server.epochs", self.epochs, "at least 1")
-        require(self.lr > 0, "server.lr", self.lr, "a number above 0")
-        require(self.weight_decay >= 0, "server.weight_decay", self.weight_decay, "0 or more")
-        require(self.batch_size >= 1, "server.batch_size", self.batch_size, "at least 1")
 
 
 class Server:
@@ -85,7 +77,7 @@ class Server:
         self.transport, self.roster, self.bank, self.model = transport, roster, bank, model
         self.config, self.distill = config, distill
         self.num_rounds, self.seed = num_rounds, seed
-        self._optimizer = build_optimizer(config.optimizer, model.parameters(), config.lr, config.weight_decay)
+        self._optimizer = build_optimizer(config, model.parameters())
         self._schedule = build_schedule(config.schedule, self._optimizer, num_rounds)
         self._states = [edge.state()] * len(roster)
         self._edge, self._test, self._evaluate_config = edge, test, evaluate_config

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
+from gkt_mpi.engine.client import ClientConfig
 from gkt_mpi.engine.optimizer import build_optimizer, build_schedule, optimizer_tensors, step_schedule
 
 
 def make(name="adam", weight_decay=0.1):
     parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
-    return parameter, build_optimizer(name, [parameter], 0.01, weight_decay)
+    return parameter, build_optimizer(ClientConfig(optimizer=name, lr=0.01, weight_decay=weight_decay), [parameter])
 
 
 @pytest.mark.parametrize(("name", "count"), [("adam", 4), ("sgd", 1)])
