@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -42,9 +43,11 @@ from gkt_mpi.wire.transport import SERVER, Transport
 if TYPE_CHECKING:
     from rich.console import Console
 
+_SERVER_FIRST_S = 5.0
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one rank and return its exit status: 0, or 2 on rank 0 when the configuration cannot work."""
+    """Run one rank and return its exit status: 0, or 2 when the configuration cannot work."""
     rank = _launched_rank()
     try:
         with contextlib.ExitStack() as silence:
@@ -157,12 +160,19 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
 
 
 def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
-    """Make or open the data set's HDF5 file, with a progress bar while it is made."""
+    """Make or open the data set's HDF5 file; say so, with a progress bar on a terminal, while it is made."""
     from rich.progress import Progress as Bar
 
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"decoding {config.data.name}", total=None, visible=False)
-        return prepare(config.data, lambda done, total: bar.update(task, completed=done, total=total, visible=True))
+
+        def report(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        path = file_path(config.data)
+        if not path.exists():
+            console.print(f"decoding {config.data.name} into {path}", highlight=False, soft_wrap=True)
+        return prepare(config.data, report)
 
 
 def _say_what_runs(
@@ -215,10 +225,16 @@ def _launched_rank() -> int:
 
 
 def _refuse(error: ConfigError, rank: int) -> int:
-    """Print one line on the server and return the exit status of this rank."""
-    if rank != SERVER:  # mpirun ends the job at the first status that is not 0: leave it to the one that prints
-        return 0
-    print(f"gkt_mpi: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    """Print the error as one line and return the exit status; the server goes first, for all who found the same.
+
+    mpirun ends the job at the first status that is not 0. Another rank therefore waits: only if the server has
+    nothing against its own configuration is it this rank's to speak, say because its node has another file.
+    """
+    where = ""
+    if rank != SERVER:
+        time.sleep(_SERVER_FIRST_S)
+        where = f"[rank {rank}] "
+    print(f"{where}gkt_mpi: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return error.exit_status
 
 

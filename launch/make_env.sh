@@ -9,6 +9,16 @@ venv=$1
 shift
 made="$venv/.made-by-gkt_mpi"
 if [ -d "$venv" ] && [ ! -e "$made" ]; then
+    "$venv/bin/python" - "$venv" "$@" <<'END'
+import importlib.util, sys
+
+venv, *extras = sys.argv[1:]
+needed = "torch torchvision numpy h5py mpi4py yaml jsonargparse rich jinja2 matplotlib tensorboard".split()
+needed += "hypothesis mypy pytest pytest_timeout ruff sklearn".split() if "dev" in extras else []
+missing = [name for name in needed if importlib.util.find_spec(name) is None]
+if missing:
+    sys.exit(f"gkt_mpi: the environment {venv} lacks {', '.join(missing)}; install them, or let make build its own with VENV=NEW")
+END
     exit 0
 fi
 constraints=${CONSTRAINTS-constraints.txt}

@@ -1,10 +1,16 @@
 """Start real processes for the tests, with a time limit, and leave none behind."""
 
+import fcntl
 import os
+import pty
+import select
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +28,7 @@ class Done:
 
 def run(command: list[str], timeout_s: float = 120, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Done:
     """Run a command in a process group of its own and kill the whole group when it ends or takes too long."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "PMIX_", "PRTE_"))}
-    environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::UserWarning"} | (env or {})
+    environment = _environment() | (env or {})
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -54,3 +59,34 @@ def mpirun(ranks: int, program: list[str], timeout_s: float = 120, **options) ->
     venv = str(Path(sys.executable).parent.parent)
     command = ["sh", str(ROOT / "launch/mpirun.sh"), "-np", str(ranks), sys.executable, *map(str, program)]
     return run(command, timeout_s, env={"VENV": venv} | options.pop("env", {}), **options)
+
+
+def run_in_terminal(command: list[str], timeout_s: float = 120) -> tuple[int, str]:
+    """Run a command in a pseudo-terminal of 110 columns; return its status and everything it wrote there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))
+    environment = _environment() | {"VENV": str(Path(sys.executable).parent.parent), "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=environment, start_new_session=True
+    )
+    os.close(theirs)
+    shown, deadline = b"", time.monotonic() + timeout_s
+    try:
+        while time.monotonic() < deadline:
+            if select.select([ours], [], [], 1)[0]:
+                try:
+                    shown += os.read(ours, 65536)
+                except OSError:  # nobody has the other end open any more
+                    return process.wait(10), shown.decode(errors="replace")
+        raise AssertionError(f"no end after {timeout_s} s: {shlex.join(command)}")
+    finally:
+        os.close(ours)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(10)
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment without what an mpirun around it has left there."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "PMIX_", "PRTE_"))}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::UserWarning"}

@@ -63,6 +63,8 @@ class ImageFile:
     def __init__(self, path: Path) -> None:
         """Open and check the file. Raises `DataError` naming the file and what is wrong with it."""
         self.path = path
+        if not path.exists():
+            raise DataError(f"there is no {path}, which rank 0 has made; every node must see the same data.dir")
         try:
             with h5py.File(path, "r") as file:
                 self.classes = [str(name) for name in file.attrs["classes"]]

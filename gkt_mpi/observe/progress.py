@@ -12,31 +12,30 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+_PLAIN_WIDTH = 100  # columns, where there is no terminal or it does not tell
 _PLAIN_EVERY_S = 30.0  # a phase that lasts longer shows how far it is, this often
 
 
 def make_console() -> Console:
-    """Return a console on standard output that knows whether a person watches it.
+    """Return a console on standard output, or on mpirun's terminal when a person watches the job there.
 
-    mpirun gives every rank a pseudo-terminal even when its own output goes to a file, so a rank cannot ask its
-    own standard output. On the node of mpirun, its parent is mpirun, and the parent's output tells the truth.
+    mpirun gives every rank a pseudo-terminal even when its own output goes to a file, and turns the carriage
+    returns of a moving line into line feeds. On its node it is the rank's parent: its output tells whether
+    there is a terminal, and can be written to directly.
     """
-    descriptor = None
-    if "OMPI_COMM_WORLD_RANK" in os.environ or "PMIX_RANK" in os.environ:
-        try:
-            descriptor = os.open(f"/proc/{os.getppid()}/fd/1", os.O_WRONLY | os.O_NOCTTY | os.O_APPEND)
-        except OSError:
-            return Console(force_terminal=False, width=100)
+    under_mpirun = "OMPI_COMM_WORLD_RANK" in os.environ or "PMIX_RANK" in os.environ
     try:
-        number = descriptor if descriptor is not None else sys.stdout.fileno()
-        if not os.isatty(number):
-            return Console(force_terminal=False, width=100)
-        return Console(force_terminal=True, width=max(40, os.get_terminal_size(number).columns))
+        if under_mpirun:
+            descriptor = os.open(f"/proc/{os.getppid()}/fd/1", os.O_WRONLY | os.O_NOCTTY | os.O_APPEND)
+        else:
+            descriptor = os.dup(sys.stdout.fileno())
     except (OSError, ValueError):
-        return Console(force_terminal=False, width=100)
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        return Console(force_terminal=False, width=_PLAIN_WIDTH)
+    if not os.isatty(descriptor):
+        os.close(descriptor)
+        return Console(force_terminal=False, width=_PLAIN_WIDTH)
+    terminal = os.fdopen(descriptor, "w", buffering=1)
+    return Console(file=terminal, force_terminal=True, width=os.get_terminal_size(descriptor).columns or _PLAIN_WIDTH)
 
 
 class Progress:

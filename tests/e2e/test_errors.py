@@ -45,6 +45,27 @@ def test_bad_input_is_one_line_and_status_2_before_training(tmp_path, changes, m
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
 
 
+def test_a_node_that_reads_another_file_says_so_itself(tmp_path):
+    """Only rank 2's configuration cannot be read: rank 0 has nothing to say, and the job must not hang."""
+    program = (
+        "import os, sys; from gkt_mpi.main import main; "
+        "sys.exit(main(sys.argv[1:] + ['--rounds=x'] * (os.environ['OMPI_COMM_WORLD_RANK'] == '2')))"
+    )
+    done = mpirun(3, ["-c", program, *arguments(tmp_path)], timeout_s=60)
+    assert done.status != 0
+    assert [line for line in done.err.splitlines() if line.startswith("[rank 2] gkt_mpi: ") and "rounds" in line]
+
+
+def test_ranks_with_different_configurations_are_told(tmp_path):
+    program = (
+        "import os, sys; from gkt_mpi.main import main; "
+        "sys.exit(main(sys.argv[1:] + ['--seed=1'] * (os.environ['OMPI_COMM_WORLD_RANK'] == '1')))"
+    )
+    done = mpirun(2, ["-c", program, *arguments(tmp_path)], timeout_s=60)
+    assert done.status != 0
+    assert "[rank 1] this rank has read another configuration than the server" in done.err
+
+
 def test_data_with_labels_out_of_range_is_one_line_and_status_2(tmp_path):
     import h5py
 

@@ -1,11 +1,12 @@
 """Whole runs under mpirun: what they leave, and that configuration and seed alone decide their figures."""
 
 import json
+import sys
 
 import pytest
 
 from tests.conftest import arguments, figures, read_metrics
-from tests.launch import mpirun
+from tests.launch import mpirun, run_in_terminal
 
 MAIN = ["-m", "gkt_mpi.main"]
 # (client, server) training loss by round of the tiny hetero run below, on an x86-64 CPU with AVX2.
@@ -52,6 +53,21 @@ def test_a_run_leaves_its_folder_with_the_promised_names(whole):
     for record in records:
         parts = sum(record[key] for key in ("client_s", "wire_s", "server_s", "evaluate_s", "checkpoint_s"))
         assert parts <= record["round_s"] + 1e-6
+
+
+def test_output_that_goes_to_no_terminal_has_no_control_characters(whole):
+    assert "\x1b" not in whole[1] and "\r" not in whole[1]
+
+
+def test_on_a_terminal_progress_is_one_moving_line(tmp_path):
+    """mpirun in a pseudo-terminal of 110 columns, as a person would see it."""
+    command = ["sh", "launch/mpirun.sh", "-np", "2", sys.executable, *MAIN, *arguments(tmp_path, rounds=1)]
+    status, shown = run_in_terminal(command)
+    assert status == 0, shown
+    for text in ("round 1/1", "server trains", "evaluation", "run folder: "):
+        assert text in shown
+    assert "\r" in shown and "\x1b[2K" in shown  # the line is rewritten in place
+    assert shown.count("\n") < 40
 
 
 def test_the_run_folders_configuration_starts_the_same_run_again(whole, tmp_path):
