@@ -11,7 +11,6 @@ MPIFLAGS ?=
 python = "$(VENV)/bin/python"
 env = PYTHON="$(PYTHON)" CONSTRAINTS="$(CONSTRAINTS)" sh launch/make_env.sh "$(VENV)"
 mpirun = VENV="$(VENV)" MPIRUN="$(MPIRUN)" sh launch/mpirun.sh -np $(NP) $(MPIFLAGS)
-report = $(python) -m gkt_mpi.observe.report
 
 .PHONY: help digits cifar10 cifar100 cinic10 test check clean
 .DEFAULT_GOAL := help
@@ -32,7 +31,6 @@ digits: NP ?= 5
 digits:  ## set everything up and train on handwritten digits: 4 clients, about a minute
 	@$(env) mpi
 	@$(mpirun) python -m gkt_mpi.main --config launch/configs/digits.yaml --out "$(OUT)" --checkpoint.resume never $(ARGS)
-	@$(report) "$(OUT)/digits"
 
 cifar10 cifar100 cinic10: NP ?= 21
 cifar10:  ## train on CIFAR-10 as in the paper; the archive lies in data/ (ARGS="--data.download true" fetches it)
@@ -41,7 +39,6 @@ cinic10:  ## the same on CINIC-10, unpacked in data/CINIC-10
 cifar10 cifar100 cinic10:
 	@$(env) mpi
 	@$(mpirun) python -m gkt_mpi.main --config launch/configs/$@.yaml --out "$(OUT)" $(ARGS)
-	@$(report) "$(OUT)/$@"
 
 test:  ## all tests
 	@$(env) mpi dev

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from types import NoneType
+from typing import Any, ClassVar, cast, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from gkt_mpi.algorithms import AlgorithmName
 from gkt_mpi.data.datasets import DataConfig
@@ -49,7 +50,8 @@ class RunConfig:
     placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     def __post_init__(self) -> None:
-        require(bool(self.name) and "/" not in self.name, "name", self.name, "a folder name without /")
+        fits = self.name not in ("", ".", "..") and not {"/", "\0"} & set(self.name)
+        require(fits, "name", self.name, "the name of a folder, without /")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         require(self.clients is None or self.clients >= 1, "clients", self.clients, "at least 1, or null")
@@ -82,11 +84,24 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     """Return the configuration of a command line (None: this process's). Raises `ConfigError` in one line."""
     parser = make_parser()
     try:
-        values: Any = parser.instantiate(parser.parse_args(arguments))
-    except ConfigError:
-        raise
-    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        values = parser.parse_args(arguments)
+        _refuse_empty(values, RunConfig)
+        made: Any = parser.instantiate(values)
+        del made.config
+        return RunConfig(**vars(made))
+    except (ArgumentError, ValueError, TypeError, OSError, RecursionError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{text} (see python -m gkt_mpi.main --help)") from error
-    del values.config
-    return RunConfig(**vars(values))
+
+
+def _refuse_empty(values: Any, owner: type, prefix: str = "") -> None:  # noqa: ANN401 - jsonargparse's own class
+    """Raise `ConfigError` for a group that is no group and for a field left empty, which the parser lets through."""
+    for name, kind in get_type_hints(owner).items():
+        if get_origin(kind) is ClassVar:
+            continue
+        value = values[name]
+        if is_dataclass(kind):
+            require(isinstance(value, Namespace), prefix + name, value, "a group of fields, one a line below it")
+            _refuse_empty(value, cast(type, kind), f"{prefix}{name}.")
+        elif value is None and NoneType not in get_args(kind):
+            raise ConfigError(f"{prefix}{name} is empty; give it a value, or leave the line out for the default")

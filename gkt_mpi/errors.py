@@ -4,6 +4,8 @@
 ours and ends the whole job with a traceback.
 """
 
+from pathlib import Path
+
 
 class GktError(Exception):
     """Base of all errors this package raises on purpose."""
@@ -33,3 +35,11 @@ def require(condition: bool, field: str, value: object, expected: str) -> None:
     """Raise `ConfigError` naming the field, its value and what was expected, unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{field} is {value!r}; expected {expected}")
+
+
+def expand(path: str, field: str) -> Path:
+    """Return the path of a field with ~ expanded. Raises `ConfigError` naming the field when there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{field} is {path!r}; {error}") from error

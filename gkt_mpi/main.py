@@ -4,6 +4,7 @@ Parse the configuration, start MPI, find this rank's place, and become the serve
 """
 
 import contextlib
+import hashlib
 import os
 import platform
 import sys
@@ -11,7 +12,6 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,7 @@ from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import ImageFile, file_path, prepare
-from gkt_mpi.data.partition import count_by_class, partition, save_partition
+from gkt_mpi.data.partition import count_by_class, partition
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.bank import Bank
 from gkt_mpi.engine.checkpoint import CheckpointStore
@@ -30,9 +30,10 @@ from gkt_mpi.engine.client import Edge
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.worker import Worker, receive_setup
-from gkt_mpi.errors import ConfigError, GktError
+from gkt_mpi.errors import ConfigError, GktError, expand
 from gkt_mpi.models.resnet import STEM_CHANNELS, build_server_model
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
+from gkt_mpi.observe.report import write_report
 from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.placement import Placement, place
 from gkt_mpi.seeding import numpy_generator, torch_generator
@@ -61,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, RuntimeError) as error:
         return _refuse(ConfigError(f"MPI cannot be started ({error}); try: pip install gkt_mpi[mpi]"), rank)
     transport = mpi.MpiTransport()
+    launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    if transport.size == 1 < launched:
+        text = f"mpirun started {launched} processes, but each sees itself alone: mpirun and the MPI library that "
+        return _refuse(ConfigError(text + "mpi4py loads come from two installations; use mpirun of the same one"), rank)
     try:
         return run_rank(config, transport, mpi.node_place())
     except BaseException as error:  # whatever it is, no rank may be left waiting
@@ -93,20 +98,24 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
     """Build the server of a run from its configuration, run the algorithm, and show the result."""
     placement.apply()
     console = make_console()
-    progress = Progress(config.rounds, console)
     file = _prepare_data(config, console)
-    shards = partition(file.labels("train"), config.clients or 1, config.data, config.seed)
-    roster = Roster(shards, transport.size)
-    log = RunLog(Path(config.out).expanduser() / config.name, asdict(config), _versions())
-    counts = count_by_class(file.labels("train"), shards, len(file.classes))
-    save_partition(log.folder / "partition.npz", shards, counts, file.classes)
+    labels, num_classes, device = file.labels("train"), len(file.classes), placement.device
+    assert config.clients is not None
+    shards = partition(labels, config.clients, config.data, config.seed)
+    folder = expand(config.out, "out") / config.name
+    resumable = asdict(config) | {"training images": _digest_of_shards(shards, labels)}
+    checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
+    rounds_done, state = checkpoints.load() or (0, None)  # refused before anything in the folder changes
+
+    log = RunLog(folder, asdict(config), _versions())
+    counts = count_by_class(labels, shards, num_classes)
+    log.save_partition(shards, counts, file.classes)
     _say_what_runs(config, file, counts, transport.size, placement, console)
 
     codec = _codec(config, file)
-    device, num_classes = placement.device, len(file.classes)
     server = Server(
         transport=transport,
-        roster=roster,
+        roster=Roster(shards, transport.size),
         bank=Bank(shards, num_classes, codec, device),
         model=build_server_model(
             config.server.model, num_classes, torch_generator(config.seed, "server model"), device
@@ -120,16 +129,17 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
         num_rounds=config.rounds,
         seed=config.seed,
         placement=placement,
-        checkpoints=CheckpointStore(log.folder / "checkpoints", config.checkpoint, asdict(config)),
+        checkpoints=checkpoints,
         log=log,
-        progress=progress,
+        progress=Progress(config.rounds, console),
     )
-    setup = Setup(num_classes, file.image_shape, _digest(config))
+    server.resume(rounds_done, state)
     for rank in range(1, transport.size):
-        transport.send(rank, setup)
+        transport.send(rank, Setup(num_classes, file.image_shape, _digest(config)))
     ALGORITHMS[config.algorithm].run_server(server)
     console.print(summary_table(log.summary, config.name))
-    console.print(f"run folder: {log.folder}", soft_wrap=True, highlight=False)
+    console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"report: {write_report([folder])}", soft_wrap=True, highlight=False)
 
 
 def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bool]) -> None:
@@ -143,6 +153,8 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
     if not torch.equal(setup.config_digest, _digest(config)):
         raise GktError("this rank has read another configuration than the server; give every node the same file")
     file = ImageFile(file_path(config.data))
+    if (len(file.classes), file.image_shape) != (setup.num_classes, setup.image_shape):
+        raise GktError(f"{file.path} is another file than the server's; every node must see the same data.dir")
     codec = _codec(config, file)
     worker = Worker(
         transport=transport,
@@ -164,14 +176,14 @@ def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
     from rich.progress import Progress as Bar
 
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"decoding {config.data.name}", total=None, visible=False)
+        task = bar.add_task("decoding", total=None, visible=False)
 
         def report(done: int, total: int) -> None:
+            if done == 0:
+                text = f"decoding {total:,} images of {config.data.name} into {file_path(config.data)}"
+                console.print(text, highlight=False, soft_wrap=True)
             bar.update(task, completed=done, total=total, visible=True)
 
-        path = file_path(config.data)
-        if not path.exists():
-            console.print(f"decoding {config.data.name} into {path}", highlight=False, soft_wrap=True)
         return prepare(config.data, report)
 
 
@@ -194,11 +206,8 @@ def _say_what_runs(
 
 
 def _test_rows(config: RunConfig, file: ImageFile) -> np.ndarray:
-    num_test = len(file.labels("test"))
-    if config.data.test_limit is None or config.data.test_limit >= num_test:
-        return np.arange(num_test)
-    order = numpy_generator(config.seed, "test images").permutation(num_test)
-    return np.sort(order[: config.data.test_limit])
+    """Return the test images of the run in a random order, so that any part of them has about the same classes."""
+    return numpy_generator(config.seed, "test images").permutation(len(file.labels("test")))[: config.data.test_limit]
 
 
 def _pipeline(config: RunConfig, file: ImageFile, device: torch.device) -> ImagePipeline:
@@ -214,6 +223,14 @@ def _codec(config: RunConfig, file: ImageFile) -> Codec:
 
 def _digest(config: RunConfig) -> torch.Tensor:
     return torch.frombuffer(bytearray(config.digest()), dtype=torch.uint8)
+
+
+def _digest_of_shards(shards: list[np.ndarray], labels: np.ndarray) -> str:
+    """Return a text that differs when any client holds other samples, or samples with other labels."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(shard.tobytes() + labels[shard].tobytes() + b"next client")
+    return digest.hexdigest()[:16]
 
 
 def _launched_rank() -> int:

@@ -14,13 +14,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 import yaml
 
-from gkt_mpi.errors import ConfigError, require
+from gkt_mpi.errors import ConfigError, expand, require
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,8 @@ def peak_mib() -> float:
 
 def _read_map(path: str) -> dict[str, list[int]]:
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text())
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.safe_load(expand(path, "placement.gpu_map").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"placement.gpu_map {path} cannot be read: {error}") from error
     fits = isinstance(content, dict) and all(
         isinstance(ranks, list) and all(isinstance(n, int) and n >= 0 for n in ranks) for ranks in content.values()

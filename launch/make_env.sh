@@ -9,6 +9,10 @@ venv=$1
 shift
 made="$venv/.made-by-gkt_mpi"
 if [ -d "$venv" ] && [ ! -e "$made" ]; then
+    if [ ! -x "$venv/bin/python" ]; then
+        echo "gkt_mpi: $venv is no Python environment; delete it, or choose another with VENV=..." >&2
+        exit 2
+    fi
     "$venv/bin/python" - "$venv" "$@" <<'END'
 import importlib.util, sys
 
@@ -17,7 +21,8 @@ needed = "torch torchvision numpy h5py mpi4py yaml jsonargparse rich jinja2 matp
 needed += "hypothesis mypy pytest pytest_timeout ruff sklearn".split() if "dev" in extras else []
 missing = [name for name in needed if importlib.util.find_spec(name) is None]
 if missing:
-    sys.exit(f"gkt_mpi: the environment {venv} lacks {', '.join(missing)}; install them, or let make build its own with VENV=NEW")
+    print(f"gkt_mpi: {venv} lacks {', '.join(missing)}; install them, or let make build its own: VENV=NEW", file=sys.stderr)
+    sys.exit(2)
 END
     exit 0
 fi
@@ -35,8 +40,9 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     exit 2
 fi
 echo "setting up $venv with $("$python" -V): once, about a minute beside the downloads"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-touch "$made"
+mkdir -p "$venv"
+touch "$made" # first: an environment that is cut short is still ours to finish
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
 # Without a terminal pip's log of every file helps nobody; errors are shown all the same.
 [ -t 1 ] && quiet= || quiet=--quiet
 # Compiling every module of every package takes longer than unpacking them: compile what is imported, below.

@@ -20,6 +20,9 @@ case $("$launcher" --version 2>&1) in
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
         export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
     fi
+    case " $* " in
+    *" --bind-to "*) exec "$launcher" --oversubscribe "$@" ;;
+    esac
     exec "$launcher" --oversubscribe --bind-to none "$@"
     ;;
 esac

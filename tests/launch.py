@@ -87,6 +87,7 @@ def run_in_terminal(command: list[str], timeout_s: float = 120) -> tuple[int, st
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment without what an mpirun around it has left there."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "PMIX_", "PRTE_"))}
+    """Return this process's environment without what an mpirun or a make around it has left there."""
+    inherited = ("OMPI_", "PMIX_", "PRTE_", "MAKE", "MFLAGS", "ARGS")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(inherited)}
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::UserWarning"}

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from gkt_mpi.data.sources import SOURCES, Source, SyntheticConfig
-from gkt_mpi.errors import DataError, require
+from gkt_mpi.errors import DataError, expand, require
 
 FORMAT = 1  # raised when the layout of the HDF5 file changes; an older file is then made anew
 _CHUNK = 1000  # images decoded and written at a time
@@ -71,11 +71,14 @@ class ImageFile:
                 self.mean = np.asarray(file.attrs["mean"], np.float32)
                 self.std = np.asarray(file.attrs["std"], np.float32)
                 self.checksums = str(file.attrs["checksums"])
-                self._labels = {split: file[split]["label"][:].astype(np.int64) for split in file}
+                self._labels = {split: file[split]["label"][:] for split in file}
                 self._images = {split: _map_images(path, file[split]["image"]) for split in file}
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            self._check()
+        except DataError:
+            raise
+        except Exception as error:  # a damaged HDF5 file can raise almost anything
             raise DataError(f"{path} is no image file of this package ({error}); delete it to make it anew") from error
-        self._check()
+        self._labels = {split: labels.astype(np.int64) for split, labels in self._labels.items()}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -101,13 +104,15 @@ class ImageFile:
             labels = self._labels[split]
             expect(images.dtype == np.uint8 and images.ndim == 4, f"/{split}/image is not uint8 (N, H, W, channels)")
             expect(images.shape[1:] == self._images["train"].shape[1:], f"/{split} has other image shapes than /train")
+            expect(labels.ndim == 1 and labels.dtype.kind in "iu", f"/{split}/label is not of integers (N,)")
             expect(len(images) == len(labels) > 0, f"/{split} has {len(images)} images but {len(labels)} labels")
             in_range = labels.min() >= 0 and labels.max() < len(self.classes)
             expect(in_range, f"/{split}/label reaches outside 0..{len(self.classes) - 1}")
         height, width, channels = self.image_shape
         fits = height >= 8 and width >= 8 and height % 4 == 0 and width % 4 == 0
         expect(fits, f"images of {height}x{width} do not fit the models, which need multiples of 4 from 8 up")
-        expect(len(self.mean) == len(self.std) == channels, f"mean and std are not of {channels} channels")
+        fits = self.mean.shape == self.std.shape == (channels,) and bool(np.isfinite(self.mean).all())
+        expect(fits and bool((self.std > 0).all()), f"mean and std do not fit images of {channels} channels")
 
 
 def _map_images(path: Path, dataset: h5py.Dataset) -> np.ndarray:
@@ -121,17 +126,16 @@ def _map_images(path: Path, dataset: h5py.Dataset) -> np.ndarray:
 def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile:
     """Return the HDF5 file of the configured data set, made first where it is missing or out of date.
 
-    `report(done, total)` is called while images are decoded. The file is written under another name and
-    renamed when it is whole. Raises `DataError` where the data set is missing or cannot be read or written.
+    `report(done, total)` is called while images are decoded, first with 0 done. The file is written under another
+    name and renamed when it is whole. Raises `DataError` where the data set is missing or cannot be read or written.
     """
-    root = Path(config.dir).expanduser()
-    source = SOURCES[config.name](root, config.download, config.synthetic)
     path = file_path(config)
-    if path.exists() and not _is_stale(path, source):
-        return ImageFile(path)
-    if source.missing:
-        raise DataError(source.missing)
     try:
+        source = SOURCES[config.name](path.parent, config.download, config.synthetic)
+        if path.exists() and not _is_stale(path, source):
+            return ImageFile(path)
+        if source.missing:
+            raise DataError(source.missing)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -139,9 +143,9 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # h5py reports a full disk as a RuntimeError
         raise DataError(
-            f"cannot write {path}: {error}; set data.dir to a folder with room that you may write"
+            f"cannot make {path}: {error}; set data.dir to a folder with room that you may write"
         ) from error
     return ImageFile(path)
 
@@ -152,24 +156,24 @@ def file_path(config: DataConfig) -> Path:
     if config.name == "synthetic":
         s = config.synthetic
         stem = f"synthetic-{s.train}-{s.test}-{s.size}x{s.size}-{s.classes}-{s.seed}"
-    return Path(config.dir).expanduser() / f"{stem}.h5"
+    return expand(config.dir, "data.dir") / f"{stem}.h5"
 
 
 def _is_stale(path: Path, source: Source) -> bool:
     """Whether the archives have changed since the file was made. Archives deleted since do not make it stale."""
     try:
         with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                return not source.missing
-            return bool(source.fingerprint) and file.attrs["fingerprint"] != source.fingerprint
-    except OSError:
+            made_from = str(file.attrs["format"]), str(file.attrs["fingerprint"])
+    except Exception:
         return not source.missing
+    return made_from != (str(FORMAT), source.fingerprint) and not source.missing
 
 
 def _write(path: Path, source: Source, report: Callable[[int, int], None]) -> None:
     decoded = source.read()
     total = sum(len(split.labels) for split in decoded.splits.values())
     done = 0
+    report(done, total)
     with h5py.File(path, "w") as file:
         for name, split in decoded.splits.items():
             labels = np.asarray(split.labels, np.int64)

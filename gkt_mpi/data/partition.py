@@ -1,7 +1,5 @@
 """Which client holds which training images: homo, hetero (the paper's), shards, quantity."""
 
-from pathlib import Path
-
 import numpy as np
 
 from gkt_mpi.data.datasets import DataConfig
@@ -36,12 +34,6 @@ def partition(labels: np.ndarray, num_clients: int, config: DataConfig, seed: in
 def count_by_class(labels: np.ndarray, parts: list[np.ndarray], num_classes: int) -> np.ndarray:
     """Return how many images of each class each client holds, int64 (clients, classes)."""
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
-
-
-def save_partition(path: Path, parts: list[np.ndarray], counts: np.ndarray, classes: list[str]) -> None:
-    """Write the partition to `path` (.npz): sample_id, first (where each client begins), count, classes."""
-    first = np.cumsum([0, *map(len, parts)])
-    np.savez_compressed(path, sample_id=np.concatenate(parts), first=first, count=counts, classes=np.array(classes))
 
 
 def _homo(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.random.Generator) -> list[np.ndarray]:

@@ -36,7 +36,10 @@ class Shard:
         return len(self.sample_id)
 
     def train_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (rows int64 (B,), augmented images) of one epoch in a random order; the last batch may be smaller."""
+        """Yield (rows int64 (B,), augmented images) of one epoch in a random order.
+
+        DIFFERS: the last batch may be smaller; the released code crashes on a shard smaller than a batch.
+        """
         order = torch.randperm(len(self), generator=generator, device=generator.device)
         for row_B in order.split(batch_size):
             image = self.image[row_B]
@@ -53,6 +56,9 @@ class Shard:
             yield rows, self.pipeline.varied(self.image[rows], variation[rows])
 
     def plain_batches(self, rows: slice, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images without augmentation, labels) of `rows` in stored order, at most `batch_size` at a time."""
+        """Yield (images, labels) of `rows` in stored order, at most `batch_size` at a time, for evaluation.
+
+        DIFFERS: never augmented; the released code passes CINIC-10's test images through the training transform.
+        """
         for image, label in zip(self.image[rows].split(batch_size), self.label[rows].split(batch_size), strict=True):
             yield self.pipeline.plain(image), label

@@ -82,6 +82,8 @@ class Source:
 
 
 def _array_split(labels: np.ndarray, images: np.ndarray) -> Split:
+    if len(labels) != len(images):
+        raise ValueError(f"{len(images)} images but {len(labels)} labels")
     return Split(np.asarray(labels), lambda first, last: images[first:last])
 
 
@@ -189,7 +191,7 @@ def _cifar(
         try:
             classes = [str(text) for text in _unpickle(folder / files["meta"][0])[names_key]]
             splits = {part: split(part) for part in ("train", "test")}
-        except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a damaged pickle can raise almost anything
             raise DataError(f"{folder} cannot be read ({error!r}); delete it and get the archive again") from error
         return Decoded(classes, splits, _STATISTICS[name], "official" if official else "other")
 
@@ -265,9 +267,12 @@ def _png_split(folder: Path, classes: list[str]) -> Split:
     def decode(path: Path) -> np.ndarray:
         try:
             with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-        except OSError as error:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path} is no readable image: {error}; delete it or get it again") from error
+        if pixels.shape != (32, 32, 3):
+            raise DataError(f"{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels; every image of CINIC-10 has 32x32")
+        return pixels
 
     def images(first: int, last: int) -> np.ndarray:
         return np.stack([decode(path) for path, _ in files[first:last]])

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import torch
 
-from gkt_mpi.errors import CheckpointError, require
+from gkt_mpi.errors import CheckpointError, GktError, require
 
 _NAME = re.compile(r"round-(\d{5})\.pt")
 # Fields a resumed run may change: they do not alter the rounds already done.
-MAY_CHANGE = ("name", "out", "rounds", "checkpoint", "evaluate.batch_size", "placement", "data.dir", "data.download")
+MAY_CHANGE = ("name", "out", "rounds", "checkpoint", "placement", "data.dir", "data.download")
 # But the cosine schedule depends on the number of rounds, and so do rounds already done.
 
 
@@ -38,7 +38,7 @@ class CheckpointConfig:
 
 
 class CheckpointStore:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder; `run_config` is what a checkpoint must agree with to be resumed."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, run_config: dict[str, Any]) -> None:
         self.folder = folder
@@ -49,11 +49,16 @@ class CheckpointStore:
         """Write the state after `rounds_done` rounds and delete those beyond `keep`."""
         path = self.folder / f"round-{rounds_done:05d}.pt"
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            torch.save({"config": self.run_config, "rounds_done": rounds_done, "state": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with open(temporary, "wb") as file:
+                torch.save({"config": self.run_config, "rounds_done": rounds_done, "state": state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+            if temporary.is_file():
+                temporary.unlink()
+            raise GktError(f"cannot write {path}: {error}; free some space, then start the run again") from error
         for old in self._paths()[: -self.config.keep]:
             old.unlink()
 

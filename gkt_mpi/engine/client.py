@@ -41,7 +41,8 @@ class Edge:
     def __init__(
         self, config: ClientConfig, image_channels: int, num_classes: int, seed: int, device: torch.device
     ) -> None:
-        # Every client begins with the same weights, as in the released code.
+        # Every client begins with the same weights, as in the released code. DIFFERS: random ones; the released
+        # edge models once began from weights trained centrally on the same data set.
         generator = torch_generator(seed, "edge model")
         self.model = build_edge_model(config.model, image_channels, num_classes, generator, device)
         self.optimizer = build_optimizer(config, self.model.parameters())

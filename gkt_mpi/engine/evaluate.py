@@ -1,6 +1,7 @@
 """Evaluation on the server: each client's stem followed by the server's CNN, on the test set.
 
-The server has every client's state from its report, so no feature of a test image ever crosses the wire.
+DIFFERS: in the released code every client uploads the features of the whole test set each round. Here the server
+has every client's state from its report, so no feature of a test image ever crosses the wire.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ class EvaluateConfig:
     every: int = 1
     """Evaluate after every this many rounds, and after the last; at least 1."""
     batch_size: int = 500
-    """Test images evaluated at a time; at least 1. Changes speed and memory only."""
+    """Samples at a time in evaluation and in the server's answers; at least 1. Changes speed, memory, last bits."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "evaluate.every", self.every, "at least 1")

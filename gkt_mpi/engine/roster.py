@@ -4,18 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gkt_mpi.errors import ConfigError
-
 
 class Roster:
     """Clients 0 to K - 1, their sample ids, and the worker ranks that host them, dealt out in turn."""
 
     def __init__(self, shards: list[np.ndarray], num_ranks: int) -> None:
-        """`shards[k]` holds client k's sample ids, int64. Raises `ConfigError` when there is no worker."""
-        if num_ranks < 2:
-            raise ConfigError(
-                f"one rank is the server and needs at least one worker beside it, but there is {num_ranks}"
-            )
+        """`shards[k]` holds client k's sample ids, int64."""
         self.shards = shards
         self.worker_of = {client: 1 + client % (num_ranks - 1) for client in range(len(shards))}
 

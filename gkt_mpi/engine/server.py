@@ -4,6 +4,7 @@ An algorithm's server side (say `algorithms/fedgkt.py`) is a loop over `server.r
 between stands here. Around the loop: resume, first hosting of the clients, evaluation, log, checkpoint, end.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from gkt_mpi.engine.client import Edge
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode, evaluate, num_evaluated
 from gkt_mpi.engine.optimizer import OptimizerConfig, ScheduleName, build_optimizer, build_schedule, step_schedule
 from gkt_mpi.engine.roster import Roster
-from gkt_mpi.errors import WireError, require
+from gkt_mpi.errors import GktError, WireError, require
 from gkt_mpi.losses import DistillConfig
 from gkt_mpi.models.resnet import ServerModel, ServerName
 from gkt_mpi.observe.progress import Progress
@@ -83,6 +84,7 @@ class Server:
         self._edge, self._test, self._evaluate_config = edge, test, evaluate_config
         self._block_rows = block_rows
         self._placement, self._checkpoints, self._log, self._progress = placement, checkpoints, log, progress
+        self._rounds_done = 0
         self._record: dict[str, Any] = {}
 
     def rounds(self) -> Iterator[int]:
@@ -90,10 +92,10 @@ class Server:
 
         At the end, evaluate every stem on the whole test set, write the summary, and stop the workers.
         """
-        start = self._resume()
+        start = self._rounds_done
         for client in self.roster:
             sample_id = torch.from_numpy(self.roster.shards[client])
-            self._send(client, HostClient(client, start, sample_id, self._states[client]))
+            self._send(client, HostClient(client, sample_id, self._states[client]))
         for round in range(start, self.num_rounds):
             began, ledger = time.perf_counter(), self._bytes()
             self._record = {"round": round}
@@ -126,12 +128,13 @@ class Server:
         reports: dict[int, ClientReport] = {}
         while len(reports) < len(self.roster):
             _, message = self.transport.receive(contract)
+            assert isinstance(message, FeatureBlock | ClientReport)
+            if message.client in reports:
+                raise WireError(f"client {message.client} sent more in round {round} after its report")
             if isinstance(message, FeatureBlock):
-                if message.client in reports:
-                    raise WireError(f"client {message.client} sent features of round {round} after its report")
                 self.bank.accept(message)
                 self._progress.advance(len(message.sample_id))
-            elif isinstance(message, ClientReport):
+            else:
                 self.bank.require_complete(message.client, round)
                 reports[message.client] = message
         self.transport.flush()
@@ -179,6 +182,8 @@ class Server:
         with self._placement.all_cores():
             yield
         loss = float(self._loss_sum) / self._samples
+        if not math.isfinite(loss) or not bool(self.bank.server_logit.isfinite().all()):
+            raise GktError(f"the server's training has diverged (its loss is {loss}); lower server.lr")
         self._record["server_train_loss"] = loss
         self._record["server_lr"] = self._optimizer.param_groups[0]["lr"]
         step_schedule(self._schedule, loss)
@@ -210,7 +215,9 @@ class Server:
         checkpoint_began = time.perf_counter()
         self._record["server_peak_mib"] = peak_mib()
         self._record["lost_workers"] = 0
-        # The log line is written before the checkpoint: a resume drops lines that no checkpoint covers.
+        # The line is logged after the checkpoint, whose time it tells; the checkpoint has all but these two figures.
+        self._record["checkpoint_s"] = 0.0
+        self._record["round_s"] = checkpoint_began - began
         if is_last or (round + 1) % self._checkpoints.config.every == 0:
             self._checkpoints.save(round + 1, self._state())
         self._record["checkpoint_s"] = time.perf_counter() - checkpoint_began
@@ -246,19 +253,17 @@ class Server:
             "schedule": self._schedule.state_dict(),
             "clients": torch.stack(self._states),
             "server_logit": self.bank.server_logit,
+            "records": [*self._log.records, self._record],
         }
 
-    def _resume(self) -> int:
-        """Load the newest checkpoint, if there is one to go on from, and return the number of rounds done."""
-        found = self._checkpoints.load()
-        rounds_done = 0
-        if found is not None:
-            rounds_done, state = found
+    def resume(self, rounds_done: int, state: dict[str, Any] | None) -> None:
+        """Go on after `rounds_done` rounds from what a checkpoint holds, or begin with None; opens the log."""
+        self._rounds_done = rounds_done
+        if state is not None:
             self.model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
             self._schedule.load_state_dict(state["schedule"])
-            self._states = list(state["clients"].clone())
+            self._states = [row.clone() for row in state["clients"]]  # each with its own, aligned memory
             self.bank.server_logit.copy_(state["server_logit"])
             self._progress.say(f"resumed after round {rounds_done} of {self.num_rounds}")
-        self._log.begin(rounds_done)
-        return rounds_done
+        self._log.begin(rounds_done, state["records"] if state is not None else [])

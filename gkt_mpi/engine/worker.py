@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from gkt_mpi.wire.messages import (
 )
 from gkt_mpi.wire.transport import SERVER, Transport
 
+_LARGEST_BATCH = 256  # a block is also the batch of the forward pass that computes it
 _BLOCKS_IN_FLIGHT = 1  # while one block travels the next is computed
 
 
@@ -60,7 +63,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.hosted: dict[int, Hosted] = {}
-        self.block_rows = self.codec.block_rows(self.wire.block_mib)
+        self.block_rows = min(self.codec.block_rows(self.wire.block_mib), _LARGEST_BATCH)
 
     def run(self, client_round: Callable[["Worker", Client, TrainRequest], None]) -> None:
         """Serve until the server says stop; `client_round` is the algorithm's client side."""
@@ -94,13 +97,11 @@ class Worker:
         hosted = self.hosted[request.client]
         self.edge.load(hosted.state)
         client = Client(request.client, hosted.shard, self.edge, self.config, self.seed)
-        self._train_s = self._upload_s = 0.0
+        self._seconds = {"train": 0.0, "upload": 0.0}
         client_round(self, client, request)
         state = self.edge.state()
         self.hosted[client.id] = Hosted(hosted.shard, state)
-        metrics = ClientMetrics(
-            client.samples, float(client.loss_sum), float(client.correct), self._train_s, self._upload_s
-        )
+        metrics = ClientMetrics(client.samples, float(client.loss_sum), float(client.correct), *self._seconds.values())
         self.transport.send(SERVER, ClientReport(client.id, request.round, metrics, state))
 
     def upload(self, client: Client, round: int, rows: slice, feature: Tensor, logit: Tensor) -> None:
@@ -119,18 +120,9 @@ class Worker:
         self.transport.flush(_BLOCKS_IN_FLIGHT)
         self.transport.send(SERVER, block)
 
-    def timed(self, phase: str) -> "_Timer":
-        """Return a context that adds its wall time to the client's `train` or `upload` seconds."""
-        return _Timer(self, f"_{phase}_s")
-
-
-class _Timer:
-    def __init__(self, worker: Worker, name: str) -> None:
-        self.worker, self.name = worker, name
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        elapsed = time.perf_counter() - self.started
-        setattr(self.worker, self.name, getattr(self.worker, self.name) + elapsed)
+    @contextmanager
+    def timed(self, phase: Literal["train", "upload"]) -> Iterator[None]:
+        """Add the wall time inside to the client's seconds of this phase."""
+        began = time.perf_counter()
+        yield
+        self._seconds[phase] += time.perf_counter() - began

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from rich.console import Console
@@ -30,12 +30,17 @@ def make_console() -> Console:
         else:
             descriptor = os.dup(sys.stdout.fileno())
     except (OSError, ValueError):
-        return Console(force_terminal=False, width=_PLAIN_WIDTH)
+        return _console(None, _PLAIN_WIDTH)
     if not os.isatty(descriptor):
         os.close(descriptor)
-        return Console(force_terminal=False, width=_PLAIN_WIDTH)
+        return _console(None, _PLAIN_WIDTH)
     terminal = os.fdopen(descriptor, "w", buffering=1)
-    return Console(file=terminal, force_terminal=True, width=os.get_terminal_size(descriptor).columns or _PLAIN_WIDTH)
+    return _console(terminal, os.get_terminal_size(descriptor).columns or _PLAIN_WIDTH)
+
+
+def _console(terminal: TextIO | None, width: int) -> Console:
+    """Return a console on a terminal, or on standard output; brackets in a path are not taken for markup."""
+    return Console(file=terminal, force_terminal=terminal is not None, width=width, markup=False, emoji=False)
 
 
 class Progress:
@@ -72,6 +77,7 @@ class Progress:
         self._round, self._round_began = round, time.monotonic()
         if self._bar is not None:
             self._bar.start()
+            self.console.show_cursor()  # a rank that is killed could not bring it back
 
     def begin_phase(self, name: str, total: int) -> None:
         """Begin a phase of `total` samples."""
@@ -91,9 +97,10 @@ class Progress:
         """Show a finished round; `record` is its line in metrics.jsonl."""
         self._round_s.append(record["round_s"])
         self._uploaded += record["upload_bytes"]
+        accuracy = "not evaluated"
         if "test_accuracy" in record:
             self._accuracy = f"accuracy {record['test_accuracy']:.4f}"
-        accuracy = f"{self._accuracy}  edge {record.get('client_test_accuracy', float('nan')):.4f}"
+            accuracy = f"{self._accuracy}  edge {record['client_test_accuracy']:.4f}"
         loss = f"loss {record['server_train_loss']:.4f}"
         moved = f"up {decimal(record['upload_bytes'])} down {decimal(record['download_bytes'])}"
         name = self._round_name()

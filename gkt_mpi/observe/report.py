@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -20,7 +21,8 @@ import numpy as np
 import yaml
 
 from gkt_mpi import __version__
-from gkt_mpi.errors import DataError
+from gkt_mpi.errors import DataError, GktError
+from gkt_mpi.observe.run_log import read_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,10 +56,10 @@ class Run:
         """Read a run folder, also of a run that goes on or was cut short. Raises `DataError` when it is none."""
         try:
             config = yaml.safe_load((folder / "config.yaml").read_text())
-            records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            records = read_records(folder / "metrics.jsonl")
             with np.load(folder / "partition.npz") as stored:
                 counts, classes = stored["count"], [str(name) for name in stored["classes"]]
-        except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, yaml.YAMLError) as error:
             raise DataError(f"{folder} is not the folder of a run: {error}") from error
         if not records:
             raise DataError(f"{folder} has no finished round yet")
@@ -263,8 +265,23 @@ def _svg(figure: "Figure") -> str:
     return text[text.index("<svg") :]
 
 
+def write_report(folders: list[Path], out: Path | None = None) -> Path:
+    """Write the report of these run folders to `out`, or into the folder they share, and return where it is.
+
+    Raises `DataError` when a folder holds no run, `GktError` when the page cannot be written.
+    """
+    runs = [Run.load(folder) for folder in folders]
+    shared = runs[0].folder if len(runs) == 1 else Path(os.path.commonpath([run.folder.resolve() for run in runs]))
+    path = out or shared / "report.html"
+    try:
+        path.write_text(render(runs))
+    except OSError as error:
+        raise GktError(f"cannot write {path}: {error}") from error
+    return path
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report and print where it is; status 2 with one line when a folder holds no run."""
+    """Write the report and print where it is; one line and a status that is not 0 when it cannot be made."""
     parser = argparse.ArgumentParser(
         prog="python -m gkt_mpi.observe.report", description=(__doc__ or "").split("\n")[0]
     )
@@ -272,17 +289,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file to write instead of report.html in the run folder")
     options = parser.parse_args(arguments)
     try:
-        runs = [Run.load(folder) for folder in options.run]
-    except DataError as error:
+        path = write_report([folder.expanduser() for folder in options.run], options.out)
+    except GktError as error:
         print(f"gkt_mpi: {error}", file=sys.stderr)
         return error.exit_status
-    shared = runs[0].folder if len(runs) == 1 else Path(os.path.commonpath([run.folder.resolve() for run in runs]))
-    path = options.out or shared / "report.html"
-    try:
-        path.write_text(render(runs))
-    except OSError as error:
-        print(f"gkt_mpi: cannot write {path}: {error}", file=sys.stderr)
-        return 2
     print(f"report: {path}")
     return 0
 

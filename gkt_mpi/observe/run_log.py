@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from gkt_mpi.errors import ConfigError
@@ -24,7 +25,7 @@ class RunLog:
         self.folder = folder
         self._metrics_path = folder / "metrics.jsonl"
         self._summary_path = folder / "summary.json"
-        self._records: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -35,23 +36,42 @@ class RunLog:
                 f"cannot write the run folder {folder}: {error}; set out to a folder you may write"
             ) from error
 
-    def begin(self, rounds_done: int) -> None:
-        """Begin to log after `rounds_done` rounds: lines of rounds that no checkpoint covers are dropped."""
+    def save_partition(self, shards: list[np.ndarray], counts: np.ndarray, classes: list[str]) -> None:
+        """Write partition.npz: sample_id of all clients, first (where each begins), count by client and class.
+
+        Raises `ConfigError` when it cannot be written.
+        """
+        first = np.cumsum([0, *map(len, shards)])
+        path = self.folder / "partition.npz"
+        try:
+            np.savez_compressed(path, sample_id=np.concatenate(shards), first=first, count=counts, classes=classes)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error}; free some space or set another out") from error
+
+    def begin(self, rounds_done: int, saved: list[dict[str, Any]]) -> None:
+        """Begin to log after `rounds_done` rounds, whose records a checkpoint has `saved`. Raises `ConfigError`.
+
+        Lines of rounds that no checkpoint covers are dropped; a line that was lost or cut off comes from `saved`.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
-        self._records = [record for record in self._read() if record["round"] < rounds_done]
-        text = "".join(json.dumps(record) + "\n" for record in self._records)
-        self._metrics_path.write_text(text)
-        self._summary_path.unlink(missing_ok=True)
-        if rounds_done == 0:
-            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-        self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=rounds_done)
-        self._earlier_s = sum(record["round_s"] for record in self._records)
+        try:
+            written = read_records(self._metrics_path) if self._metrics_path.exists() else []
+            known = {record["round"]: record for record in (*saved, *written)}
+            self.records = [known[round] for round in sorted(known) if round < rounds_done]
+            self._metrics_path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            self._summary_path.unlink(missing_ok=True)
+            if rounds_done == 0:
+                shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+            self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=rounds_done)
+        except OSError as error:
+            raise ConfigError(f"cannot write the run folder {self.folder}: {error}; free or repair it") from error
+        self._earlier_s = sum(record["round_s"] for record in self.records)
         self._began = time.perf_counter()
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars."""
-        self._records.append(record)
+        self.records.append(record)
         with open(self._metrics_path, "a") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in record.items():
@@ -61,33 +81,33 @@ class RunLog:
 
     def finish(self, final_accuracy: float, final_client_accuracy: float) -> None:
         """Write summary.json from the final accuracies and all lines of metrics.jsonl, and close."""
-        evaluated = [record for record in self._records if "test_accuracy" in record]
+        evaluated = [record for record in self.records if "test_accuracy" in record]
         best = max(evaluated, key=lambda record: record["test_accuracy"], default=None)
         self.summary = {
             "final_test_accuracy": final_accuracy,
             "final_client_test_accuracy": final_client_accuracy,
             "best_test_accuracy": best["test_accuracy"] if best else math.nan,
             "best_round": best["round"] if best else -1,
-            "rounds": len(self._records),
-            "upload_bytes": sum(record["upload_bytes"] for record in self._records),
-            "download_bytes": sum(record["download_bytes"] for record in self._records),
-            "simulation_bytes": sum(record["simulation_bytes"] for record in self._records),
+            "rounds": len(self.records),
+            "upload_bytes": sum(record["upload_bytes"] for record in self.records),
+            "download_bytes": sum(record["download_bytes"] for record in self.records),
+            "simulation_bytes": sum(record["simulation_bytes"] for record in self.records),
             "total_s": self._earlier_s + time.perf_counter() - self._began,
             "status": "completed",
         }
         self._summary_path.write_text(json.dumps(self.summary, indent=2) + "\n")
         self._scalars.close()
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl that are whole: the last one may have been cut off."""
-        records = []
-        if self._metrics_path.exists():
-            for line in self._metrics_path.read_text().splitlines():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-        return records
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl that are whole: the last one may have been cut off."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
 
 
 def _scalar_name(name: str) -> str:

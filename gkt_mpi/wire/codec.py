@@ -34,7 +34,7 @@ class WireConfig:
     codec: CodecName = "float32"
     """Form of a feature on the wire and in the bank."""
     block_mib: float = 8.0
-    """Features sent in one message, in MiB; above 0, at most 1024."""
+    """Largest message of features, in MiB, and never more than 256 samples; above 0, at most 1024."""
 
     def __post_init__(self) -> None:
         require(0 < self.block_mib <= 1024, "wire.block_mib", self.block_mib, "above 0 and at most 1024")

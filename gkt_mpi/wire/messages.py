@@ -134,7 +134,6 @@ class HostClient:
     """Server to worker: host this client from now on."""
 
     client: int
-    round: int
     sample_id: Tensor  # int64 (N,)
     state: Tensor  # uint8 (state_bytes,)
 
@@ -142,7 +141,7 @@ class HostClient:
 
     def header(self) -> Header:
         """Return the header, without `payload_bytes`."""
-        return Header(Kind.HOST, self.client, self.round, num_samples=len(self.sample_id), state_bytes=len(self.state))
+        return Header(Kind.HOST, self.client, num_samples=len(self.sample_id), state_bytes=len(self.state))
 
     def buffers(self) -> tuple[Tensor, ...]:
         """Return the payload."""
@@ -269,7 +268,7 @@ def from_wire(header: Header, buffers: Sequence[Tensor]) -> Message:
         case Kind.SETUP:
             return Setup(header.num_classes, (header.height, header.width, header.channels), *buffers)
         case Kind.HOST:
-            return HostClient(header.client, header.round, *buffers)
+            return HostClient(header.client, *buffers)
         case Kind.TRAIN:
             return TrainRequest(header.client, header.round, *buffers)
         case Kind.BLOCK:

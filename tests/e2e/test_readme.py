@@ -50,6 +50,7 @@ def test_a_documented_command_works(command, tmp_path):
         run_in_threads(config, 2)
         done = run([sys.executable, *words[1:]], cwd=tmp_path)
         assert (done.status, done.out) == (0, "report: runs/digits/report.html\n"), done.err
+        assert (tmp_path / "runs" / "digits" / "report.html").stat().st_size > 50_000
     elif "gkt_mpi.main" in words:
         check_program(words)
     else:

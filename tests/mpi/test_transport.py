@@ -77,7 +77,7 @@ def test_messages_to_every_worker_arrive_whole_and_in_order(transport):
     def messages(rank):
         return [
             Setup(10, (8, 8, 1), torch.arange(32, dtype=torch.uint8)),
-            HostClient(rank, 0, torch.arange(7), torch.full((33,), rank, dtype=torch.uint8)),
+            HostClient(rank, torch.arange(7), torch.full((33,), rank, dtype=torch.uint8)),
             TrainRequest(rank, 0, torch.arange(0), torch.empty(0, 10)),
             TrainRequest(rank, 1, torch.arange(7), torch.rand(7, 10, generator=torch_generator(0, "x", rank))),
             Stop(),
@@ -128,7 +128,7 @@ def test_large_blocks_cross_both_ways_at_the_same_time_without_a_deadlock(transp
     others = [rank for rank in range(SIZE) if rank != RANK]
     state = torch.full((2**23,), RANK, dtype=torch.uint8)
     for rank in others:
-        transport.send(rank, HostClient(RANK, 0, torch.arange(3), state))
+        transport.send(rank, HostClient(RANK, torch.arange(3), state))
     accepted = Contract(frozenset({Kind.HOST}), max_samples=3, state_bytes=2**23)
     received = [transport.receive(accepted) for _ in others]
     assert sorted(source for source, _ in received) == others

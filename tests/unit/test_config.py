@@ -55,6 +55,7 @@ def test_a_run_folders_configuration_is_the_configuration_again(tmp_path):
         (["--clients=0"], "clients"),
         (["--seed=-1"], "seed"),
         (["--name=a/b"], "name"),
+        (["--name=.."], "name"),
         (["--placement.threads=0"], "placement.threads"),
         (["--config=/no/such.yaml"], "such.yaml"),
     ],
@@ -73,6 +74,25 @@ def test_a_yaml_file_that_cannot_be_read_is_one_line(tmp_path, text):
     with pytest.raises(ConfigError) as caught:
         parse(["--config", str(path)])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: 3", "data is 3; expected a group"),
+        ("server:", "server"),
+        ("name: x\nseed:", "seed is empty"),
+        ("data:\n  dir:", "data.dir is empty"),
+        ("server:\n  lr:", "server.lr is empty"),
+        ("client:\n  model:", "client.model is empty"),
+    ],
+)
+def test_a_group_or_field_left_empty_in_a_file_is_one_line(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        parse(["--config", str(path)])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch/configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,18 +1,24 @@
 """The algorithm as a whole: against a plain loop written another way, and sample by sample."""
 
+from pathlib import Path
+
+import h5py
 import pytest
 import torch
 from torch.nn import functional as F
 
 from gkt_mpi.data.augment import ImagePipeline, augmentation_for
-from gkt_mpi.data.datasets import prepare
+from gkt_mpi.data.datasets import file_path, prepare
 from gkt_mpi.data.partition import partition
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.client import Client
 from gkt_mpi.engine.server import Server
+from gkt_mpi.errors import GktError
 from gkt_mpi.losses import distil_loss
+from gkt_mpi.main import run_rank
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
 from gkt_mpi.seeding import torch_generator
+from gkt_mpi.wire.local import run_local
 from tests.conftest import figures, run_in_threads
 
 CPU = torch.device("cpu")
@@ -199,6 +205,54 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(tiny, tmp_path):
     run_in_threads(tiny(name="cut", rounds=2), 3)
     resumed = figures(run_in_threads(tiny(name="cut", rounds=4), 2))
     assert resumed == whole
+
+
+@pytest.mark.parametrize("model", ["resnet4", "resnet6", "resnet8"])
+def test_a_finished_run_started_again_says_the_same(tiny, model):
+    config = tiny(client__model=model, rounds=1)
+    first = run_in_threads(config, 3)
+    assert run_in_threads(config, 2) == first
+
+
+def run_refused(config, capsys):
+    """Run on 2 ranks a configuration that the server refuses; return the line it prints."""
+    statuses = run_local(2, lambda transport: run_rank(config, transport, (transport.rank, 2, True)))
+    assert statuses == [2, 0]
+    return capsys.readouterr().err
+
+
+def test_a_refused_resume_changes_nothing_in_the_run_folder(tiny, capsys):
+    config = tiny(rounds=1)
+    run_in_threads(config, 2)
+    folder = Path(config.out) / config.name
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    line = run_refused(tiny(rounds=1, seed=5), capsys)
+    assert "seed (0, now 5)" in line and line.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_resume_on_other_images_is_refused(tiny, capsys, tmp_path):
+    config = tiny(rounds=1)
+    run_in_threads(config, 2)
+    path = file_path(config.data)
+    with h5py.File(path, "r+") as file:
+        file["train/label"][:] = file["train/label"][:][::-1]
+    assert "training images" in run_refused(config, capsys)
+
+
+def test_a_round_whose_line_was_lost_comes_back_from_the_checkpoint(tiny):
+    config = tiny(rounds=2)
+    whole = figures(run_in_threads(config, 2))
+    path = Path(config.out) / config.name / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + "\n")  # killed after the checkpoint, before the line
+    assert figures(run_in_threads(tiny(rounds=3), 2))[:2] == whole
+
+
+def test_a_server_that_diverges_is_told_to_lower_its_own_rate_before_a_checkpoint_is_written(tiny):
+    config = tiny(server__lr=1e30)
+    with pytest.raises(GktError, match=r"the server's training has diverged .* lower server\.lr"):
+        run_in_threads(config, 2)
+    assert not list((Path(config.out) / config.name / "checkpoints").iterdir())
 
 
 def test_uploaded_and_downloaded_bytes_are_those_counted_by_hand(tiny):

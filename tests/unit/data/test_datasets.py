@@ -74,6 +74,25 @@ def test_cinic10_reads_its_folders_of_png_files(tmp_path):
     assert len(prepare(config, silent).labels("train")) == 7  # made anew, because the folder has changed
 
 
+def test_a_png_of_another_size_is_named(tmp_path):
+    for split in ("train", "valid", "test"):
+        folder = tmp_path / split / "bird"
+        folder.mkdir(parents=True)
+        for k, size in enumerate((32, 31)):
+            Image.fromarray(np.zeros((size, 32, 3), np.uint8)).save(folder / f"{k}.png")
+    with pytest.raises(DataError, match=r"1\.png has 32x31 pixels"):
+        prepare(DataConfig(name="cinic10", dir=str(tmp_path)), silent)
+
+
+def test_an_archive_with_more_labels_than_images_is_refused(tmp_path):
+    write_cifar(tmp_path, "cifar10")
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    batch = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps(batch | {"labels": batch["labels"] + [1, 2]}))
+    with pytest.raises(DataError, match="15 images but 17 labels"):
+        prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
+
+
 def test_a_broken_png_is_named(tmp_path):
     for split in ("train", "valid", "test"):
         folder = tmp_path / split / "bird"
@@ -128,7 +147,7 @@ def test_the_file_is_made_once_and_read_through_a_memory_map(tmp_path):
     config = DataConfig(name="synthetic", dir=str(tmp_path))
     calls = []
     prepare(config, lambda done, total: calls.append((done, total)))
-    assert calls[-1] == (2500, 2500) and len(calls) == 3
+    assert calls[0] == (0, 2500) and calls[-1] == (2500, 2500) and len(calls) == 4
     made = file_path(config).stat().st_mtime_ns
     file = prepare(config, silent)
     assert file_path(config).stat().st_mtime_ns == made
@@ -194,6 +213,27 @@ def odd_size(file):
         file[f"{split}/image"] = images
 
 
+def column_of_labels(file):
+    labels = file["train/label"][:]
+    del file["train/label"]
+    file["train/label"] = labels[:, None]
+
+
+def float_labels(file):
+    labels = file["train/label"][:]
+    del file["train/label"]
+    file["train/label"] = labels + 0.5
+
+
+def no_spread(file):
+    file.attrs["std"] = [0.0, 0.1, 0.1]
+
+
+def group_for_images(file):
+    del file["train/image"]
+    file.create_group("train/image")
+
+
 def no_test(file):
     del file["test"]
 
@@ -212,6 +252,10 @@ def wrong_type(file):
         (odd_size, "7x8"),
         (no_test, "missing"),
         (wrong_type, "not uint8"),
+        (column_of_labels, "not of integers"),
+        (float_labels, "not of integers"),
+        (no_spread, "mean and std"),
+        (group_for_images, "no image file"),
     ],
 )
 def test_a_file_with_wrong_shapes_or_labels_is_refused_by_name(tmp_path, change, message):
@@ -221,6 +265,18 @@ def test_a_file_with_wrong_shapes_or_labels_is_refused_by_name(tmp_path, change,
     with pytest.raises(DataError, match=message) as caught:
         prepare(config, silent)
     assert str(file_path(config)) in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9])
+def test_a_file_that_was_cut_off_is_made_anew(tmp_path, share):
+    config = DataConfig(name="synthetic", dir=str(tmp_path), synthetic=SyntheticConfig(train=20, test=10, size=8))
+    whole = prepare(config, silent).images("train", np.arange(20))
+    path = file_path(config)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match=path.name):
+        ImageFile(path)
+    assert np.array_equal(prepare(config, silent).images("train", np.arange(20)), whole)
 
 
 def test_a_file_that_is_no_hdf5_is_refused_by_name(tmp_path):

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gkt_mpi.data.datasets import DataConfig
-from gkt_mpi.data.partition import MIN_SAMPLES, count_by_class, partition, save_partition
+from gkt_mpi.data.partition import MIN_SAMPLES, count_by_class, partition
 from gkt_mpi.errors import ConfigError
+from gkt_mpi.observe.run_log import RunLog
 
 
 def labels_of(size, classes=10, seed=0):
@@ -98,7 +99,7 @@ def test_counts_and_the_saved_file_agree_with_the_partition(tmp_path):
     counts = count_by_class(labels, parts, 10)
     for client, part in enumerate(parts):
         assert [int((labels[part] == label).sum()) for label in range(10)] == counts[client].tolist()
-    save_partition(tmp_path / "partition.npz", parts, counts, list("abcdefghij"))
+    RunLog(tmp_path, {}, "").save_partition(parts, counts, list("abcdefghij"))
     with np.load(tmp_path / "partition.npz") as saved:
         for client in range(3):
             rows = slice(saved["first"][client], saved["first"][client + 1])

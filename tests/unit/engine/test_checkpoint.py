@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gkt_mpi.engine.checkpoint import CheckpointConfig, CheckpointStore, differing_fields
-from gkt_mpi.errors import CheckpointError, ConfigError
+from gkt_mpi.errors import CheckpointError, ConfigError, GktError
 
 RUN = {"seed": 0, "rounds": 3, "out": "a", "server": {"lr": 0.1, "schedule": "plateau"}}
 
@@ -48,6 +48,14 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(CheckpointError, match="round-00001.pt is damaged"):
         store(tmp_path).load()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_error_and_leaves_nothing(tmp_path):
+    store(tmp_path).save(1, {})
+    (tmp_path / "round-00002.tmp").mkdir()
+    with pytest.raises(GktError, match="cannot write .*round-00002.pt"):
+        store(tmp_path).save(2, {})
+    assert store(tmp_path).load() == (1, {})
 
 
 class Evil:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from gkt_mpi.engine.roster import Roster
-from gkt_mpi.errors import ConfigError
 
 
 @pytest.mark.parametrize(("clients", "ranks"), [(4, 2), (4, 5), (7, 4), (20, 3), (3, 6)])
@@ -13,8 +12,3 @@ def test_clients_are_dealt_out_as_equally_as_can_be(clients, ranks):
     assert sum(hosted) == clients
     assert max(hosted) - min(hosted) <= 1
     assert roster.num_samples == {k: k + 1 for k in range(clients)}
-
-
-def test_a_server_without_workers_is_a_clear_error():
-    with pytest.raises(ConfigError, match="at least one worker"):
-        Roster([np.arange(3)], 1)

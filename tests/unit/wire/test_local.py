@@ -13,7 +13,7 @@ def test_messages_between_two_ranks_keep_their_order_and_are_copies():
             state = torch.zeros(4, dtype=torch.uint8)
             for k in range(20):
                 state.fill_(k)
-                transport.send(1, HostClient(k, 0, torch.arange(3), state))
+                transport.send(1, HostClient(k, torch.arange(3), state))
             return transport.ledger.sent["simulation"]
         received = [transport.receive(HOST)[1] for _ in range(20)]
         assert [m.client for m in received] == list(range(20)) == [int(m.state[0]) for m in received]

@@ -32,7 +32,7 @@ BLOCK = FeatureBlock(
 )
 MESSAGES = [
     Setup(10, (8, 8, 1), torch.arange(32, dtype=torch.uint8)),
-    HostClient(2, 1, torch.arange(9), torch.ones(33, dtype=torch.uint8)),
+    HostClient(2, torch.arange(9), torch.ones(33, dtype=torch.uint8)),
     TrainRequest(1, 3, torch.arange(9), torch.rand(9, 10)),
     BLOCK,
     ClientReport(1, 3, ClientMetrics(1, 2.5, 3, 4.25, 5), torch.ones(33, dtype=torch.uint8)),
