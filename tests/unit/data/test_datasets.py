@@ -165,6 +165,14 @@ def test_a_missing_data_set_names_the_path_and_two_ways_to_get_it(tmp_path, name
     assert str(tmp_path / "nowhere") in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_download_without_a_network_is_a_clear_error(tmp_path, monkeypatch, name):
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # a port where nobody listens
+    with pytest.raises(DataError, match=r"the download of CIFAR100? into .* failed"):
+        prepare(DataConfig(name=name, dir=str(tmp_path), download=True), silent)
+
+
 def test_a_damaged_archive_is_a_clear_error(tmp_path):
     write_cifar(tmp_path, "cifar10")
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")

@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from gkt_mpi.data.augment import Augmentation, ImagePipeline
+from gkt_mpi.data.datasets import DataConfig, prepare
 from gkt_mpi.data.shard import Shard
+from gkt_mpi.data.sources import SyntheticConfig
 from gkt_mpi.engine.client import Client, ClientConfig, Edge
 from gkt_mpi.errors import ConfigError, WireError
 from gkt_mpi.seeding import torch_generator
@@ -73,6 +75,21 @@ def test_the_optimizers_early_state_changes_no_step(optimizer):
             plain.step()
     for ours, theirs in zip(edge.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_client_learns_the_synthetic_classes(tmp_path):
+    made = SyntheticConfig(train=1000, test=300, size=8)
+    file = prepare(DataConfig(name="synthetic", dir=str(tmp_path), synthetic=made), lambda done, total: None)
+    pipeline = ImagePipeline(torch.from_numpy(file.mean), torch.from_numpy(file.std), Augmentation())
+    config = ClientConfig(lr=0.003, batch_size=32)
+    edge = Edge(config, 3, 10, 0, CPU)
+    client = Client(0, Shard.load(file, "train", np.arange(1000), pipeline, CPU), edge, config, 0)
+    for round in range(3):
+        train(client, round)
+    edge.model.eval()
+    test = Shard.load(file, "test", np.arange(300), pipeline, CPU)
+    image, label = next(test.plain_batches(slice(0, 300), 300))
+    assert float((edge.model(image)[1].argmax(1) == label).float().mean()) > 0.8  # chance is 0.1
 
 
 def test_every_client_begins_with_the_same_weights_and_a_seed_of_its_own_run():
