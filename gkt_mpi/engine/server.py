@@ -28,7 +28,8 @@ from gkt_mpi.observe.progress import Progress
 from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.placement import Placement, peak_mib
 from gkt_mpi.seeding import torch_generator
-from gkt_mpi.wire.messages import ClientReport, Contract, FeatureBlock, HostClient, Kind, Stop, TrainRequest
+from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.messages import ClientReport, FeatureBlock, HostClient, Kind, Stop, TrainRequest
 from gkt_mpi.wire.transport import Transport
 
 

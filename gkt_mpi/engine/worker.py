@@ -15,17 +15,8 @@ from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.client import Client, ClientConfig, Edge
 from gkt_mpi.losses import DistillConfig
 from gkt_mpi.wire.codec import Codec, WireConfig
-from gkt_mpi.wire.messages import (
-    ClientMetrics,
-    ClientReport,
-    Contract,
-    FeatureBlock,
-    HostClient,
-    Kind,
-    Setup,
-    Stop,
-    TrainRequest,
-)
+from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, HostClient, Kind, Setup, Stop, TrainRequest
 from gkt_mpi.wire.transport import SERVER, Transport
 
 _LARGEST_BATCH = 256  # a block is also the batch of the forward pass that computes it

@@ -9,7 +9,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from gkt_mpi.errors import GktError
-from gkt_mpi.wire.messages import HEADER_BYTES, Contract, Header, Message, from_wire, to_wire
+from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
 from gkt_mpi.wire.transport import Ledger
 
 Result = TypeVar("Result")

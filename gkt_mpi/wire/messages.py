@@ -10,10 +10,10 @@
 TrainRequest and FeatureBlock are the algorithm: what a deployment would send. The others exist because the
 edge is simulated. The ledger counts the bytes of the two kinds apart.
 
-A receiver checks a header against its `Contract` before it allocates or receives a byte of the payload.
+A receiver checks a header against its `Contract` (contract.py) before it allocates or receives any payload.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from math import prod
@@ -282,88 +282,3 @@ def from_wire(header: Header, buffers: Sequence[Tensor]) -> Message:
             return ClientReport(header.client, header.round, ClientMetrics(*metrics.tolist()), state)
         case _:
             return Stop()
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What one rank accepts at one moment. Everything else is refused before its payload is received.
-
-    `sender` tells which rank speaks for a client (server side: the worker that hosts it); `num_samples` how
-    many samples a client has; a client missing from `num_samples` is unknown. `memory` gives the bank's own rows
-    for a block's features, so that they are received in place.
-    """
-
-    kinds: frozenset[Kind]
-    round: int | None = None
-    num_classes: int = 0
-    num_samples: Mapping[int, int] | None = None
-    sender: Mapping[int, int] | None = None
-    feature_shape: tuple[int, int, int] = (0, 0, 0)
-    row_bytes: int = 0
-    codec: int = 0
-    block_rows: int = 0
-    state_bytes: int = 0
-    max_samples: int = 0
-    memory: Callable[[Header], Tensor] | None = None
-
-    def check(self, source: int, header: Header) -> None:
-        """Raise `WireError` naming rank and field unless `header`, sent by rank `source`, is acceptable here."""
-
-        def expect(condition: bool, name: str, expected: object) -> None:
-            if not condition:
-                found = getattr(header, name)
-                raise WireError(f"rank {source} sent a message whose {name} is {found}; expected {expected}")
-
-        expect(header.kind in self.kinds, "kind", " or ".join(f"{kind} ({kind.name})" for kind in sorted(self.kinds)))
-        expect(header.client >= 0, "client", "0 or more")
-        if header.kind in (Kind.TRAIN, Kind.BLOCK, Kind.REPORT):
-            self._check_client(source, header, expect)
-        if self.round is not None:
-            expect(header.round == self.round, "round", self.round)
-        expect(header.round >= 0, "round", "0 or more")
-        match header.kind:
-            case Kind.SETUP:
-                expect(2 <= header.num_classes <= 32767, "num_classes", "2 to 32767")
-                for name in ("height", "width", "channels"):
-                    expect(1 <= getattr(header, name) <= 65536, name, "1 to 65536")
-            case Kind.HOST:
-                expect(1 <= header.num_samples <= self.max_samples, "num_samples", f"1 to {self.max_samples}")
-            case Kind.TRAIN:
-                assert self.num_samples is not None
-                expect(
-                    header.num_samples in (0, self.num_samples[header.client]),
-                    "num_samples",
-                    "none or all of the shard",
-                )
-                expect(header.num_classes == self.num_classes, "num_classes", self.num_classes)
-            case Kind.BLOCK:
-                self._check_block(header, expect)
-        if header.kind in (Kind.HOST, Kind.REPORT):
-            expect(header.state_bytes == self.state_bytes, "state_bytes", self.state_bytes)
-        expect(header.payload_bytes == payload_size(header), "payload_bytes", payload_size(header))
-
-    def _check_client(self, source: int, header: Header, expect: Callable[[bool, str, object], None]) -> None:
-        assert self.num_samples is not None
-        expect(header.client in self.num_samples, "client", f"one of the {len(self.num_samples)} known here")
-        if self.sender is not None:
-            expect(self.sender[header.client] == source, "client", "one that this rank hosts")
-
-    def _check_block(self, header: Header, expect: Callable[[bool, str, object], None]) -> None:
-        assert self.num_samples is not None
-        height, width, channels = self.feature_shape
-        expect(header.num_classes == self.num_classes, "num_classes", self.num_classes)
-        expect(header.height == height, "height", height)
-        expect(header.width == width, "width", width)
-        expect(header.channels == channels, "channels", channels)
-        expect(header.codec == self.codec, "codec", self.codec)
-        expect(header.row_bytes == self.row_bytes, "row_bytes", self.row_bytes)
-        expect(1 <= header.num_samples <= self.block_rows, "num_samples", f"1 to {self.block_rows}")
-        last = self.num_samples[header.client] - header.num_samples
-        expect(0 <= header.first <= last, "first", f"0 to {last}")
-
-    def allocate(self, header: Header) -> list[Tensor]:
-        """Return memory for the payload of a checked header; a block's features go straight to the bank."""
-        layout = payload_layout(header)
-        if header.kind == Kind.BLOCK and self.memory is not None:
-            return [*(torch.empty(shape, dtype=dtype) for dtype, shape in layout[:-1]), self.memory(header)]
-        return [torch.empty(shape, dtype=dtype) for dtype, shape in layout]

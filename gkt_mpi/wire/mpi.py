@@ -14,7 +14,8 @@ import numpy as np
 from mpi4py import MPI
 from torch import Tensor
 
-from gkt_mpi.wire.messages import HEADER_BYTES, Contract, Header, Message, from_wire, to_wire
+from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
 from gkt_mpi.wire.transport import Ledger
 
 _HEADER_TAG = 1

@@ -7,7 +7,8 @@ and a debugger).
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gkt_mpi.wire.messages import Column, Contract, Message
+from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.messages import Column, Message
 
 SERVER = 0  # the server's rank
 

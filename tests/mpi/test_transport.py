@@ -9,17 +9,8 @@ from mpi4py import MPI
 
 from gkt_mpi.errors import WireError
 from gkt_mpi.seeding import torch_generator
-from gkt_mpi.wire.messages import (
-    ClientMetrics,
-    ClientReport,
-    Contract,
-    FeatureBlock,
-    HostClient,
-    Kind,
-    Setup,
-    Stop,
-    TrainRequest,
-)
+from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, HostClient, Kind, Setup, Stop, TrainRequest
 from gkt_mpi.wire.mpi import MpiTransport, node_place
 
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size

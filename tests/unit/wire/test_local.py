@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.local import run_local
-from gkt_mpi.wire.messages import Contract, HostClient, Kind, Stop
+from gkt_mpi.wire.messages import HostClient, Kind, Stop
 
 HOST = Contract(frozenset({Kind.HOST, Kind.STOP}), max_samples=100, state_bytes=4)
 

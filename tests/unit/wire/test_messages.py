@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from gkt_mpi.errors import WireError
+from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import (
     HEADER_BYTES,
     ClientMetrics,
     ClientReport,
-    Contract,
     FeatureBlock,
     Header,
     HostClient,
@@ -69,7 +69,9 @@ def test_a_message_survives_the_wire(message):
 
 def test_the_contract_accepts_what_it_describes():
     for message in (MESSAGES[2], BLOCK, MESSAGES[4]):
-        CONTRACT.check(2, to_wire(message)[0])
+        header, _ = to_wire(message)
+        CONTRACT.check(2, header)  # raises nothing
+        assert payload_size(header) == header.payload_bytes
 
 
 @pytest.mark.parametrize(
