@@ -139,7 +139,10 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
     ALGORITHMS[config.algorithm].run_server(server)
     console.print(summary_table(log.summary, config.name))
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
-    console.print(f"report: {write_report([folder])}", soft_wrap=True, highlight=False)
+    try:
+        console.print(f"report: {write_report([folder])}", soft_wrap=True, highlight=False)
+    except GktError as error:  # the run itself is complete, and its report can be written later
+        console.print(f"no report: {error}", soft_wrap=True, highlight=False)
 
 
 def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bool]) -> None:

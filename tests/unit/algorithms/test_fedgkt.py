@@ -214,6 +214,13 @@ def test_a_finished_run_started_again_says_the_same(tiny, model):
     assert run_in_threads(config, 2) == first
 
 
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(tiny, capsys):
+    config = tiny(rounds=1)
+    (Path(config.out) / config.name / "report.html").mkdir(parents=True)
+    assert len(run_in_threads(config, 2)) == 1
+    assert "no report: cannot write" in capsys.readouterr().out
+
+
 def run_refused(config, capsys):
     """Run on 2 ranks a configuration that the server refuses; return the line it prints."""
     statuses = run_local(2, lambda transport: run_rank(config, transport, (transport.rank, 2, True)))
