@@ -14,6 +14,7 @@ from gkt_mpi.data.datasets import DataConfig
 from gkt_mpi.engine.checkpoint import CheckpointConfig
 from gkt_mpi.engine.client import ClientConfig
 from gkt_mpi.engine.evaluate import EvaluateConfig
+from gkt_mpi.engine.feature_rows import BankConfig
 from gkt_mpi.engine.server import ServerConfig
 from gkt_mpi.errors import ConfigError, require
 from gkt_mpi.losses import DistillConfig
@@ -45,6 +46,7 @@ class RunConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     wire: WireConfig = field(default_factory=WireConfig)
+    bank: BankConfig = field(default_factory=BankConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from gkt_mpi.wire import mpi
     except (ImportError, RuntimeError) as error:
         return _refuse(ConfigError(f"MPI cannot be started ({error}); try: pip install gkt_mpi[mpi]"), rank)
-    transport = mpi.MpiTransport()
+    transport = mpi.MpiTransport(cuda_aware=mpi.is_cuda_aware(config.wire.cuda_aware))
     launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if transport.size == 1 < launched:
         text = f"mpirun started {launched} processes, but each sees itself alone: mpirun and the MPI library that "
@@ -113,10 +113,11 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
     _say_what_runs(config, file, counts, transport.size, placement, console)
 
     codec = _codec(config, file)
+    bank = Bank(shards, num_classes, codec, device, config.bank, folder)
     server = Server(
         transport=transport,
         roster=Roster(shards, transport.size),
-        bank=Bank(shards, num_classes, codec, device),
+        bank=bank,
         model=build_server_model(
             config.server.model, num_classes, torch_generator(config.seed, "server model"), device
         ),
@@ -136,7 +137,8 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
     server.resume(rounds_done, state)
     for rank in range(1, transport.size):
         transport.send(rank, Setup(num_classes, file.image_shape, _digest(config)))
-    ALGORITHMS[config.algorithm].run_server(server)
+    with contextlib.closing(bank):
+        ALGORITHMS[config.algorithm].run_server(server)
     console.print(summary_table(log.summary, config.name))
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     try:

@@ -2,18 +2,20 @@
 
 row of client k, sample i of its shard = first[k] + i
 sample_id int64 (N,)   label int64 (N,)   client_logit, server_logit float32 (N, C)
-feature   uint8 (N, row_bytes), in the wire's form: blocks are received straight into it, and a batch is
-          decoded when it is trained on, on the device that trains
+feature   uint8 (N, row_bytes), in the wire's form, in memory or in a mapped file (feature_rows.py): blocks are
+          received straight into it, and a batch is decoded when it is trained on, on the device that trains
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gkt_mpi.engine.feature_rows import BankConfig, FeatureRows
 from gkt_mpi.errors import WireError
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.messages import FeatureBlock, Header
@@ -34,8 +36,19 @@ class BankBatch:
 class Bank:
     """Memory for one round's upload of every client."""
 
-    def __init__(self, shards: list[np.ndarray], num_classes: int, codec: Codec, device: torch.device) -> None:
-        """`shards[k]` holds client k's sample ids, int64; `device` is where batches are decoded."""
+    def __init__(
+        self,
+        shards: list[np.ndarray],
+        num_classes: int,
+        codec: Codec,
+        device: torch.device,
+        config: BankConfig,
+        folder: Path,
+    ) -> None:
+        """`shards[k]` holds client k's sample ids, int64; `device` is where batches are decoded; `folder` is the run's.
+
+        Raises `ConfigError` when the disk cannot hold what `config` leaves to it.
+        """
         self.codec = codec
         self.device = device
         self.num_classes = num_classes
@@ -45,7 +58,7 @@ class Bank:
         self.label = torch.zeros(num_samples, dtype=torch.int64)
         self.client_logit = torch.zeros(num_samples, num_classes)
         self.server_logit = torch.zeros(num_samples, num_classes)
-        self.feature = torch.empty(num_samples, codec.row_bytes, dtype=torch.uint8)
+        self.feature = FeatureRows(self.first[1:], codec.row_bytes, config, folder, pinned=device.type == "cuda")
         self._arrived = torch.zeros(num_samples, dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -59,43 +72,42 @@ class Bank:
         """Expect a new upload of every sample."""
         self._arrived.fill_(False)
 
-    def memory(self, header: Header) -> Tensor:
+    def admit(self, header: Header, sample_id: Tensor, label: Tensor, logit: Tensor) -> Tensor:
         """Return the rows that a block's features belong in, uint8 (count, row_bytes), to be received into.
 
-        Raises `WireError` when one of the rows has already arrived in this round.
+        Raises `WireError` naming client and round when the rows have already arrived in this round, or when sample
+        ids int64 (n,), labels int16 (n,) or logits float32 (n, C) are not valid.
         """
         rows = self._block_rows(header.client, header.first, header.num_samples)
+        where = f"client {header.client} in round {header.round}"
         if self._arrived[rows].any():
-            raise WireError(
-                f"client {header.client} sent {header.num_samples} rows from {header.first} on twice "
-                f"in round {header.round}"
-            )
-        return self.feature[rows]
+            raise WireError(f"{where} sent {header.num_samples} rows from {header.first} on twice")
+        if not torch.equal(sample_id, self.sample_id[rows]):
+            raise WireError(f"{where} sent sample ids that are not those of its shard at row {header.first}")
+        if int(label.min()) < 0 or int(label.max()) >= self.num_classes:
+            raise WireError(f"{where} sent labels outside 0..{self.num_classes - 1}")
+        if not bool(torch.isfinite(logit).all()):
+            raise WireError(f"{where} sent logits that are not finite; its training has diverged, lower client.lr")
+        return self.feature.slice(rows)
 
     def accept(self, block: FeatureBlock) -> None:
-        """Take in a block whose features lie in the memory given for it.
+        """Take in a block that was admitted and whose features lie in the memory given for it.
 
-        Raises `WireError` naming client and round when sample ids, labels, logits or features are not valid.
+        Raises `WireError` naming client and round when they are not finite; their rows then still count as missing.
         """
         rows = self._block_rows(block.client, block.first, len(block.sample_id))
-        where = f"client {block.client} in round {block.round}"
-        if not torch.equal(block.sample_id, self.sample_id[rows]):
-            raise WireError(f"{where} sent sample ids that are not those of its shard at row {block.first}")
-        if int(block.label.min()) < 0 or int(block.label.max()) >= self.num_classes:
-            raise WireError(f"{where} sent labels outside 0..{self.num_classes - 1}")
-        if not bool(torch.isfinite(block.logit).all()):
-            raise WireError(f"{where} sent logits that are not finite; its training has diverged, lower client.lr")
-        if not self.codec.is_finite(self.feature[rows]):
-            raise WireError(f"{where} sent features that are not finite; its training has diverged, lower client.lr")
+        if not self.codec.is_finite(self.feature.slice(rows)):
+            raise WireError(
+                f"client {block.client} in round {block.round} sent features that are not finite; its training has "
+                "diverged, lower client.lr"
+            )
         self.label[rows] = block.label.long()
         self.client_logit[rows] = block.logit
         self._arrived[rows] = True
 
-    def require_complete(self, client: int, round: int) -> None:
-        """Raise `WireError` unless every sample of the client has arrived in this round."""
-        missing = int((~self._arrived[self.rows_of(client)]).sum())
-        if missing:
-            raise WireError(f"client {client} closed its upload of round {round} with {missing} samples missing")
+    def num_missing(self, client: int) -> int:
+        """Return how many samples of a client have not arrived in this round."""
+        return int((~self._arrived[self.rows_of(client)]).sum())
 
     def train_batches(self, order: BatchOrder, batch_size: int, generator: torch.Generator) -> Iterator[BankBatch]:
         """Yield the batches of one epoch; the last of each sequence may be smaller.
@@ -111,18 +123,23 @@ class Bank:
                 first + torch.randperm(size, generator=generator)
                 for first, size in zip(self.first, sizes, strict=False)
             ]
-        for sequence in sequences:
-            for row in sequence.split(batch_size):
-                yield self._batch(row)
+        yield from self._batches([row for sequence in sequences for row in sequence.split(batch_size)])
 
     def all_batches(self, batch_size: int) -> Iterator[BankBatch]:
         """Yield every row once, in order."""
-        for row in torch.arange(len(self)).split(batch_size):
-            yield self._batch(row)
+        yield from self._batches(torch.arange(len(self)).split(batch_size))
 
-    def _batch(self, row: Tensor) -> BankBatch:
-        feature = self.codec.decode(self.feature[row].to(self.device))
-        return BankBatch(row, feature, self.label[row].to(self.device), self.client_logit[row].to(self.device))
+    def _batches(self, batches: Sequence[Tensor]) -> Iterator[BankBatch]:
+        self.feature.prefetch(batches[0])
+        for k, row in enumerate(batches):
+            if k + 1 < len(batches):
+                self.feature.prefetch(batches[k + 1])
+            feature = self.codec.decode(self.feature.gather(row).to(self.device))
+            yield BankBatch(row, feature, self.label[row].to(self.device), self.client_logit[row].to(self.device))
+
+    def close(self) -> None:
+        """Delete what lies on the disk; the bank must not be used any more."""
+        self.feature.close()
 
     def _block_rows(self, client: int, first: int, count: int) -> slice:
         begin = self.first[client] + first

@@ -17,7 +17,10 @@ from gkt_mpi.errors import CheckpointError, GktError, require
 
 _NAME = re.compile(r"round-(\d{5})\.pt")
 # Fields a resumed run may change: they do not alter the rounds already done.
-MAY_CHANGE = ("name", "out", "rounds", "checkpoint", "placement", "data.dir", "data.download")
+MAY_CHANGE = (
+    *("name", "out", "rounds", "checkpoint", "placement", "bank"),
+    *("data.dir", "data.download", "wire.cuda_aware"),
+)
 # But the cosine schedule depends on the number of rounds, and so do rounds already done.
 
 

@@ -32,6 +32,8 @@ from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientReport, FeatureBlock, HostClient, Kind, Stop, TrainRequest
 from gkt_mpi.wire.transport import Transport
 
+_REFUSALS_SAID = 3  # a round; the others are only counted
+
 
 @dataclass(frozen=True)
 class ServerConfig(OptimizerConfig):
@@ -111,34 +113,47 @@ class Server:
         self._send(client, TrainRequest(client, round, self.bank.sample_id[rows], self.bank.server_logit[rows]))
 
     def collect(self, round: int) -> None:
-        """Receive every client's upload, block by block, straight into the bank, in whatever order they come."""
+        """Receive every client's upload, block by block, straight into the bank, in whatever order they come.
+
+        A message that is not valid is refused, and said; the round goes on. Raises `WireError` when a client closes
+        its upload with samples missing.
+        """
         self.bank.open_round()
+        expected = self.roster.num_samples
         contract = Contract(
             frozenset({Kind.BLOCK, Kind.REPORT}),
             round=round,
             num_classes=self.bank.num_classes,
-            num_samples=self.roster.num_samples,
+            num_samples=expected,
             sender=self.roster.worker_of,
             feature_shape=self.bank.codec.shape,
             row_bytes=self.bank.codec.row_bytes,
             codec=self.bank.codec.code_id,
             block_rows=self._block_rows,
             state_bytes=self._edge.state_bytes,
-            memory=self.bank.memory,
+            admit=self.bank.admit,
         )
         reports: dict[int, ClientReport] = {}
-        while len(reports) < len(self.roster):
-            _, message = self.transport.receive(contract)
-            assert isinstance(message, FeatureBlock | ClientReport)
-            if message.client in reports:
-                raise WireError(f"client {message.client} sent more in round {round} after its report")
+        refusals: list[str] = []
+        while expected:
+            try:
+                _, message = self.transport.receive(contract)
+                if isinstance(message, FeatureBlock):
+                    self.bank.accept(message)
+            except WireError as error:
+                refusals.append(str(error))
+                if len(refusals) <= _REFUSALS_SAID:
+                    self._progress.say(f"refused: {error}")
+                continue
             if isinstance(message, FeatureBlock):
-                self.bank.accept(message)
                 self._progress.advance(len(message.sample_id))
             else:
-                self.bank.require_complete(message.client, round)
+                assert isinstance(message, ClientReport)
+                self._require_complete(message.client, round, refusals)
                 reports[message.client] = message
+                del expected[message.client]  # whatever it still sends is refused
         self.transport.flush()
+        self._record["refused_messages"] = len(refusals)
         self._take_in([reports[client] for client in self.roster])
 
     def batches(self, round: int, epoch: int) -> Iterator[BankBatch]:
@@ -192,6 +207,12 @@ class Server:
 
     def _send(self, client: int, message: HostClient | TrainRequest) -> None:
         self.transport.send(self.roster.worker_of[client], message)
+
+    def _require_complete(self, client: int, round: int, refusals: list[str]) -> None:
+        missing = self.bank.num_missing(client)
+        if missing:
+            why = f"; refused before: {refusals[-1]}" if refusals else ""
+            raise WireError(f"client {client} closed its upload of round {round} with {missing} samples missing{why}")
 
     def _take_in(self, reports: list[ClientReport]) -> None:
         """Keep the clients' states and sum their metrics, in client order."""

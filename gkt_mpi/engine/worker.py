@@ -76,6 +76,7 @@ class Worker:
                 num_samples={client: len(hosted.shard) for client, hosted in self.hosted.items()},
                 state_bytes=self.edge.state_bytes,
                 max_samples=len(self.file.labels("train")),
+                device=self.device,
             )
             _, message = self.transport.receive(contract)
             if isinstance(message, Stop):

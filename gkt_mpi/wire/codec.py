@@ -23,6 +23,7 @@ from torch import Tensor
 from gkt_mpi.errors import require
 
 CodecName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+CudaAware = Literal["auto", "on", "off"]
 _FLOAT = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MAX_CODE = {"int8": 255, "int4": 15}
 
@@ -35,6 +36,8 @@ class WireConfig:
     """Form of a feature on the wire and in the bank."""
     block_mib: float = 8.0
     """Largest message of features, in MiB, and never more than 256 samples; above 0, at most 1024."""
+    cuda_aware: CudaAware = "auto"
+    """Give MPI the GPU's own memory. auto: where the MPI library says it can. off: through pinned host memory."""
 
     def __post_init__(self) -> None:
         require(0 < self.block_mib <= 1024, "wire.block_mib", self.block_mib, "above 0 and at most 1024")

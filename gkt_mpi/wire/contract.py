@@ -1,6 +1,6 @@
 """What a rank accepts at one moment: a header is checked, field by field, before any of its payload is received."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,14 +9,25 @@ from torch import Tensor
 from gkt_mpi.errors import WireError
 from gkt_mpi.wire.messages import Header, Kind, payload_layout, payload_size
 
+_SIZES = ("num_classes", "height", "width", "channels")
+_FIELDS = {  # what a header of each kind says, beside kind and payload_bytes; all else in it is 0
+    Kind.SETUP: _SIZES,
+    Kind.HOST: ("client", "num_samples", "state_bytes"),
+    Kind.TRAIN: ("client", "round", "num_samples", "num_classes"),
+    Kind.BLOCK: ("client", "round", "first", "num_samples", *_SIZES, "row_bytes", "codec"),
+    Kind.REPORT: ("client", "round", "state_bytes"),
+    Kind.STOP: (),
+}
+
 
 @dataclass(frozen=True)
 class Contract:
     """What one rank accepts at one moment. Everything else is refused before its payload is received.
 
     `sender` tells which rank speaks for a client (server side: the worker that hosts it); `num_samples` how
-    many samples a client has; a client missing from `num_samples` is unknown. `memory` gives the bank's own rows
-    for a block's features, so that they are received in place.
+    many samples a client has; a client missing from `num_samples` is unknown. `admit` is asked with a block's header,
+    sample ids, labels and logits, and returns the bank's own rows, so that features are received in place; or it
+    refuses them by a `WireError`. `device` is where the payload of a TrainRequest is wanted, None for the host.
     """
 
     kinds: frozenset[Kind]
@@ -30,7 +41,8 @@ class Contract:
     block_rows: int = 0
     state_bytes: int = 0
     max_samples: int = 0
-    memory: Callable[[Header], Tensor] | None = None
+    admit: Callable[[Header, Tensor, Tensor, Tensor], Tensor] | None = None
+    device: torch.device | None = None
 
     def check(self, source: int, header: Header) -> None:
         """Raise `WireError` naming rank and field unless `header`, sent by rank `source`, is acceptable here."""
@@ -41,6 +53,9 @@ class Contract:
                 raise WireError(f"rank {source} sent a message whose {name} is {found}; expected {expected}")
 
         expect(header.kind in self.kinds, "kind", " or ".join(f"{kind} ({kind.name})" for kind in sorted(self.kinds)))
+        for name in Header._fields:
+            if name not in ("kind", "payload_bytes", *_FIELDS[Kind(header.kind)]):
+                expect(getattr(header, name) == 0, name, 0)
         expect(header.client >= 0, "client", "0 or more")
         if header.kind in (Kind.TRAIN, Kind.BLOCK, Kind.REPORT):
             self._check_client(source, header, expect)
@@ -70,7 +85,7 @@ class Contract:
 
     def _check_client(self, source: int, header: Header, expect: Callable[[bool, str, object], None]) -> None:
         assert self.num_samples is not None
-        expect(header.client in self.num_samples, "client", f"one of the {len(self.num_samples)} known here")
+        expect(header.client in self.num_samples, "client", f"one of the {len(self.num_samples)} expected here")
         if self.sender is not None:
             expect(self.sender[header.client] == source, "client", "one that this rank hosts")
 
@@ -87,9 +102,17 @@ class Contract:
         last = self.num_samples[header.client] - header.num_samples
         expect(0 <= header.first <= last, "first", f"0 to {last}")
 
-    def allocate(self, header: Header) -> list[Tensor]:
-        """Return memory for the payload of a checked header; a block's features go straight to the bank."""
+    def buffers(self, header: Header) -> Iterator[Tensor]:
+        """Yield memory for each buffer of a checked header's payload; fill one before asking for the next.
+
+        Raises `WireError` when what a block's other buffers hold forbids its features.
+        """
         layout = payload_layout(header)
-        if header.kind == Kind.BLOCK and self.memory is not None:
-            return [*(torch.empty(shape, dtype=dtype) for dtype, shape in layout[:-1]), self.memory(header)]
-        return [torch.empty(shape, dtype=dtype) for dtype, shape in layout]
+        if header.kind != Kind.BLOCK or self.admit is None:
+            device = self.device if header.kind == Kind.TRAIN else None
+            for dtype, shape in layout:
+                yield torch.empty(shape, dtype=dtype, device=device)
+            return
+        small = [torch.empty(shape, dtype=dtype) for dtype, shape in layout[:-1]]
+        yield from small
+        yield self.admit(header, *small)

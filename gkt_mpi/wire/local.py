@@ -56,9 +56,9 @@ class LocalTransport:
                 if self._world.failed.is_set():
                     raise PeerFailedError(f"rank {self.rank} waited for a thread that failed") from None
         contract.check(source, header)
-        buffers = contract.allocate(header)
-        for buffer, sent in zip(buffers, payload, strict=True):
-            buffer.copy_(sent.reshape(buffer.shape))
+        buffers = []
+        for buffer, sent in zip(contract.buffers(header), payload, strict=True):
+            buffers.append(buffer.copy_(sent.reshape(buffer.shape)))
         message = from_wire(header, buffers)
         self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
         return source, message

@@ -1,47 +1,70 @@
 """The transport on MPI: a header and raw buffers through mpi4py's upper-case calls. Importing this starts MPI.
 
-One message is one send for the header and one for each buffer. MPI keeps the order of messages between two
-ranks, so after a header the next payload messages from its sender are its own. Every send is non-blocking,
-and so is every receive: while a rank waits it sleeps between looks, so that idle ranks leave the processor
-to those that compute.
+One message is one send for the header and one for each buffer of the payload (more for a buffer that is too
+large for one send, none for an empty one). MPI keeps the order of messages between two ranks, so what follows a
+header from its sender is its payload, up to the next header. A receiver looks at the size of each before it
+receives it: a peer that sends too much, too little or nonsense is refused, and its next message is read as if
+nothing had happened.
+
+Every send is non-blocking, and so is every receive: while a rank waits it sleeps between looks, so that idle
+ranks leave the processor to those that compute.
 """
 
+import ctypes
 import time
 from collections import deque
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from gkt_mpi.errors import WireError
+from gkt_mpi.wire.codec import CudaAware
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
 from gkt_mpi.wire.transport import Ledger
 
 _HEADER_TAG = 1
 _PAYLOAD_TAG = 2
+# Open MPI 5.0 with mpi4py 4.1 fails on a single message over 2 GiB.
+_LARGEST_SEND = 2**30
+_SCRATCH_BYTES = 2**16
 _EAGER_LOOKS = 50  # looks that only yield the processor, before the first real sleep
-_FIRST_SLEEP_S = 50e-6
-_LONGEST_SLEEP_S = 5e-3  # 200 looks a second cost well under 1 % of a core
+# A sleep is this share of the time waited so far: waiting can lengthen no wait, and so no round, by more than
+# 1 %, and the looks grow with the logarithm of the wait only. A look costs up to 0.1 ms when the caches are cold.
+_SLEEP_SHARE = 0.01
+_SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 50e-6, 0.1
 
 
 class MpiTransport:
     """Carries messages between the ranks of a communicator."""
 
-    def __init__(self, comm: MPI.Intracomm = MPI.COMM_WORLD) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm = MPI.COMM_WORLD, cuda_aware: bool = False, largest_send: int = _LARGEST_SEND
+    ) -> None:
+        """`cuda_aware`: MPI may be given GPU memory; else it goes through pinned host memory.
+
+        `largest_send`, in bytes, must be the same on all ranks.
+        """
         self.comm = comm.Dup()  # nobody else's messages get in between
         self.rank: int = self.comm.rank
         self.size: int = self.comm.size
         self.ledger = Ledger()
         self.payload_s = 0.0
-        self._leaving: deque[tuple[list[MPI.Request], list[np.ndarray]]] = deque()
+        self._cuda_aware = cuda_aware
+        self._largest_send = largest_send
+        self._leaving: deque[tuple[list[MPI.Request], list[Tensor]]] = deque()
+        self._refused: set[int] = set()  # ranks whose last message was refused, and may have payload left
 
     def send(self, rank: int, message: Message) -> None:
         """Begin to send and return at once. The message's tensors must not change until `flush`."""
         header, payload = to_wire(message)
-        buffers = [header.pack(), *(_host_bytes(tensor) for tensor in payload)]
-        tags = [_HEADER_TAG] + [_PAYLOAD_TAG] * len(payload)
-        requests = [self.comm.Isend([buffer, MPI.BYTE], rank, tag) for buffer, tag in zip(buffers, tags, strict=True)]
+        buffers = [torch.from_numpy(header.pack()).view(torch.uint8), *(self._sendable(tensor) for tensor in payload)]
+        requests = [self.comm.Isend(_memory(buffers[0]), rank, _HEADER_TAG)]
+        for buffer in buffers[1:]:
+            requests += [self.comm.Isend(_memory(piece), rank, _PAYLOAD_TAG) for piece in self._pieces(buffer)]
         self.ledger.sent[message.column] += HEADER_BYTES + header.payload_bytes
         self._leaving.append((requests, buffers))  # keeps the memory alive until it has left
         while self._leaving and MPI.Request.Testall(self._leaving[0][0]):
@@ -57,43 +80,118 @@ class MpiTransport:
     def receive(self, contract: Contract) -> tuple[int, Message]:
         """Wait, without burning a core, for a message; return the sender's rank and the message.
 
-        Raises `WireError` when the message breaks `contract`.
+        Raises `WireError` when the message breaks `contract`; what is left of it is then passed over, and the
+        next call receives the next message.
         """
-        status = MPI.Status()
-        _poll(lambda: self.comm.Iprobe(MPI.ANY_SOURCE, _HEADER_TAG, status))
-        source = status.Get_source()
-        words = np.zeros(HEADER_BYTES // 8, np.int64)
-        self.comm.Recv([words, MPI.BYTE], source, _HEADER_TAG)
-        header = Header.unpack(words, source)
-        contract.check(source, header)
+        source, words = self._receive_header()
         started = time.perf_counter()
-        buffers = contract.allocate(header)
-        requests = [self._receive_into(buffer, source) for buffer in buffers]
-        _poll(lambda: MPI.Request.Testall(requests))
+        try:
+            header = Header.unpack(words, source)
+            contract.check(source, header)
+            buffers = []
+            for buffer in contract.buffers(header):
+                self._fill(buffer, source)
+                buffers.append(buffer)
+        except WireError:
+            self._refused.add(source)
+            raise
         self.payload_s += time.perf_counter() - started
         message = from_wire(header, buffers)
         self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
         return source, message
 
-    def _receive_into(self, buffer: Tensor, source: int) -> MPI.Request:
-        return self.comm.Irecv([buffer.reshape(-1).numpy(), MPI.BYTE], source, _PAYLOAD_TAG)
+    def _receive_header(self) -> tuple[int, np.ndarray]:
+        """Wait for the next header, past what is left of refused messages; return its sender and its words."""
+        while True:
+            source, tag, size = self._next()
+            if tag == _HEADER_TAG and size == HEADER_BYTES:
+                self._refused.discard(source)
+                words = np.empty(HEADER_BYTES // 8, np.int64)
+                self.comm.Recv([words, MPI.BYTE], source, _HEADER_TAG)
+                return source, words
+            self._pass_over(source, tag, size)
+            if tag == _HEADER_TAG or source not in self._refused:
+                self._refused.add(source)
+                raise WireError(f"rank {source} sent {size} bytes that are no header and that no header announced")
+
+    def _fill(self, buffer: Tensor, source: int) -> None:
+        """Receive a buffer of the payload: straight into its memory, through the host where MPI cannot."""
+        flat = buffer.reshape(-1).view(torch.uint8)
+        if flat.is_cuda:
+            torch.cuda.current_stream(flat.device).synchronize()  # nothing may still be reading it
+        staged = flat.is_cuda and not self._cuda_aware
+        memory = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=True) if staged else flat
+        for piece in self._pieces(memory):
+            _, tag, size = self._next(source)
+            if tag != _PAYLOAD_TAG or size != len(piece):
+                found = f"{size} bytes" if tag == _PAYLOAD_TAG else "another header"
+                raise WireError(f"rank {source} sent {found} where its header announced {len(piece)} bytes of payload")
+            request = self.comm.Irecv(_memory(piece), source, _PAYLOAD_TAG)
+            _poll(request.Test)
+        if staged:
+            flat.copy_(memory)
+
+    def _next(self, source: int = MPI.ANY_SOURCE) -> tuple[int, int, int]:
+        """Wait until something can be received; return its sender, tag and bytes without receiving it."""
+        status = MPI.Status()
+        _poll(lambda: self.comm.Iprobe(source, MPI.ANY_TAG, status))
+        return status.Get_source(), status.Get_tag(), status.Get_count(MPI.BYTE)
+
+    def _pass_over(self, source: int, tag: int, size: int) -> None:
+        """Receive and forget what has come, all of it into the same few bytes, whatever its size.
+
+        A receive that is too small for its message would be simpler, but Open MPI 5.0.11 then overwrites memory.
+        """
+        scratch = np.empty(_SCRATCH_BYTES, np.uint8)
+        times, rest = divmod(size, _SCRATCH_BYTES)
+        overlaid = MPI.BYTE.Create_hindexed([_SCRATCH_BYTES] * times + [rest], [0] * (times + 1)).Commit()
+        request = self.comm.Irecv([scratch, 1, overlaid], source, tag)
+        _poll(request.Test)
+        overlaid.Free()
+
+    def _sendable(self, tensor: Tensor) -> Tensor:
+        """Return a tensor's bytes, complete, in memory that MPI can read; where it already can, without a copy."""
+        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        if data.is_cuda:
+            stream = torch.cuda.current_stream(data.device)
+            if not self._cuda_aware:
+                data = torch.empty(data.shape, dtype=torch.uint8, pin_memory=True).copy_(data, non_blocking=True)
+            stream.synchronize()
+        return data
+
+    def _pieces(self, buffer: Tensor) -> tuple[Tensor, ...]:
+        """Split bytes into what one send can carry; nothing is sent of an empty buffer."""
+        return buffer.split(self._largest_send) if len(buffer) else ()
 
 
-def _host_bytes(tensor: Tensor) -> np.ndarray:
-    """Return a tensor's values as contiguous host memory, without a copy where it already is."""
-    return tensor.detach().cpu().contiguous().reshape(-1).numpy()
+def is_cuda_aware(choice: CudaAware) -> bool:
+    """Return whether MPI may be given GPU memory: as chosen, or with "auto" if the MPI library says that it can."""
+    if choice != "auto":
+        return choice == "on"
+    return ask_cuda_support(ctypes.CDLL(MPI.__file__))  # finds what the MPI library behind the module exports
+
+
+def ask_cuda_support(library: object) -> bool:
+    """Ask an MPI library by MPIX_Query_cuda_support, an extension of Open MPI, MPICH and their kin; without, no."""
+    query = getattr(library, "MPIX_Query_cuda_support", None)
+    return query is not None and query() == 1
+
+
+def _memory(data: Tensor) -> list[object]:
+    """Return bytes (a uint8 tensor) in the form that mpi4py takes."""
+    return [data if data.is_cuda else data.numpy(), MPI.BYTE]
 
 
 def _poll(ready: Callable[[], bool]) -> None:
     """Call `ready` until it is true: eagerly at first, then with growing sleeps in between."""
-    looks, pause_s = 0, _FIRST_SLEEP_S
+    began = time.perf_counter()
+    for _ in range(_EAGER_LOOKS):
+        if ready():
+            return
+        time.sleep(0)
     while not ready():
-        looks += 1
-        if looks <= _EAGER_LOOKS:
-            time.sleep(0)
-        else:
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_SLEEP_S)
+        waited = time.perf_counter() - began
+        time.sleep(min(max(waited * _SLEEP_SHARE, _SHORTEST_SLEEP_S), _LONGEST_SLEEP_S))
 
 
 def abort(status: int) -> None:

@@ -43,5 +43,6 @@ class Transport(Protocol):
     def receive(self, contract: Contract) -> tuple[int, Message]:
         """Wait, without burning a core, for a message; return the sender's rank and the message.
 
-        Raises `WireError` when the message breaks `contract`.
+        Raises `WireError` when the message breaks `contract`; what is left of it is then passed over, and the
+        next call receives the next message.
         """

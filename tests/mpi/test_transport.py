@@ -40,7 +40,7 @@ def block(client, first, count, row_bytes=256):
     )
 
 
-def contract(memory=None, rows=1000, row_bytes=256):
+def contract(admit=None, rows=1000, row_bytes=256):
     return Contract(
         frozenset({Kind.BLOCK, Kind.REPORT}),
         round=0,
@@ -51,7 +51,7 @@ def contract(memory=None, rows=1000, row_bytes=256):
         row_bytes=row_bytes,
         block_rows=rows,
         state_bytes=33,
-        memory=memory,
+        admit=admit,
     )
 
 
@@ -101,7 +101,7 @@ def test_blocks_of_all_workers_land_in_their_own_memory(transport):
         transport.send(0, ClientReport(RANK, 0, ClientMetrics(1, 2, 3, 4, 5), torch.ones(33, dtype=torch.uint8)))
         return
     bank = {rank: torch.zeros(1000, 256, dtype=torch.uint8) for rank in WORKERS}
-    accepted = contract(lambda header: bank[header.client][header.first : header.first + header.num_samples])
+    accepted = contract(lambda header, *_: bank[header.client][header.first : header.first + header.num_samples])
     last = dict.fromkeys(WORKERS, 0)
     for _ in range(11 * len(WORKERS)):
         source, message = transport.receive(accepted)
@@ -126,13 +126,35 @@ def test_large_blocks_cross_both_ways_at_the_same_time_without_a_deadlock(transp
     assert all(message.client == source and int(message.state[-1]) == source for source, message in received)
 
 
-def test_a_message_that_breaks_the_contract_is_refused_by_rank_and_field(transport):
+def test_a_message_that_breaks_the_contract_is_refused_by_rank_and_field_and_the_next_is_received(transport):
     if RANK > 0:
-        transport.send(0, ClientReport(RANK, 1, ClientMetrics(1, 2, 3, 4, 5), torch.ones(33, dtype=torch.uint8)))
+        for round in (1, 0):
+            metrics = ClientMetrics(1, 2, 3, 4, 5)
+            transport.send(0, ClientReport(RANK, round, metrics, torch.ones(33, dtype=torch.uint8)))
         return
-    for _ in WORKERS:
-        with pytest.raises(WireError, match=r"rank \d+ sent a message whose round is 1; expected 0"):
-            transport.receive(contract())
+    refused, received = [], []
+    for _ in range(2 * len(WORKERS)):
+        try:
+            received.append(transport.receive(contract())[0])
+        except WireError as error:
+            assert "sent a message whose round is 1; expected 0" in str(error)
+            refused.append(int(str(error).split()[1]))
+    assert sorted(refused) == sorted(received) == list(WORKERS)
+
+
+@pytest.mark.parametrize("largest_send", [1, 100, 256, 999])
+def test_a_buffer_larger_than_one_send_goes_in_pieces(largest_send):
+    """The path of a buffer over 1 GiB, with a lower limit."""
+    transport = MpiTransport(largest_send=largest_send)
+    if RANK > 0:
+        transport.send(0, block(RANK, 0, 10))
+        transport.send(0, ClientReport(RANK, 0, ClientMetrics(1, 2, 3, 4, 5), torch.ones(33, dtype=torch.uint8)))
+        transport.flush()
+    for _ in range(2 * len(WORKERS)) if RANK == 0 else ():
+        source, message = transport.receive(contract())
+        if isinstance(message, FeatureBlock):
+            assert_same(message, block(source, 0, 10))
+    MPI.COMM_WORLD.Barrier()
 
 
 def test_the_ledger_of_the_receiver_equals_that_of_the_senders(transport):

@@ -1,9 +1,13 @@
+import subprocess
+
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from gkt_mpi.engine.bank import Bank
-from gkt_mpi.errors import WireError
+from gkt_mpi.engine.feature_rows import BankConfig, FeatureRows
+from gkt_mpi.errors import ConfigError, WireError
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.messages import FeatureBlock, Header, Kind
@@ -36,13 +40,19 @@ def block(client, first, count, **changes):
 
 def deliver(bank, message):
     header = Header(Kind.BLOCK, message.client, first=message.first, num_samples=len(message.sample_id))
-    bank.memory(header).copy_(message.feature)
+    bank.admit(header, message.sample_id, message.label, message.logit).copy_(message.feature)
     bank.accept(message)
 
 
-@pytest.fixture
-def bank():
-    return Bank(SHARDS, 10, CODEC, CPU)
+@pytest.fixture(params=[None, 0.0005, 0], ids=["in memory", "in both", "in a file"])
+def bank(request, tmp_path):
+    """A bank of 640 bytes of features; 0.0005 MiB hold those of the first two clients."""
+    made = Bank(SHARDS, 10, CODEC, CPU, BankConfig(request.param), tmp_path)
+    assert made.feature.num_in_memory == {None: 10, 0.0005: 8, 0: 0}[request.param]
+    assert (tmp_path / "feature_bank.h5").exists() == (request.param is not None)
+    yield made
+    made.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
@@ -92,19 +102,18 @@ def test_all_batches_go_in_order(full):
 
 def test_a_client_is_complete_when_all_its_samples_have_arrived(bank):
     deliver(bank, block(1, 0, 2))
-    with pytest.raises(WireError, match="client 1 .* 3 samples missing"):
-        bank.require_complete(1, 0)
+    assert bank.num_missing(1) == 3
     deliver(bank, block(1, 2, 3))
-    bank.require_complete(1, 0)
+    assert bank.num_missing(1) == 0
     bank.open_round()
-    with pytest.raises(WireError, match="5 samples missing"):
-        bank.require_complete(1, 1)
+    assert bank.num_missing(1) == 5
 
 
 def test_rows_sent_twice_are_refused_before_they_are_received(bank):
     deliver(bank, block(1, 0, 2))
-    with pytest.raises(WireError, match="twice in round 0"):
-        bank.memory(Header(Kind.BLOCK, 1, first=1, num_samples=2))
+    again = block(1, 1, 2)
+    with pytest.raises(WireError, match="client 1 in round 0 sent 2 rows from 1 on twice"):
+        bank.admit(Header(Kind.BLOCK, 1, first=1, num_samples=2), again.sample_id, again.label, again.logit)
 
 
 @pytest.mark.parametrize(
@@ -121,5 +130,52 @@ def test_rows_sent_twice_are_refused_before_they_are_received(bank):
 def test_an_invalid_upload_is_refused_by_client_and_round(bank, changes, message):
     with pytest.raises(WireError, match=f"client 0 in round 0 sent {message}"):
         deliver(bank, block(0, 0, 2, **changes))
-    with pytest.raises(WireError, match="3 samples missing"):
-        bank.require_complete(0, 0)
+    assert bank.num_missing(0) == 3
+
+
+def test_a_file_for_several_runs_has_a_name_that_is_the_runs_own(tmp_path):
+    config = BankConfig(0, str(tmp_path / "fast disk"))
+    banks = [Bank(SHARDS, 10, CODEC, CPU, config, tmp_path / out / "run") for out in ("a", "b")]
+    files = {bank.feature.path for bank in banks}
+    assert len(files) == 2
+    assert all(file.parent == tmp_path / "fast disk" and file.exists() for file in files)
+    for bank in banks:
+        bank.close()
+    assert list((tmp_path / "fast disk").iterdir()) == []
+
+
+def test_the_file_is_an_hdf5_file_with_one_contiguous_data_set(tmp_path):
+    bank = Bank(SHARDS, 10, CODEC, CPU, BankConfig(0), tmp_path)
+    for client in range(3):
+        deliver(bank, block(client, 0, len(SHARDS[client])))
+    with h5py.File(tmp_path / "feature_bank.h5") as file:
+        assert file["feature"].chunks is None
+        assert np.array_equal(file["feature"][:], CODEC.encode(feature_of(bank.sample_id)).numpy())
+
+
+def test_a_full_disk_is_a_clear_error_before_anything_is_sent_and_leaves_nothing(tmp_path):
+    """On a real file system of 1 MiB, where this user may make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user cannot mount a small file system")
+    try:
+        message = (
+            r"needs 2,097,152 bytes in .*feature_bank-run-\w{8}\.h5, but: no space left on device; .*bank.spill_dir"
+        )
+        with pytest.raises(ConfigError, match=message):
+            FeatureRows([2**14], 128, BankConfig(0, str(disk)), tmp_path / "run", pinned=False)
+        assert list(disk.iterdir()) == []
+        FeatureRows([2**12], 128, BankConfig(0, str(disk)), tmp_path / "run", pinned=False).close()  # this much fits
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_file_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=r"needs 128 bytes in .*, but: (file exists|not a directory)"):
+        FeatureRows([1], 128, BankConfig(0, str(tmp_path / "file")), tmp_path, pinned=False)
+    with pytest.raises(ConfigError, match="needs 1,152,921,504,606,846,976 bytes in .*, but: file too large"):
+        FeatureRows([2**53], 128, BankConfig(0), tmp_path, pinned=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

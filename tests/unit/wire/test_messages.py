@@ -123,7 +123,12 @@ def test_another_program_or_version_is_refused():
 def test_a_blocks_features_are_received_in_the_memory_given_for_them():
     memory = torch.empty(5, 64, dtype=torch.uint8)
     header = to_wire(BLOCK)[0]
-    contract = Contract(frozenset({Kind.BLOCK}), memory=lambda h: memory)
-    buffers = contract.allocate(header)
+    asked = []
+    contract = Contract(frozenset({Kind.BLOCK}), admit=lambda *small: asked.append(small) or memory)
+    buffers = []
+    for buffer in contract.buffers(header):
+        assert not asked or len(buffers) == 3  # the features' memory is asked for when all the rest has come
+        buffers.append(buffer)
     assert buffers[-1] is memory
     assert [tuple(buffer.shape) for buffer in buffers[:-1]] == [(5,), (5,), (5, 10)]
+    assert asked == [(header, *buffers[:-1])]
