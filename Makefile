@@ -40,9 +40,9 @@ cifar10 cifar100 cinic10:
 	@$(env) mpi
 	@$(mpirun) python -m gkt_mpi.main --config launch/configs/$@.yaml --out "$(OUT)" $(ARGS)
 
-test:  ## all tests
+test:  ## all tests, two files at a time
 	@$(env) mpi dev
-	@$(python) -m pytest $(ARGS)
+	@$(python) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-mpi-%:  ## the message layer's tests on % ranks
 	@$(env) mpi dev

