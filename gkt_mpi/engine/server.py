@@ -18,10 +18,11 @@ from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.bank import Bank, BankBatch, BatchOrder
 from gkt_mpi.engine.checkpoint import CheckpointStore
 from gkt_mpi.engine.client import Edge
+from gkt_mpi.engine.collect import collect_uploads
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode, evaluate, num_evaluated
 from gkt_mpi.engine.optimizer import OptimizerConfig, ScheduleName, build_optimizer, build_schedule, step_schedule
 from gkt_mpi.engine.roster import Roster
-from gkt_mpi.errors import GktError, WireError, require
+from gkt_mpi.errors import GktError, require
 from gkt_mpi.losses import DistillConfig
 from gkt_mpi.models.resnet import ServerModel, ServerName
 from gkt_mpi.observe.progress import Progress
@@ -29,7 +30,7 @@ from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.placement import Placement, peak_mib
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import ClientReport, FeatureBlock, HostClient, Kind, Stop, TrainRequest
+from gkt_mpi.wire.messages import ClientReport, HostClient, Kind, Stop, TrainRequest
 from gkt_mpi.wire.transport import Transport
 
 _REFUSALS_SAID = 3  # a round; the others are only counted
@@ -101,7 +102,7 @@ class Server:
             self._send(client, HostClient(client, sample_id, self._states[client]))
         for round in range(start, self.num_rounds):
             began, ledger = time.perf_counter(), self._bytes()
-            self._record = {"round": round}
+            self._record = {"round": round, "refused_messages": 0}
             self._progress.begin_round(round)
             yield round
             self._close_round(round, began, ledger)
@@ -133,27 +134,10 @@ class Server:
             state_bytes=self._edge.state_bytes,
             admit=self.bank.admit,
         )
-        reports: dict[int, ClientReport] = {}
-        refusals: list[str] = []
-        while expected:
-            try:
-                _, message = self.transport.receive(contract)
-                if isinstance(message, FeatureBlock):
-                    self.bank.accept(message)
-            except WireError as error:
-                refusals.append(str(error))
-                if len(refusals) <= _REFUSALS_SAID:
-                    self._progress.say(f"refused: {error}")
-                continue
-            if isinstance(message, FeatureBlock):
-                self._progress.advance(len(message.sample_id))
-            else:
-                assert isinstance(message, ClientReport)
-                self._require_complete(message.client, round, refusals)
-                reports[message.client] = message
-                del expected[message.client]  # whatever it still sends is refused
+        reports = collect_uploads(
+            self.transport, contract, self.bank, expected, self._progress.advance, self._count_refusal
+        )
         self.transport.flush()
-        self._record["refused_messages"] = len(refusals)
         self._take_in([reports[client] for client in self.roster])
 
     def batches(self, round: int, epoch: int) -> Iterator[BankBatch]:
@@ -208,11 +192,10 @@ class Server:
     def _send(self, client: int, message: HostClient | TrainRequest) -> None:
         self.transport.send(self.roster.worker_of[client], message)
 
-    def _require_complete(self, client: int, round: int, refusals: list[str]) -> None:
-        missing = self.bank.num_missing(client)
-        if missing:
-            why = f"; refused before: {refusals[-1]}" if refusals else ""
-            raise WireError(f"client {client} closed its upload of round {round} with {missing} samples missing{why}")
+    def _count_refusal(self, why: str) -> None:
+        self._record["refused_messages"] += 1
+        if self._record["refused_messages"] <= _REFUSALS_SAID:
+            self._progress.say(f"refused: {why}")
 
     def _take_in(self, reports: list[ClientReport]) -> None:
         """Keep the clients' states and sum their metrics, in client order."""

@@ -19,8 +19,8 @@ from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, HostClient, Kind, Setup, Stop, TrainRequest
 from gkt_mpi.wire.transport import SERVER, Transport
 
-_LARGEST_BATCH = 256  # a block is also the batch of the forward pass that computes it
-_BLOCKS_IN_FLIGHT = 1  # while one block travels the next is computed
+LARGEST_BATCH = 256  # a block is also the batch of the forward pass that computes it
+BLOCKS_IN_FLIGHT = 2  # while one travels and one waits at the server's door, the next is computed
 
 
 def receive_setup(transport: Transport) -> Setup | None:
@@ -54,7 +54,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.hosted: dict[int, Hosted] = {}
-        self.block_rows = min(self.codec.block_rows(self.wire.block_mib), _LARGEST_BATCH)
+        self.block_rows = min(self.codec.block_rows(self.wire.block_mib), LARGEST_BATCH)
 
     def run(self, client_round: Callable[["Worker", Client, TrainRequest], None]) -> None:
         """Serve until the server says stop; `client_round` is the algorithm's client side."""
@@ -109,7 +109,7 @@ class Worker:
             self.codec.shape,
             self.codec.code_id,
         )
-        self.transport.flush(_BLOCKS_IN_FLIGHT)
+        self.transport.flush(BLOCKS_IN_FLIGHT)
         self.transport.send(SERVER, block)
 
     @contextmanager

@@ -172,7 +172,8 @@ def receive(transport, bank, contract, refused, until):
         try:
             source, message = transport.receive(contract)
             if isinstance(message, FeatureBlock):
-                bank.accept(message)
+                bank.claim(message)
+                bank.check(message)
             else:
                 assert torch.equal(message.state, STATE)
                 reports[source] += 1

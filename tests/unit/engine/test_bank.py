@@ -41,7 +41,8 @@ def block(client, first, count, **changes):
 def deliver(bank, message):
     header = Header(Kind.BLOCK, message.client, first=message.first, num_samples=len(message.sample_id))
     bank.admit(header, message.sample_id, message.label, message.logit).copy_(message.feature)
-    bank.accept(message)
+    bank.claim(message)
+    bank.check(message)
 
 
 @pytest.fixture(params=[None, 0.0005, 0], ids=["in memory", "in both", "in a file"])

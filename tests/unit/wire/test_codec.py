@@ -103,6 +103,17 @@ def test_nan_and_infinity_are_found(name, bad):
     assert not codec.is_finite(codec.encode(feature))
 
 
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_negative_values_are_finite_and_negative_infinity_and_nan_are_not(name):
+    codec = Codec(name, (4, 4, 2))
+    feature = torch.randn(3, 2, 4, 4)
+    feature[0, 0, 0, 0], feature[0, 0, 0, 1] = -0.0, -60_000.0
+    assert codec.is_finite(codec.encode(feature))
+    for bad in (-float("inf"), -float("nan")):
+        feature[1, 1, 2, 3] = bad
+        assert not codec.is_finite(codec.encode(feature))
+
+
 def test_blocks_hold_as_many_rows_as_fit_and_at_least_one():
     codec = Codec("float32", (32, 32, 16))
     assert codec.block_rows(8) == 128

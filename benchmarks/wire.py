@@ -1,0 +1,235 @@
+"""How fast uploads reach the server: make bench-wire (mpirun -np 5 python benchmarks/wire.py [--json FILE]).
+
+Every worker uploads the features of 3,125 CIFAR-sized samples (205 MB in float32) at once; first one worker alone,
+then all. Rows: a pickled dictionary of batches with `send`, as the official implementation does it; the same with
+mpi4py's pkl5; raw `Send` into a warm buffer of the server, which is the limit; and ours, through the transport into
+a real bank with all its checks, once a codec. Times are of the server, from the word "go" to the last byte; medians
+of several repetitions. Extra memory is the peak above what the process held before (Linux's VmHWM, reset first).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from mpi4py.util import pkl5
+from rich.console import Console
+from rich.table import Table
+
+from gkt_mpi.engine.bank import Bank
+from gkt_mpi.engine.collect import collect_uploads
+from gkt_mpi.engine.feature_rows import BankConfig
+from gkt_mpi.engine.worker import BLOCKS_IN_FLIGHT, LARGEST_BATCH
+from gkt_mpi.wire.codec import Codec, CodecName
+from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Kind
+from gkt_mpi.wire.mpi import MpiTransport
+
+COMM = MPI.COMM_WORLD
+RANK = COMM.rank
+SAMPLES, BATCH, CLASSES, SHAPE = 3125, 64, 10, (32, 32, 16)
+CODECS: tuple[CodecName, ...] = ("float32", "bfloat16", "float16", "int8", "int4")
+
+
+def refuse(why: str) -> None:
+    """End the benchmark: nothing it sends may be refused."""
+    raise AssertionError(why)
+
+
+class Peak:
+    """The extra memory of this process inside a `with`, in MiB."""
+
+    def __enter__(self) -> "Peak":
+        Path("/proc/self/clear_refs").write_text("5")
+        self.before = self._read("VmRSS")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.mib = max(0.0, (self._read("VmHWM") - self.before) / 1024)
+
+    @staticmethod
+    def _read(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def quiet_barrier() -> None:
+    """Wait for all ranks without burning the cores that others measure on."""
+    request = COMM.Ibarrier()
+    while not request.Test():
+        time.sleep(0.001)
+
+
+def batches_of(feature: torch.Tensor) -> dict[int, np.ndarray]:
+    """Return the features as the official implementation sends them: a dictionary of numpy batches."""
+    return {k: batch.numpy().copy() for k, batch in enumerate(feature.split(BATCH))}
+
+
+class Pickled:
+    """A pickled dictionary of batches."""
+
+    def __init__(self, feature: torch.Tensor | None, workers: range, comm: MPI.Comm) -> None:
+        self.batches = batches_of(feature) if feature is not None else {}
+        self.workers, self.comm = workers, comm
+
+    def send(self) -> None:
+        """Send everything in one message."""
+        self.comm.send(self.batches, 0)
+
+    def receive(self) -> None:
+        """Receive one message of each worker, and keep them all."""
+        self.kept = [self.comm.recv(source=rank) for rank in self.workers]
+
+
+class Raw:
+    """One raw message of each worker into memory that is already there and warm."""
+
+    def __init__(self, feature: torch.Tensor | None, workers: range) -> None:
+        self.feature = feature.permute(0, 2, 3, 1).numpy() if feature is not None else None
+        self.workers = workers
+        self.memory = [np.ones((SAMPLES, *SHAPE), np.float32) for _ in workers] if RANK == 0 else []
+
+    def send(self) -> None:
+        """Send the features as they lie in memory."""
+        COMM.Send(self.feature, 0)
+
+    def receive(self) -> None:
+        """Receive from all workers at once."""
+        pairs = zip(self.memory, self.workers, strict=True)
+        MPI.Request.Waitall([COMM.Irecv(memory, rank) for memory, rank in pairs])
+
+
+class Ours:
+    """Blocks through the transport into the bank, encoded on the way and checked as in a run."""
+
+    def __init__(self, feature: torch.Tensor | None, workers: range, name: CodecName) -> None:
+        self.codec = Codec(name, SHAPE)
+        self.rows = min(LARGEST_BATCH, self.codec.block_rows(8))
+        self.workers, self.feature, self.transport = workers, feature, MpiTransport()
+        self.label = torch.zeros(SAMPLES, dtype=torch.int16)
+        self.logit = torch.zeros(SAMPLES, CLASSES)
+        if RANK == 0:
+            shards = [np.arange(SAMPLES) for _ in workers]
+            self.bank = Bank(shards, CLASSES, self.codec, torch.device("cpu"), BankConfig(), Path())
+            self.bank.feature.slice(slice(0, len(self.bank))).fill_(0)  # warm
+
+    def send(self) -> None:
+        """Encode and send block by block."""
+        assert self.feature is not None
+        client = RANK - 1
+        ids = torch.arange(SAMPLES)
+        for first in range(0, SAMPLES, self.rows):
+            rows = slice(first, min(first + self.rows, SAMPLES))
+            parts = ids[rows], self.label[rows], self.logit[rows], self.codec.encode(self.feature[rows])
+            self.transport.flush(BLOCKS_IN_FLIGHT)
+            self.transport.send(0, FeatureBlock(client, 0, first, *parts, SHAPE, self.codec.code_id))
+        self.transport.send(0, ClientReport(client, 0, ClientMetrics(0, 0, 0, 0, 0), torch.zeros(8, dtype=torch.uint8)))
+        self.transport.flush()
+
+    def receive(self) -> None:
+        """Receive into the bank until every worker has reported."""
+        self.bank.open_round()
+        clients = {rank - 1: rank for rank in self.workers}
+        expected = dict.fromkeys(clients, SAMPLES)
+        contract = Contract(
+            frozenset({Kind.BLOCK, Kind.REPORT}),
+            round=0,
+            num_classes=CLASSES,
+            num_samples=expected,
+            sender=clients,
+            feature_shape=SHAPE,
+            row_bytes=self.codec.row_bytes,
+            codec=self.codec.code_id,
+            block_rows=self.rows,
+            state_bytes=8,
+            admit=self.bank.admit,
+        )
+        collect_uploads(self.transport, contract, self.bank, expected, lambda samples: None, refuse)
+
+
+def measure(make: Callable[[], Pickled | Raw | Ours], workers: range, repeats: int) -> dict[str, float] | None:
+    """Return medians on rank 0: seconds, and extra MiB of the server and of the largest worker."""
+    seconds, server_mib, worker_mib = [], [], []
+    way = make()
+    for _ in range(repeats + 1):
+        if isinstance(way, Pickled):
+            way.kept = []
+        quiet_barrier()
+        began = time.perf_counter()
+        with Peak() as peak:
+            if RANK == 0:
+                way.receive()
+            elif RANK in workers:
+                way.send()
+        seconds.append(time.perf_counter() - began)
+        quiet_barrier()
+        mib = COMM.gather(peak.mib)
+        if RANK == 0:
+            server_mib.append(mib[0])
+            worker_mib.append(max(mib[rank] for rank in workers))
+    if RANK > 0:
+        return None
+    keep = slice(1, None)  # the first repetition warms up
+    medians = (statistics.median(values[keep]) for values in (seconds, server_mib, worker_mib))
+    return dict(zip(("seconds", "server_extra_mib", "worker_extra_mib"), medians, strict=True))
+
+
+def run(num_workers: int, repeats: int) -> list[dict[str, float | str | int]]:
+    """Measure every way with this many workers; return the rows of the table, on rank 0."""
+    workers = range(1, 1 + num_workers)
+    feature = None
+    if RANK in workers:
+        generator = torch.Generator().manual_seed(RANK)
+        feature = torch.rand(SAMPLES, *SHAPE, generator=generator).permute(0, 3, 1, 2)
+    ways: dict[str, Callable[[], Pickled | Raw | Ours]] = {
+        "raw Send, warm buffer (limit)": lambda: Raw(feature, workers),
+        "pickled send, dict of batches": lambda: Pickled(feature, workers, COMM),
+        "pkl5 send, dict of batches": lambda: Pickled(feature, workers, pkl5.Intracomm(COMM)),
+    }
+    for name in CODECS:
+        ways[f"ours, {name}"] = lambda name=name: Ours(feature, workers, name)
+    rows: list[dict[str, float | str | int]] = []
+    for label, make in ways.items():
+        found = measure(make, workers, repeats)
+        if found is not None:
+            gigabytes = num_workers * SAMPLES * 65536 / 1e9
+            limit = float(rows[0]["seconds"]) if rows else found["seconds"]
+            speed = {"float32_gb_s": gigabytes / found["seconds"], "of_limit": limit / found["seconds"]}
+            rows.append({"workers": num_workers, "way": label, **found, **speed})
+    return rows
+
+
+def main() -> None:
+    """Measure with one worker and with all, print the table, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = run(1, options.repeats) + (run(COMM.size - 1, options.repeats) if COMM.size > 2 else [])
+    if RANK > 0:
+        return
+    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, "
+    machine += MPI.Get_library_version().split(",")[0]
+    table = Table(title=f"205 MB a worker; {machine}", title_justify="left")
+    names = ("workers", "way", "s", "GB/s of float32", "of the limit", "server +MiB", "worker +MiB")
+    for name in names:
+        table.add_column(name, justify="left" if name == "way" else "right")
+    for row in rows:
+        figures = (f"{row[key]:.3f}" for key in ("seconds", "float32_gb_s", "of_limit"))
+        memory = (f"{row[key]:.0f}" for key in ("server_extra_mib", "worker_extra_mib"))
+        table.add_row(str(row["workers"]), str(row["way"]), *figures, *memory)
+    Console(width=110).print(table)
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
