@@ -134,7 +134,12 @@ class MpiTransport:
     def _next(self, source: int = MPI.ANY_SOURCE) -> tuple[int, int, int]:
         """Wait until something can be received; return its sender, tag and bytes without receiving it."""
         status = MPI.Status()
-        _poll(lambda: self.comm.Iprobe(source, MPI.ANY_TAG, status))
+
+        def look() -> bool:
+            return self.comm.Iprobe(source, MPI.ANY_TAG, status)
+
+        # Open MPI's Iprobe looks first and takes in what has come only then, so that a single look is a sleep late.
+        _poll(lambda: look() or look())
         return status.Get_source(), status.Get_tag(), status.Get_count(MPI.BYTE)
 
     def _pass_over(self, source: int, tag: int, size: int) -> None:
