@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +55,11 @@ def run(command: list[str], timeout_s: float = 120, cwd: Path = ROOT, env: dict[
     return Done(process.returncode, out, err)
 
 
-def mpirun(ranks: int, program: list[str], timeout_s: float = 120, **options) -> Done:
+def mpirun(ranks: int, program: list, timeout_s: float = 120, mpi_options: Sequence[str] = (), **options) -> Done:
     """Run a Python program (what follows `python`) on so many ranks, through the launch wrapper."""
     venv = str(Path(sys.executable).parent.parent)
-    command = ["sh", str(ROOT / "launch/mpirun.sh"), "-np", str(ranks), sys.executable, *map(str, program)]
+    launch = ["sh", str(ROOT / "launch/mpirun.sh"), "-np", str(ranks), *mpi_options]
+    command = [*launch, sys.executable, *map(str, program)]
     return run(command, timeout_s, env={"VENV": venv} | options.pop("env", {}), **options)
 
 

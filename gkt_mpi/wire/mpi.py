@@ -208,5 +208,6 @@ def node_place() -> tuple[int, int, bool]:
     """Return (local rank, number of ranks on this node, whether rank 0 is one of them)."""
     world = MPI.COMM_WORLD
     node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
-    lowest = node.allreduce(world.rank, op=MPI.MIN)
-    return node.rank, node.size, lowest == 0
+    lowest = np.array([world.rank])
+    node.Allreduce(MPI.IN_PLACE, lowest, op=MPI.MIN)
+    return node.rank, node.size, bool(lowest[0] == 0)

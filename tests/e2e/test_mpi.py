@@ -1,7 +1,11 @@
 """The message layer's own suite, tests/mpi, under mpirun at 1, 2, 3 and 5 ranks."""
 
+import json
+import re
+
 import pytest
 
+from tests.conftest import arguments
 from tests.launch import mpirun
 
 
@@ -24,3 +28,28 @@ def test_a_failing_rank_ends_the_suite_instead_of_hanging_it(tmp_path):
     done = mpirun(3, ["-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path], timeout_s=60)
     assert done.status != 0
     assert "rank 1 fails" in done.err
+
+
+def test_the_ledger_counts_every_byte_that_went_through_mpi(tmp_path):
+    """A whole run, its ledgers beside what Open MPI's own monitoring saw going from each rank to each other.
+
+    Monitoring of kind 2 keeps what MPI sends for itself, in collectives, apart.
+    """
+    monitoring = ["enable 2", "enable_output 3", f"filename {tmp_path / 'seen'}"]
+    options = [word for option in monitoring for word in f"--mca pml_monitoring_{option}".split(" ", 2)]
+    done = mpirun(3, ["tests/e2e/ledger.py", tmp_path, *arguments(tmp_path)], mpi_options=options)
+    assert done.status == 0, done.err
+    ledgers = [json.loads((tmp_path / f"ledger.{rank}.json").read_text()) for rank in range(3)]
+    seen = {}
+    for rank in range(3):
+        text = (tmp_path / f"seen.{rank}.prof").read_text()
+        for source, target, size in re.findall(r"^E\t(\d)\t(\d)\t(\d+) bytes", text, flags=re.MULTILINE):
+            seen[int(source), int(target)] = int(size)
+    assert seen.keys() == {(0, 1), (0, 2), (1, 0), (2, 0)}  # workers do not speak with each other
+    assert seen[0, 1] + seen[0, 2] == sum(ledgers[0]["sent"].values())
+    for worker in (1, 2):
+        assert seen[worker, 0] == sum(ledgers[worker]["sent"].values())
+        assert seen[0, worker] == sum(ledgers[worker]["received"].values())
+    for column in ("algorithm", "simulation"):
+        assert ledgers[0]["received"][column] == sum(ledgers[worker]["sent"][column] for worker in (1, 2)) > 0
+        assert ledgers[0]["sent"][column] == sum(ledgers[worker]["received"][column] for worker in (1, 2)) > 0
