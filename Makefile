@@ -5,6 +5,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 OUT ?= runs
 ARGS ?=
+JSON ?=
 MPIRUN ?= mpirun
 MPIFLAGS ?=
 
@@ -12,18 +13,19 @@ python = "$(VENV)/bin/python"
 env = PYTHON="$(PYTHON)" CONSTRAINTS="$(CONSTRAINTS)" sh launch/make_env.sh "$(VENV)"
 mpirun = VENV="$(VENV)" MPIRUN="$(MPIRUN)" sh launch/mpirun.sh -np $(NP) $(MPIFLAGS)
 
-.PHONY: help digits cifar10 cifar100 cinic10 test check clean
+.PHONY: help digits cifar10 cifar100 cinic10 test bench-wire bench-waiting bench-codec check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
-	@sed -n 's/^\([a-z0-9%-]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9%-]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
 	@echo
 	@echo "  VENV=$(VENV)  Python environment; an existing one is used as it is"
 	@echo "  NP=5 or 21  ranks: one server, the others are workers"
 	@echo "  OUT=$(OUT)  folder of run folders"
 	@echo "  ARGS=\"--seed 1 --server.model resnet110\"  passed to the program"
+	@echo "  JSON=bench.json  also write a benchmark's table here"
 	@echo "  MPIRUN=$(MPIRUN)  MPIFLAGS=\"--hostfile hosts\"  the launcher and its flags"
 	@echo "  PYTHON=$(PYTHON)  CONSTRAINTS=$(CONSTRAINTS)  how the environment is made"
 
@@ -47,6 +49,18 @@ test:  ## all tests, two files at a time
 test-mpi-%:  ## the message layer's tests on % ranks
 	@$(env) mpi dev
 	@VENV="$(VENV)" MPIRUN="$(MPIRUN)" timeout 300 sh launch/mpirun.sh -np $* $(MPIFLAGS) python -m pytest tests/mpi $(ARGS)
+
+bench-wire: NP ?= 6
+bench-wire:  ## how fast uploads reach the server, against pickle and the limit (JSON=file writes it, too)
+bench-waiting: NP ?= 21
+bench-waiting:  ## what waiting workers cost
+bench-wire bench-waiting:
+	@$(env) mpi
+	@$(mpirun) python benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
+
+bench-codec:  ## what a codec costs in accuracy (ARGS="--cifar data" adds CIFAR-10)
+	@$(env) mpi
+	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/codec.py $(if $(JSON),--json "$(JSON)") $(ARGS)
 
 check:  ## ruff and mypy
 	@$(env) mpi dev

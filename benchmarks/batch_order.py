@@ -6,26 +6,9 @@ Runs that are already complete in DIR are read, not repeated.
 """
 
 import argparse
-import json
-import statistics
-import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-
-
-def accuracies(out: Path, partition: str, order: str, seed: int) -> tuple[float, float]:
-    """Return the final test accuracy of the server model and of the edge models alone, of one run."""
-    name = f"{partition}-{order}-{seed}"
-    summary = out / name / "summary.json"
-    if not summary.exists():
-        fields = ["--name", name, "--out", str(out), "--seed", str(seed)]
-        fields += ["--data.partition", partition, "--server.batch_order", order]
-        command = ["sh", "launch/mpirun.sh", "-np", "5", "python", "-m", "gkt_mpi.main"]
-        command += ["--config", "launch/configs/digits.yaml", *fields]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    found = json.loads(summary.read_text())
-    return found["final_test_accuracy"], found["final_client_test_accuracy"]
+from runs import ROOT, mean_and_spread, summary_of
 
 
 def main() -> None:
@@ -37,9 +20,14 @@ def main() -> None:
     print("| partition | server.batch_order | server model | edge models alone |\n|---|---|---|---|")
     for partition in ("homo", "hetero"):
         for order in ("mixed", "by_client"):
-            found = [accuracies(options.out.resolve(), partition, order, seed) for seed in range(options.seeds)]
-            cells = [f"{statistics.mean(side):.3f} ± {statistics.stdev(side):.3f}" for side in zip(*found, strict=True)]
-            print(f"| {partition} | {order} | {cells[0]} | {cells[1]} |", flush=True)
+            found = []
+            for seed in range(options.seeds):
+                fields = ["--seed", str(seed), "--data.partition", partition, "--server.batch_order", order]
+                name = f"{partition}-{order}-{seed}"
+                found.append(summary_of(options.out.resolve(), name, "digits", fields))
+            server = mean_and_spread(summary["final_test_accuracy"] for summary in found)
+            edge = mean_and_spread(summary["final_client_test_accuracy"] for summary in found)
+            print(f"| {partition} | {order} | {server} | {edge} |", flush=True)
 
 
 if __name__ == "__main__":

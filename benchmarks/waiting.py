@@ -8,8 +8,6 @@ waiting adds to a round. Medians of repetitions.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from mpi4py import MPI
 from rich.console import Console
 from rich.table import Table
+from runs import machine
 
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import Kind, TrainRequest
@@ -88,8 +87,8 @@ def main() -> None:
             rows.append({"way": label, "workers": len(WORKERS), "wait_s": seconds, **medians})
     if RANK > 0:
         return
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {MPI.Get_library_version().split(',')[0]}"
-    table = Table(title=f"{len(WORKERS)} workers wait for the server; {machine}", title_justify="left")
+    where = f"{machine()}, {MPI.Get_library_version().split(',')[0]}"
+    table = Table(title=f"{len(WORKERS)} workers wait for the server; {where}", title_justify="left")
     for name in ("way", "wait", "all workers", "last one late by", "of the wait"):
         table.add_column(name, justify="left" if name == "way" else "right")
     for row in rows:
@@ -102,7 +101,7 @@ def main() -> None:
         )
     Console(width=110).print(table)
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast uploads reach the server: make bench-wire (mpirun -np 5 python benchmarks/wire.py [--json FILE]).
+"""How fast uploads reach the server: make bench-wire (mpirun -np 6 python benchmarks/wire.py [--json FILE]).
 
 Every worker uploads the features of 3,125 CIFAR-sized samples (205 MB in float32) at once; first one worker alone,
 then all. Rows: a pickled dictionary of batches with `send`, as the official implementation does it; the same with
@@ -9,8 +9,6 @@ of several repetitions. Extra memory is the peak above what the process held bef
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from mpi4py import MPI
 from mpi4py.util import pkl5
 from rich.console import Console
 from rich.table import Table
+from runs import machine
 
 from gkt_mpi.engine.bank import Bank
 from gkt_mpi.engine.collect import collect_uploads
@@ -216,9 +215,8 @@ def main() -> None:
     rows = run(1, options.repeats) + (run(COMM.size - 1, options.repeats) if COMM.size > 2 else [])
     if RANK > 0:
         return
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, "
-    machine += MPI.Get_library_version().split(",")[0]
-    table = Table(title=f"205 MB a worker; {machine}", title_justify="left")
+    where = f"{machine()}, {MPI.Get_library_version().split(',')[0]}"
+    table = Table(title=f"205 MB a worker; {where}", title_justify="left")
     names = ("workers", "way", "s", "GB/s of float32", "of the limit", "server +MiB", "worker +MiB")
     for name in names:
         table.add_column(name, justify="left" if name == "way" else "right")
@@ -228,7 +226,7 @@ def main() -> None:
         table.add_row(str(row["workers"]), str(row["way"]), *figures, *memory)
     Console(width=110).print(table)
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

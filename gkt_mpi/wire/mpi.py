@@ -31,11 +31,11 @@ _PAYLOAD_TAG = 2
 # Open MPI 5.0 with mpi4py 4.1 fails on a single message over 2 GiB.
 _LARGEST_SEND = 2**30
 _SCRATCH_BYTES = 2**16
-_EAGER_LOOKS = 50  # looks that only yield the processor, before the first real sleep
+_EAGER_LOOKS = 10  # looks that only yield the processor, before the first real sleep
 # A sleep is this share of the time waited so far: waiting can lengthen no wait, and so no round, by more than
 # 1 %, and the looks grow with the logarithm of the wait only. A look costs up to 0.1 ms when the caches are cold.
 _SLEEP_SHARE = 0.01
-_SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 50e-6, 0.1
+_SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 200e-6, 0.1
 
 
 class MpiTransport:
