@@ -13,7 +13,7 @@ from tests.launch import mpirun
 def test_the_transport_suite_passes_on(ranks):
     done = mpirun(ranks, ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/mpi"])
     assert done.status == 0, done.out + done.err
-    assert f"{10 if ranks == 1 else 11} passed" in done.out
+    assert int(re.search(r"(\d+) passed", done.out)[1]) >= 14  # the others need a GPU or a peer
 
 
 def test_a_failing_rank_ends_the_suite_instead_of_hanging_it(tmp_path):

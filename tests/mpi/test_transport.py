@@ -3,6 +3,11 @@
 Every rank runs every test; what one rank sends in a test, the others receive in the same test.
 """
 
+import shutil
+import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mpi4py import MPI
@@ -11,7 +16,7 @@ from gkt_mpi.errors import WireError
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, HostClient, Kind, Setup, Stop, TrainRequest
-from gkt_mpi.wire.mpi import MpiTransport, node_place
+from gkt_mpi.wire.mpi import MpiTransport, ask_cuda_support, is_cuda_aware, node_place
 
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
 WORKERS = range(1, SIZE)
@@ -170,6 +175,45 @@ def test_the_ledger_of_the_receiver_equals_that_of_the_senders(transport):
         assert transport.ledger.received == {"algorithm": sent, "simulation": simulated}
         assert sent == len(WORKERS) * (15 * 8 + 10 * (8 + 2 + 40 + 256))
         assert transport.ledger.simulation_bytes == simulated
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(1, True), (0, False), (None, False)])
+def test_cuda_support_is_what_the_mpi_library_answers(answer, expected):
+    library = SimpleNamespace() if answer is None else SimpleNamespace(MPIX_Query_cuda_support=lambda: answer)
+    assert ask_cuda_support(library) is expected
+
+
+def test_cuda_awareness_is_as_chosen_and_detected_as_open_mpis_own_tool_tells():
+    assert is_cuda_aware("on") is True
+    assert is_cuda_aware("off") is False
+    info = shutil.which("ompi_info")
+    if info is None or "Open MPI" not in MPI.Get_library_version():
+        pytest.skip("there is no ompi_info to compare with")
+    known = subprocess.run([info, "--parsable", "--all"], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert is_cuda_aware("auto") is ("mpi_built_with_cuda_support:value:true" in known)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("choice", ["auto", "off"])
+def test_gpu_tensors_cross_both_ways(choice):
+    transport = MpiTransport(cuda_aware=is_cuda_aware(choice), largest_send=1000)
+    logit = torch.rand(7, 10, generator=torch_generator(0, "gpu"))
+    device = torch.device("cuda", 0)
+    accepted = Contract(frozenset({Kind.TRAIN}), num_classes=10, num_samples={RANK: 7}, device=device)
+    if RANK == 0:
+        bank = torch.zeros(10, 256, dtype=torch.uint8, device=device)
+        for rank in WORKERS:
+            transport.send(rank, TrainRequest(rank, 1, torch.arange(7, device=device), logit.to(device)))
+        for _ in WORKERS:
+            source, found = transport.receive(contract(lambda *_: bank))
+            assert torch.equal(found.feature.cpu(), block(source, 0, 10).feature)
+    else:
+        _, found = transport.receive(accepted)
+        assert found.logit.device == device and torch.equal(found.logit.cpu(), logit)
+        sent = block(RANK, 0, 10)
+        transport.send(0, replace(sent, logit=sent.logit.to(device), feature=sent.feature.to(device)))
+    transport.flush()
+    MPI.COMM_WORLD.Barrier()
 
 
 def test_every_rank_knows_its_place_on_the_node():
