@@ -7,10 +7,12 @@ receives it: a peer that sends too much, too little or nonsense is refused, and 
 nothing had happened.
 
 Every send is non-blocking, and so is every receive: while a rank waits it sleeps between looks, so that idle
-ranks leave the processor to those that compute.
+ranks leave the processor to those that compute. Over a network MPI moves a large message only inside its calls, so
+while something is leaving, a second thread looks after it and the first can compute.
 """
 
 import ctypes
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -56,7 +58,12 @@ class MpiTransport:
         self._cuda_aware = cuda_aware
         self._largest_send = largest_send
         self._leaving: deque[tuple[list[MPI.Request], list[Tensor]]] = deque()
+        self._num_left = 0
         self._refused: set[int] = set()  # ranks whose last message was refused, and may have payload left
+        self._lock = threading.Lock()  # around _leaving, and around looking at its requests
+        self._is_leaving = threading.Event()
+        if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
+            threading.Thread(target=self._keep_moving, name="send", daemon=True).start()
 
     def send(self, rank: int, message: Message) -> None:
         """Begin to send and return at once. The message's tensors must not change until `flush`."""
@@ -66,16 +73,29 @@ class MpiTransport:
         for buffer in buffers[1:]:
             requests += [self.comm.Isend(_memory(piece), rank, _PAYLOAD_TAG) for piece in self._pieces(buffer)]
         self.ledger.sent[message.column] += HEADER_BYTES + header.payload_bytes
-        self._leaving.append((requests, buffers))  # keeps the memory alive until it has left
-        while self._leaving and MPI.Request.Testall(self._leaving[0][0]):
-            self._leaving.popleft()
+        with self._lock:
+            self._leaving.append((requests, buffers))  # keeps the memory alive until it has left
+            self._is_leaving.set()
 
     def flush(self, pending: int = 0) -> None:
         """Wait until at most `pending` sent messages are still leaving."""
-        while len(self._leaving) > pending:
-            requests, _ = self._leaving[0]
-            _poll(lambda: MPI.Request.Testall(requests))  # noqa: B023 - called before the loop goes on
-            self._leaving.popleft()
+        _poll(lambda: self._let_go() <= pending)
+
+    def _let_go(self) -> int:
+        """Forget the messages that have left, oldest first; return how many are still leaving."""
+        with self._lock:
+            while self._leaving and MPI.Request.Testall(self._leaving[0][0]):
+                self._leaving.popleft()
+                self._num_left += 1
+            if not self._leaving:
+                self._is_leaving.clear()
+            return len(self._leaving)
+
+    def _keep_moving(self) -> None:
+        """Look after what is leaving, in a thread of its own, as long as this process lives."""
+        while self._is_leaving.wait():
+            before = self._num_left
+            _poll(lambda: self._let_go() == 0 or self._num_left > before)  # noqa: B023 - called at once
 
     def receive(self, contract: Contract) -> tuple[int, Message]:
         """Wait, without burning a core, for a message; return the sender's rank and the message.
