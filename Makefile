@@ -13,7 +13,7 @@ python = "$(VENV)/bin/python"
 env = PYTHON="$(PYTHON)" CONSTRAINTS="$(CONSTRAINTS)" sh launch/make_env.sh "$(VENV)"
 mpirun = VENV="$(VENV)" MPIRUN="$(MPIRUN)" sh launch/mpirun.sh -np $(NP) $(MPIFLAGS)
 
-.PHONY: help digits cifar10 cifar100 cinic10 test bench-wire bench-waiting bench-codec check clean
+.PHONY: help digits cifar10 cifar100 cinic10 test bench-wire bench-waiting bench-bank bench-codec check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -58,9 +58,11 @@ bench-wire bench-waiting:
 	@$(env) mpi
 	@$(mpirun) python benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
 
+bench-bank:  ## what a feature bank on the disk costs
 bench-codec:  ## what a codec costs in accuracy (ARGS="--cifar data" adds CIFAR-10)
+bench-bank bench-codec:
 	@$(env) mpi
-	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/codec.py $(if $(JSON),--json "$(JSON)") $(ARGS)
+	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
 
 check:  ## ruff and mypy
 	@$(env) mpi dev

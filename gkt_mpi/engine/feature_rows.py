@@ -9,8 +9,10 @@ import contextlib
 import hashlib
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import torch
@@ -44,12 +46,17 @@ class FeatureRows:
         limit = num_rows if config.memory_mib is None else int(config.memory_mib * 2**20) // row_bytes
         self.num_in_memory = max((end for end in clients_end if end <= limit), default=0)
         self.path: Path | None = None
+        self._file: BinaryIO | None = None
+        self._prefetcher = ThreadPoolExecutor(1, "prefetch")
         self._near = torch.empty(self.num_in_memory, row_bytes, dtype=torch.uint8, pin_memory=pinned)
         self._far = torch.empty(0, row_bytes, dtype=torch.uint8)
         if self.num_in_memory < num_rows:
             self.path = _file_path(config.spill_dir, folder)
-            self._map, self._first_byte = _map_file(self.path, num_rows - self.num_in_memory, row_bytes)
-            self._far = torch.frombuffer(self._map, dtype=torch.uint8)[self._first_byte :].view(-1, row_bytes)
+            num_far = num_rows - self.num_in_memory
+            self._file, self._first_byte = _make_file(self.path, num_far, row_bytes)
+            self._map = mmap.mmap(self._file.fileno(), 0)
+            values = torch.frombuffer(self._map, dtype=torch.uint8, count=num_far * row_bytes, offset=self._first_byte)
+            self._far = values.view(num_far, row_bytes)
 
     def slice(self, rows: slice) -> Tensor:
         """Return rows of one client, uint8 (n, row_bytes), as the memory they lie in."""
@@ -59,27 +66,31 @@ class FeatureRows:
 
     def gather(self, row: Tensor) -> Tensor:
         """Return a copy of the rows numbered `row`, int64 (B,), in that order: uint8 (B, row_bytes)."""
-        if self.path is None:
-            return self._near.index_select(0, row)
         is_near = row < self.num_in_memory
-        batch = torch.empty(len(row), self._far.shape[1], dtype=torch.uint8)
-        for place, source, first in ((is_near, self._near, 0), (~is_near, self._far, self.num_in_memory)):
-            batch.index_copy_(0, place.nonzero().flatten(), source.index_select(0, row[place] - first))
-        return batch
+        near, far = self._near.index_select(0, row[is_near]), row[~is_near] - self.num_in_memory
+        if len(far) == 0:
+            return near
+        if len(near) == 0:
+            return self._far.index_select(0, far)
+        place = torch.cat([is_near.nonzero(), (~is_near).nonzero()]).flatten().argsort()
+        return torch.cat([near, self._far.index_select(0, far)]).index_select(0, place)
 
     def prefetch(self, row: Tensor) -> None:
-        """Have the system begin to read the rows numbered `row`, int64 (B,), from the file, and return at once."""
-        if self.path is None or not hasattr(mmap, "MADV_WILLNEED"):  # not on every system
-            return
+        """Have the rows numbered `row`, int64 (B,), read from the disk in the background."""
+        if self._file is not None:
+            self._prefetcher.submit(self._read_ahead, (row[row >= self.num_in_memory] - self.num_in_memory).tolist())
+
+    def _read_ahead(self, numbers: list[int]) -> None:
+        assert self._file is not None
         size = self._far.shape[1]
-        for number in (row[row >= self.num_in_memory] - self.num_in_memory).tolist():
-            begin = self._first_byte + number * size
-            page = begin - begin % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
+        for number in numbers:  # returns when the disk has been asked, which takes a while when it is busy
+            os.posix_fadvise(self._file.fileno(), self._first_byte + number * size, size, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Delete the file, if there is one. Rows must not be used any more."""
-        if self.path is not None:
+        self._prefetcher.shutdown(cancel_futures=True)
+        if self._file is not None and self.path is not None:
+            self._file.close()
             self.path.unlink(missing_ok=True)
 
 
@@ -91,8 +102,8 @@ def _file_path(spill_dir: str | None, folder: Path) -> Path:
     return expand(spill_dir, "bank.spill_dir") / f"feature_bank-{folder.name}-{run}.h5"
 
 
-def _map_file(path: Path, num_rows: int, row_bytes: int) -> tuple[mmap.mmap, int]:
-    """Make the file and return it mapped, whole, with the number of the byte where the data set begins."""
+def _make_file(path: Path, num_rows: int, row_bytes: int) -> tuple[BinaryIO, int]:
+    """Make the file and return it open, with the number of the byte where the data set begins."""
     size = num_rows * row_bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,10 +115,10 @@ def _map_file(path: Path, num_rows: int, row_bytes: int) -> tuple[mmap.mmap, int
             how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             data_set = h5py.h5d.create(file.id, b"feature", h5py.h5t.NATIVE_UINT8, space, how)
             first_byte = data_set.get_offset()
-        with open(path, "r+b") as file:
-            # The disk may fill up later: a write to a mapped page without a place on the disk would kill the process.
-            os.posix_fallocate(file.fileno(), first_byte, size)
-            return mmap.mmap(file.fileno(), first_byte + size), first_byte
+        opened = open(path, "r+b")  # noqa: SIM115 - stays open as long as the rows are used
+        # The disk may fill up later: a write to a mapped page without a place on the disk would kill the process.
+        os.posix_fallocate(opened.fileno(), first_byte, size)
+        return opened, first_byte
     except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink()
