@@ -24,7 +24,7 @@ from torch import Tensor
 from gkt_mpi.errors import require
 
 CodecName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
-CudaAware = Literal["auto", "on", "off"]
+CudaAware = Literal["auto"] | bool  # YAML reads on and off as booleans
 _FLOAT = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MAX_CODE = {"int8": 255, "int4": 15}
 _INFINITY = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # its bits

@@ -191,8 +191,8 @@ class MpiTransport:
 
 def is_cuda_aware(choice: CudaAware) -> bool:
     """Return whether MPI may be given GPU memory: as chosen, or with "auto" if the MPI library says that it can."""
-    if choice != "auto":
-        return choice == "on"
+    if isinstance(choice, bool):
+        return choice
     return ask_cuda_support(ctypes.CDLL(MPI.__file__))  # finds what the MPI library behind the module exports
 
 

@@ -184,8 +184,8 @@ def test_cuda_support_is_what_the_mpi_library_answers(answer, expected):
 
 
 def test_cuda_awareness_is_as_chosen_and_detected_as_open_mpis_own_tool_tells():
-    assert is_cuda_aware("on") is True
-    assert is_cuda_aware("off") is False
+    assert is_cuda_aware(True) is True
+    assert is_cuda_aware(False) is False
     info = shutil.which("ompi_info")
     if info is None or "Open MPI" not in MPI.Get_library_version():
         pytest.skip("there is no ompi_info to compare with")
@@ -194,7 +194,7 @@ def test_cuda_awareness_is_as_chosen_and_detected_as_open_mpis_own_tool_tells():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("choice", ["auto", "off"])
+@pytest.mark.parametrize("choice", ["auto", False])
 def test_gpu_tensors_cross_both_ways(choice):
     transport = MpiTransport(cuda_aware=is_cuda_aware(choice), largest_send=1000)
     logit = torch.rand(7, 10, generator=torch_generator(0, "gpu"))

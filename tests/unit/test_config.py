@@ -132,3 +132,11 @@ def test_clients_default_to_one_a_worker_and_one_rank_is_an_error_with_the_comma
         parse([]).for_ranks(1)
     with pytest.raises(ConfigError, match="mpirun -np 21"):
         parse(["--clients=20"]).for_ranks(1)
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("on", True), ("off", False), ("true", True)])
+def test_cuda_aware_takes_yamls_words_for_yes_and_no(tmp_path, text, value):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"wire:\n  cuda_aware: {text}\n")
+    assert parse(["--config", str(file)]).wire.cuda_aware == value
+    assert parse([f"--wire.cuda_aware={text}"]).wire.cuda_aware == value

@@ -124,3 +124,14 @@ def test_blocks_hold_as_many_rows_as_fit_and_at_least_one():
 def test_block_sizes_out_of_range_are_refused(block_mib):
     with pytest.raises(ConfigError, match="wire.block_mib"):
         WireConfig(block_mib=block_mib)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", CODECS)
+def test_a_gpu_encodes_and_decodes_as_the_cpu(name):
+    codec = Codec(name, (8, 8, 16))
+    feature = torch.rand(5, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    rows = codec.encode(feature)
+    on_gpu = codec.encode(feature.cuda())
+    assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), rows)
+    assert torch.equal(codec.decode(on_gpu).cpu(), codec.decode(rows))
