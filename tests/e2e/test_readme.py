@@ -1,4 +1,4 @@
-"""Every command in the README and CONTRIBUTING works: run, or, where that takes minutes or installs, checked."""
+"""Every command in the README, CONTRIBUTING and docs/benchmarks.md works: run, or, where that takes minutes or installs, checked."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ VENV = str(Path(sys.executable).parent.parent)
 
 
 def commands():
-    for document in ("README.md", "CONTRIBUTING.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/benchmarks.md"):
         for block in re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL):
             yield from (line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip())
 
@@ -62,7 +62,7 @@ def test_every_variable_and_target_of_make_is_documented_by_make_itself():
     text = (ROOT / "Makefile").read_text()
     for name in re.findall(r"^([A-Z]+) \?=", text, flags=re.MULTILINE):
         assert f"{name}=" in done.out
-    for name in ("digits", "cifar10", "cifar100", "cinic10", "test", "test-mpi-%", "check", "clean"):
+    for name in ("digits", "cifar10", "cifar100", "cinic10", "test", "test-mpi-%", "bench-wire", "check", "clean"):
         assert re.search(rf"^  {re.escape(name)} ", done.out, flags=re.MULTILINE)
 
 
