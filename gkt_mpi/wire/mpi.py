@@ -38,6 +38,7 @@ _EAGER_LOOKS = 10  # looks that only yield the processor, before the first real 
 # 1 %, and the looks grow with the logarithm of the wait only. A look costs up to 0.1 ms when the caches are cold.
 _SLEEP_SHARE = 0.01
 _SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 200e-6, 0.1
+_MOVE_EVERY_S = 1e-3  # the least pause of the thread that looks after what leaves; a rank that waits looks more often
 
 
 class MpiTransport:
@@ -95,7 +96,7 @@ class MpiTransport:
         """Look after what is leaving, in a thread of its own, as long as this process lives."""
         while self._is_leaving.wait():
             before = self._num_left
-            _poll(lambda: self._let_go() == 0 or self._num_left > before)  # noqa: B023 - called at once
+            _poll(lambda: self._let_go() == 0 or self._num_left > before, _MOVE_EVERY_S)  # noqa: B023 - called at once
 
     def receive(self, contract: Contract) -> tuple[int, Message]:
         """Wait, without burning a core, for a message; return the sender's rank and the message.
@@ -207,7 +208,7 @@ def _memory(data: Tensor) -> list[object]:
     return [data if data.is_cuda else data.numpy(), MPI.BYTE]
 
 
-def _poll(ready: Callable[[], bool]) -> None:
+def _poll(ready: Callable[[], bool], shortest_sleep_s: float = _SHORTEST_SLEEP_S) -> None:
     """Call `ready` until it is true: eagerly at first, then with growing sleeps in between."""
     began = time.perf_counter()
     for _ in range(_EAGER_LOOKS):
@@ -216,7 +217,7 @@ def _poll(ready: Callable[[], bool]) -> None:
         time.sleep(0)
     while not ready():
         waited = time.perf_counter() - began
-        time.sleep(min(max(waited * _SLEEP_SHARE, _SHORTEST_SLEEP_S), _LONGEST_SLEEP_S))
+        time.sleep(min(max(waited * _SLEEP_SHARE, shortest_sleep_s), _LONGEST_SLEEP_S))
 
 
 def abort(status: int) -> None:

@@ -1,4 +1,4 @@
-"""Every command in the README, CONTRIBUTING and docs/benchmarks.md works: run, or, where that takes minutes or installs, checked."""
+"""Every command in the documents works: run, or, where that takes minutes or installs, checked."""
 
 import re
 import shlex
