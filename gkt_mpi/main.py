@@ -113,31 +113,30 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
     _say_what_runs(config, file, counts, transport.size, placement, console)
 
     codec = _codec(config, file)
-    bank = Bank(shards, num_classes, codec, device, config.bank, folder)
-    server = Server(
-        transport=transport,
-        roster=Roster(shards, transport.size),
-        bank=bank,
-        model=build_server_model(
-            config.server.model, num_classes, torch_generator(config.seed, "server model"), device
-        ),
-        edge=Edge(config.client, file.image_shape[2], num_classes, config.seed, device),
-        test=Shard.load(file, "test", _test_rows(config, file), _pipeline(config, file, device), device),
-        config=config.server,
-        distill=config.distill,
-        evaluate_config=config.evaluate,
-        block_rows=codec.block_rows(config.wire.block_mib),
-        num_rounds=config.rounds,
-        seed=config.seed,
-        placement=placement,
-        checkpoints=checkpoints,
-        log=log,
-        progress=Progress(config.rounds, console),
-    )
-    server.resume(rounds_done, state)
-    for rank in range(1, transport.size):
-        transport.send(rank, Setup(num_classes, file.image_shape, _digest(config)))
-    with contextlib.closing(bank):
+    with contextlib.closing(Bank(shards, num_classes, codec, device, config.bank, folder)) as bank:
+        server = Server(
+            transport=transport,
+            roster=Roster(shards, transport.size),
+            bank=bank,
+            model=build_server_model(
+                config.server.model, num_classes, torch_generator(config.seed, "server model"), device
+            ),
+            edge=Edge(config.client, file.image_shape[2], num_classes, config.seed, device),
+            test=Shard.load(file, "test", _test_rows(config, file), _pipeline(config, file, device), device),
+            config=config.server,
+            distill=config.distill,
+            evaluate_config=config.evaluate,
+            block_rows=codec.block_rows(config.wire.block_mib),
+            num_rounds=config.rounds,
+            seed=config.seed,
+            placement=placement,
+            checkpoints=checkpoints,
+            log=log,
+            progress=Progress(config.rounds, console),
+        )
+        server.resume(rounds_done, state)
+        for rank in range(1, transport.size):
+            transport.send(rank, Setup(num_classes, file.image_shape, _digest(config)))
         ALGORITHMS[config.algorithm].run_server(server)
     console.print(summary_table(log.summary, config.name))
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)

@@ -58,7 +58,7 @@ class Bank:
         self.label = torch.zeros(num_samples, dtype=torch.int64)
         self.client_logit = torch.zeros(num_samples, num_classes)
         self.server_logit = torch.zeros(num_samples, num_classes)
-        self.feature = FeatureRows(self.first[1:], codec.row_bytes, config, folder, pinned=device.type == "cuda")
+        self.feature = FeatureRows(self.first[1:], codec.row_bytes, config, folder)
         self._arrived = torch.zeros(num_samples, dtype=torch.bool)
 
     def __len__(self) -> int:

@@ -1,7 +1,9 @@
 """How the server takes in a round's uploads: blocks as they come, straight into the bank, each checked."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple
 
 from gkt_mpi.engine.bank import Bank
 from gkt_mpi.errors import WireError
@@ -24,14 +26,14 @@ def collect_uploads(
     whatever it still sends is refused. A block's features are checked in another thread while the next block is
     received. `on_block` is told the samples of each block, `on_refusal` why a message was refused; the round goes on.
 
-    Raises `WireError` when a client reports with samples missing.
+    Raises `WireError` when a client reports with samples missing, or figures that cannot be.
     """
     reports: dict[int, ClientReport] = {}
     last_refusal = ""
 
     def refuse(error: WireError) -> None:
         nonlocal last_refusal
-        last_refusal = f"; refused before: {error}"
+        last_refusal = f"; the last message refused: {error}"
         on_refusal(str(error))
 
     def settle(check: "Future[None] | None") -> None:
@@ -60,6 +62,8 @@ def collect_uploads(
                 if missing:
                     text = f"client {message.client} closed its upload of round {message.round} with {missing} samples "
                     raise WireError(f"{text}missing{last_refusal}")
+                if not all(math.isfinite(value) and value >= 0 for value in astuple(message.metrics)):
+                    raise WireError(f"client {message.client} reported {message.metrics} in round {message.round}")
                 reports[message.client] = message
                 del expected[message.client]
     return reports

@@ -28,7 +28,7 @@ class BankConfig:
     memory_mib: float | None = None
     """Features kept in memory, in MiB, in whole clients; the others lie in a file. null: all; 0: none."""
     spill_dir: str | None = None
-    """Folder of that file, best on a fast local disk; it is deleted when the run ends. null: the run folder."""
+    """Folder of that file, best a fast local disk (ext4, xfs or tmpfs). Deleted at the end; null: the run folder."""
 
     def __post_init__(self) -> None:
         require(self.memory_mib is None or self.memory_mib >= 0, "bank.memory_mib", self.memory_mib, "0 or more")
@@ -37,8 +37,8 @@ class BankConfig:
 class FeatureRows:
     """Rows uint8 (N, row_bytes), in client order, the first of them in memory, the others in a mapped file."""
 
-    def __init__(self, clients_end: list[int], row_bytes: int, config: BankConfig, folder: Path, pinned: bool) -> None:
-        """`clients_end[k]` is the row after client k's last one; `folder` is the run's. `pinned`: for a GPU.
+    def __init__(self, clients_end: list[int], row_bytes: int, config: BankConfig, folder: Path) -> None:
+        """`clients_end[k]` is the row after client k's last one; `folder` is the run's.
 
         Raises `ConfigError` when the disk cannot hold the file, naming it and the bytes needed.
         """
@@ -48,7 +48,7 @@ class FeatureRows:
         self.path: Path | None = None
         self._file: BinaryIO | None = None
         self._prefetcher = ThreadPoolExecutor(1, "prefetch")
-        self._near = torch.empty(self.num_in_memory, row_bytes, dtype=torch.uint8, pin_memory=pinned)
+        self._near = torch.empty(self.num_in_memory, row_bytes, dtype=torch.uint8)
         self._far = torch.empty(0, row_bytes, dtype=torch.uint8)
         if self.num_in_memory < num_rows:
             self.path = _file_path(config.spill_dir, folder)
@@ -107,6 +107,7 @@ def _make_file(path: Path, num_rows: int, row_bytes: int) -> tuple[BinaryIO, int
     size = num_rows * row_bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of a killed run; one that is still alive keeps its own, nameless
         with h5py.File(path, "w", alignment_threshold=1, alignment_interval=mmap.PAGESIZE) as file:
             space = h5py.h5s.create_simple((num_rows, row_bytes))
             how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -117,6 +118,7 @@ def _make_file(path: Path, num_rows: int, row_bytes: int) -> tuple[BinaryIO, int
             first_byte = data_set.get_offset()
         opened = open(path, "r+b")  # noqa: SIM115 - stays open as long as the rows are used
         # The disk may fill up later: a write to a mapped page without a place on the disk would kill the process.
+        # File systems that copy on write (btrfs, ZFS) do not keep this promise.
         os.posix_fallocate(opened.fileno(), first_byte, size)
         return opened, first_byte
     except OSError as error:

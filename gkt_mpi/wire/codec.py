@@ -79,7 +79,7 @@ class Codec:
         if self.name in _FLOAT:
             return _bytes(value.to(_FLOAT[self.name]))
         top = _MAX_CODE[self.name]
-        scale = value.amax(dim=(1, 2)) / top
+        scale = (value.amax(dim=(1, 2)) / top).clamp_(min=0) + 0.0  # never -0.0
         # A tiny maximum over `top` can underflow to zero: divided by infinity such a channel is zero, as an empty one.
         divisor = torch.where(scale > 0, scale, torch.inf).reshape(batch, 1, 1, -1)
         code = (value / divisor).round_().clamp_(0, top).to(torch.uint8).reshape(batch, -1)
@@ -103,10 +103,12 @@ class Codec:
         return value.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def is_finite(self, rows: Tensor) -> bool:
-        """Whether no value in rows uint8 (B, row_bytes), in host memory, is NaN or infinite; mostly in one pass."""
-        kind = _FLOAT.get(self.name, torch.float32)
+        """Whether rows uint8 (B, row_bytes), in host memory, decode to finite values only; mostly in one pass."""
         if self.name not in _FLOAT:
-            rows = _scale_bytes(rows, self.shape[2])
+            scale = _scale_bytes(rows, self.shape[2]).view(torch.float32)
+            largest = torch.finfo(torch.float32).max / _MAX_CODE[self.name]
+            return bool(((scale >= 0) & (scale <= largest)).all())
+        kind = _FLOAT[self.name]
         # Read as unsigned integers, what is finite and not negative comes before all else, and integers compare
         # faster. After a ReLU nothing is negative; where something is, the values themselves decide.
         unsigned = np.uint32 if kind.itemsize == 4 else np.uint16

@@ -43,7 +43,7 @@ class Kind(IntEnum):
 
 
 class Header(NamedTuple):
-    """The fixed-size beginning of every message: 13 integers, sent as int64 (104 bytes)."""
+    """The fixed-size beginning of every message: magic, version and these 13 integers, sent as int64 (120 bytes)."""
 
     kind: int
     client: int = 0

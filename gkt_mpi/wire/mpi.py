@@ -60,10 +60,12 @@ class MpiTransport:
         self._largest_send = largest_send
         self._leaving: deque[tuple[list[MPI.Request], list[Tensor]]] = deque()
         self._num_left = 0
+        self._aside: list[MPI.Message | None] = []  # what cannot be received
         self._refused: set[int] = set()  # ranks whose last message was refused, and may have payload left
         self._lock = threading.Lock()  # around _leaving, and around looking at its requests
         self._is_leaving = threading.Event()
-        if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
+        # With GPU memory MPI moves a message through the device of the thread that calls it: not through this one.
+        if MPI.Query_thread() == MPI.THREAD_MULTIPLE and not cuda_aware:
             threading.Thread(target=self._keep_moving, name="send", daemon=True).start()
 
     def send(self, rank: int, message: Message) -> None:
@@ -153,7 +155,10 @@ class MpiTransport:
             flat.copy_(memory)
 
     def _next(self, source: int = MPI.ANY_SOURCE) -> tuple[int, int, int]:
-        """Wait until something can be received; return its sender, tag and bytes without receiving it."""
+        """Wait until something can be received; return its sender, tag and bytes without receiving it.
+
+        The bytes of a message over 2 GiB are some negative number.
+        """
         status = MPI.Status()
 
         def look() -> bool:
@@ -166,14 +171,19 @@ class MpiTransport:
     def _pass_over(self, source: int, tag: int, size: int) -> None:
         """Receive and forget what has come, all of it into the same few bytes, whatever its size.
 
-        A receive that is too small for its message would be simpler, but Open MPI 5.0.11 then overwrites memory.
+        A receive that is too small for its message would be simpler, but Open MPI 5.0.11 then overwrites memory. It
+        cannot receive one over 2 GiB at all, whose size is then negative: such a one is put aside for good.
         """
+        if size < 0:
+            self._aside.append(self.comm.Improbe(source, tag))
+            return
         scratch = np.empty(_SCRATCH_BYTES, np.uint8)
-        times, rest = divmod(size, _SCRATCH_BYTES)
-        overlaid = MPI.BYTE.Create_hindexed([_SCRATCH_BYTES] * times + [rest], [0] * (times + 1)).Commit()
+        chunk = MPI.BYTE.Create_contiguous(_SCRATCH_BYTES)
+        overlaid = chunk.Create_hvector(2**31 - 1, 1, 0).Commit()  # room for 128 TiB, all in one place
         request = self.comm.Irecv([scratch, 1, overlaid], source, tag)
         _poll(request.Test)
         overlaid.Free()
+        chunk.Free()
 
     def _sendable(self, tensor: Tensor) -> Tensor:
         """Return a tensor's bytes, complete, in memory that MPI can read; where it already can, without a copy."""

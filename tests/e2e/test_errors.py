@@ -117,8 +117,8 @@ def test_a_diverged_client_is_named_in_one_line(tmp_path):
     done = mpirun(3, [*MAIN, *arguments(tmp_path, client__lr=1e30, client__optimizer="sgd", client__epochs=3)])
     assert done.status == 1
     assert re.search(
-        r"client \d closed its upload of round 0 with \d+ samples missing; refused before: client \d in round 0 sent "
-        r"(logits|features) that are not finite; its training has diverged, lower client.lr",
+        r"client \d closed its upload of round 0 with \d+ samples missing; the last message refused: "
+        r"client \d in round 0 sent (logits|features) that are not finite; its training has diverged, lower client.lr",
         done.err,
     ), done.err
     assert "Traceback" not in done.err

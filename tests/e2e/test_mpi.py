@@ -53,3 +53,9 @@ def test_the_ledger_counts_every_byte_that_went_through_mpi(tmp_path):
     for column in ("algorithm", "simulation"):
         assert ledgers[0]["received"][column] == sum(ledgers[worker]["sent"][column] for worker in (1, 2)) > 0
         assert ledgers[0]["sent"][column] == sum(ledgers[worker]["received"][column] for worker in (1, 2)) > 0
+
+
+def test_a_message_over_a_network_arrives_while_its_sender_does_something_else(tmp_path):
+    over_tcp = ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self"]
+    done = mpirun(2, ["tests/e2e/away.py", tmp_path / "arrived"], timeout_s=90, mpi_options=over_tcp)
+    assert done.status == 0, done.err

@@ -166,9 +166,9 @@ def test_a_full_disk_is_a_clear_error_before_anything_is_sent_and_leaves_nothing
             r"needs 2,097,152 bytes in .*feature_bank-run-\w{8}\.h5, but: no space left on device; .*bank.spill_dir"
         )
         with pytest.raises(ConfigError, match=message):
-            FeatureRows([2**14], 128, BankConfig(0, str(disk)), tmp_path / "run", pinned=False)
+            FeatureRows([2**14], 128, BankConfig(0, str(disk)), tmp_path / "run")
         assert list(disk.iterdir()) == []
-        FeatureRows([2**12], 128, BankConfig(0, str(disk)), tmp_path / "run", pinned=False).close()  # this much fits
+        FeatureRows([2**12], 128, BankConfig(0, str(disk)), tmp_path / "run").close()  # this much fits
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -176,7 +176,7 @@ def test_a_full_disk_is_a_clear_error_before_anything_is_sent_and_leaves_nothing
 def test_a_file_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(ConfigError, match=r"needs 128 bytes in .*, but: (file exists|not a directory)"):
-        FeatureRows([1], 128, BankConfig(0, str(tmp_path / "file")), tmp_path, pinned=False)
+        FeatureRows([1], 128, BankConfig(0, str(tmp_path / "file")), tmp_path)
     with pytest.raises(ConfigError, match="needs 1,152,921,504,606,846,976 bytes in .*, but: file too large"):
-        FeatureRows([2**53], 128, BankConfig(0), tmp_path, pinned=False)
+        FeatureRows([2**53], 128, BankConfig(0), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

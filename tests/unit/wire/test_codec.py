@@ -103,6 +103,25 @@ def test_nan_and_infinity_are_found(name, bad):
     assert not codec.is_finite(codec.encode(feature))
 
 
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0, 3e38])
+def test_a_scale_that_no_feature_has_is_found(name, scale):
+    """3e38 is finite, but not times the largest code."""
+    codec = Codec(name, (4, 4, 2))
+    rows = codec.encode(torch.rand(3, 2, 4, 4))
+    rows[1, 4:8] = torch.tensor([scale]).view(torch.uint8)
+    assert not codec.is_finite(rows)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_largest_values_and_channels_of_zeros_or_less_are_finite(name):
+    feature = torch.full((1, 3, 4, 4), 60_000.0 if name == "float16" else 3.3e38)
+    feature[0, 1], feature[0, 2] = -0.0, 0.0
+    codec = Codec(name, (4, 4, 3))
+    assert codec.is_finite(codec.encode(feature))
+    assert torch.isfinite(codec.decode(codec.encode(feature))).all()
+
+
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_negative_values_are_finite_and_negative_infinity_and_nan_are_not(name):
     codec = Codec(name, (4, 4, 2))
