@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import torch
+from bench import machine
 from rich.console import Console
 from rich.table import Table
-from runs import machine
 
 from gkt_mpi.engine.feature_rows import BankConfig, FeatureRows
 

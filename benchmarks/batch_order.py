@@ -8,7 +8,7 @@ Runs that are already complete in DIR are read, not repeated.
 import argparse
 from pathlib import Path
 
-from runs import ROOT, mean_and_spread, summary_of
+from bench import ROOT, mean_and_spread, summary_of
 
 
 def main() -> None:

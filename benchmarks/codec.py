@@ -9,9 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
+from bench import ROOT, machine, mean_and_spread, summary_of
 from rich.console import Console
 from rich.table import Table
-from runs import ROOT, machine, mean_and_spread, summary_of
 
 CODECS = ("float32", "bfloat16", "float16", "int8", "int4")
 SMALL = ["--data.limit", "600", "--data.test_limit", "300", "--rounds", "3"]

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import torch
+from bench import machine
 from mpi4py import MPI
 from rich.console import Console
 from rich.table import Table
-from runs import machine
 
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import Kind, TrainRequest

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench import machine
 from mpi4py import MPI
 from mpi4py.util import pkl5
 from rich.console import Console
 from rich.table import Table
-from runs import machine
 
 from gkt_mpi.engine.bank import Bank
 from gkt_mpi.engine.collect import collect_uploads

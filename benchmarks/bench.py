@@ -1,4 +1,4 @@
-"""What the benchmarks of accuracy share: make a run unless it is already there, and read how it ended."""
+"""What the benchmarks share: make a run unless it is already there, and read how it ended."""
 
 import json
 import os
