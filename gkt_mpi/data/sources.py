@@ -124,9 +124,11 @@ def synthetic(root: Path, download: bool, made: SyntheticConfig) -> Source:
         patterns = smooth / np.std(smooth, axis=(1, 2, 3), keepdims=True)
 
         def split(name: str, count: int) -> Split:
+            """Return `count` images, as many of each class as of any other, made a block at a time."""
             labels = numpy_generator(made.seed, f"synthetic-{name}-labels").permutation(np.arange(count) % made.classes)
 
             def images(first: int, last: int) -> np.ndarray:
+                """Return images `first` to `last`, uint8 (n, size, size, 3)."""
                 noise_rng = numpy_generator(made.seed, f"synthetic-{name}-images", first)
                 shift = noise_rng.integers(-made.size // 4, made.size // 4 + 1, (last - first, 2))
                 where = np.arange(made.size)
@@ -180,6 +182,7 @@ def _cifar(
         return Source(str(folder), _nothing, missing=missing)
 
     def split(part: str) -> Split:
+        """Return the images and labels in a part's pickled batches."""
         batches = [_unpickle(folder / file) for file in files[part]]
         planar = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
         return _array_split(np.concatenate([batch[label_key] for batch in batches]), planar.transpose(0, 2, 3, 1))
@@ -265,6 +268,7 @@ def _png_split(folder: Path, classes: list[str]) -> Split:
         raise DataError(f"{folder} holds no PNG files in folders named {', '.join(classes)}")
 
     def decode(path: Path) -> np.ndarray:
+        """Return a picture, uint8 (height, width, 3). Raises `DataError` naming the file when it is none."""
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))

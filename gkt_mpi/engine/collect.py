@@ -32,11 +32,13 @@ def collect_uploads(
     last_refusal = ""
 
     def refuse(error: WireError) -> None:
+        """Remember and tell why a message was refused."""
         nonlocal last_refusal
         last_refusal = f"; the last message refused: {error}"
         on_refusal(str(error))
 
     def settle(check: "Future[None] | None") -> None:
+        """Wait for the check of the block before, if there is one."""
         try:
             if check is not None:
                 check.result()

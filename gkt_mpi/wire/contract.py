@@ -48,6 +48,7 @@ class Contract:
         """Raise `WireError` naming rank and field unless `header`, sent by rank `source`, is acceptable here."""
 
         def expect(condition: bool, name: str, expected: object) -> None:
+            """Raise `WireError` naming the field unless `condition` holds."""
             if not condition:
                 found = getattr(header, name)
                 raise WireError(f"rank {source} sent a message whose {name} is {found}; expected {expected}")
