@@ -27,7 +27,7 @@ class Done:
     err: str
 
 
-def run(command: list[str], timeout_s: float = 120, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Done:
+def run(command: list[str], timeout_s: float = 300, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Done:
     """Run a command in a process group of its own and kill the whole group when it ends or takes too long."""
     environment = _environment() | (env or {})
     process = subprocess.Popen(
@@ -55,7 +55,7 @@ def run(command: list[str], timeout_s: float = 120, cwd: Path = ROOT, env: dict[
     return Done(process.returncode, out, err)
 
 
-def mpirun(ranks: int, program: list, timeout_s: float = 120, mpi_options: Sequence[str] = (), **options) -> Done:
+def mpirun(ranks: int, program: list, timeout_s: float = 300, mpi_options: Sequence[str] = (), **options) -> Done:
     """Run a Python program (what follows `python`) on so many ranks, through the launch wrapper."""
     venv = str(Path(sys.executable).parent.parent)
     launch = ["sh", str(ROOT / "launch/mpirun.sh"), "-np", str(ranks), *mpi_options]
@@ -63,7 +63,7 @@ def mpirun(ranks: int, program: list, timeout_s: float = 120, mpi_options: Seque
     return run(command, timeout_s, env={"VENV": venv} | options.pop("env", {}), **options)
 
 
-def run_in_terminal(command: list[str], timeout_s: float = 120) -> tuple[int, str]:
+def run_in_terminal(command: list[str], timeout_s: float = 300) -> tuple[int, str]:
     """Run a command in a pseudo-terminal of 110 columns; return its status and everything it wrote there."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))

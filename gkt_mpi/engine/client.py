@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.engine.optimizer import OptimizerConfig, build_optimizer, optimizer_tensors
+from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig
 from gkt_mpi.errors import WireError, require
 from gkt_mpi.models.resnet import EdgeName, build_edge_model
 from gkt_mpi.seeding import torch_generator
@@ -45,8 +45,8 @@ class Edge:
         # edge models once began from weights trained centrally on the same data set.
         generator = torch_generator(seed, "edge model")
         self.model = build_edge_model(config.model, image_channels, num_classes, generator, device)
-        self.optimizer = build_optimizer(config, self.model.parameters())
-        tensors = [*self.model.state_dict().values(), *optimizer_tensors(self.optimizer)]
+        self.optimizer = Optimizer(config, self.model.parameters())
+        tensors = [*self.model.state_dict().values(), *self.optimizer.state]
         self._tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # keeps int64 on 8-byte boundaries
 
     @property
@@ -105,9 +105,7 @@ class Client:
 
     def step(self, loss: Tensor) -> None:
         """Take one optimizer step down the gradient of `loss`."""
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
+        self._optimizer.step(loss)
 
     def count(self, loss: Tensor, correct: Tensor, samples: int) -> None:
         """Add a batch to the client's metrics of this round, without waiting for the device."""

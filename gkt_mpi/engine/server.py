@@ -20,7 +20,7 @@ from gkt_mpi.engine.checkpoint import CheckpointStore
 from gkt_mpi.engine.client import Edge
 from gkt_mpi.engine.collect import collect_uploads
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode, evaluate, num_evaluated
-from gkt_mpi.engine.optimizer import OptimizerConfig, ScheduleName, build_optimizer, build_schedule, step_schedule
+from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig, Schedule, ScheduleName
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.errors import GktError, require
 from gkt_mpi.losses import DistillConfig
@@ -82,8 +82,8 @@ class Server:
         self.transport, self.roster, self.bank, self.model = transport, roster, bank, model
         self.config, self.distill = config, distill
         self.num_rounds, self.seed = num_rounds, seed
-        self._optimizer = build_optimizer(config, model.parameters())
-        self._schedule = build_schedule(config.schedule, self._optimizer, num_rounds)
+        self._optimizer = Optimizer(config, model.parameters())
+        self._schedule = Schedule(config.schedule, config.lr, num_rounds)
         self._states = [edge.state()] * len(roster)
         self._edge, self._test, self._evaluate_config = edge, test, evaluate_config
         self._block_rows = block_rows
@@ -150,9 +150,7 @@ class Server:
 
     def step(self, loss: Tensor, samples: int) -> None:
         """Take one optimizer step down the gradient of `loss`, the mean over `samples` samples."""
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
+        self._optimizer.step(loss)
         self._loss_sum += loss.detach() * samples
         self._samples += samples
 
@@ -178,6 +176,7 @@ class Server:
         """Time the server's training and prediction, on all cores, since the workers wait; step the schedule."""
         began = time.perf_counter()
         self._loss_sum, self._samples = torch.zeros((), device=self.bank.device), 0
+        self._optimizer.lr = self._schedule.rate()
         self._progress.begin_phase("server trains", len(self.bank) * (self.config.epochs + 1))
         with self._placement.all_cores():
             yield
@@ -185,8 +184,8 @@ class Server:
         if not math.isfinite(loss) or not bool(self.bank.server_logit.isfinite().all()):
             raise GktError(f"the server's training has diverged (its loss is {loss}); lower server.lr")
         self._record["server_train_loss"] = loss
-        self._record["server_lr"] = self._optimizer.param_groups[0]["lr"]
-        step_schedule(self._schedule, loss)
+        self._record["server_lr"] = self._optimizer.lr
+        self._schedule.end_round(loss)
         self._record["server_s"] = time.perf_counter() - began
 
     def _send(self, client: int, message: HostClient | TrainRequest) -> None:
@@ -254,8 +253,8 @@ class Server:
         """Return the whole state of the run."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
+            "optimizer": self._optimizer.state,
+            "schedule": self._schedule.state(),
             "clients": torch.stack(self._states),
             "server_logit": self.bank.server_logit,
             "records": [*self._log.records, self._record],
@@ -266,8 +265,9 @@ class Server:
         self._rounds_done = rounds_done
         if state is not None:
             self.model.load_state_dict(state["model"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self._schedule.load_state_dict(state["schedule"])
+            for tensor, saved in zip(self._optimizer.state, state["optimizer"], strict=True):
+                tensor.copy_(saved)
+            self._schedule.load(state["schedule"])
             self._states = [row.clone() for row in state["clients"]]  # each with its own, aligned memory
             self.bank.server_logit.copy_(state["server_logit"])
             self._progress.say(f"resumed after round {rounds_done} of {self.num_rounds}")

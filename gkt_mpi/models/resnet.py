@@ -3,8 +3,8 @@
     edge    image (B, 3, 32, 32) -> stem -> feature (B, 16, 32, 32) -> small head -> logits (B, C)
     server                                  feature (B, 16, 32, 32) -> 18 or 36 bottlenecks -> logits (B, C)
 
-The edge keeps stem and head; the server model is a ResNet-56 or -110 that begins where the stem ends. Modules
-are created without memory and filled from an explicit generator, so no global random state is touched.
+The edge keeps stem and head; the server model is a ResNet-56 or -110 that begins where the stem ends. First
+values come from an explicit generator, and the global random state stays as it was.
 """
 
 import math
@@ -117,30 +117,25 @@ def build_edge_model(
     name: EdgeName, image_channels: int, num_classes: int, generator: torch.Generator, device: torch.device
 ) -> EdgeModel:
     """Return an initialised edge model on `device`, in channels-last layout."""
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=()):
         model = EdgeModel(name, image_channels, num_classes)
-    return _materialise(model, generator, device)
+    return _initialise(model, generator, device)
 
 
 def build_server_model(
     name: ServerName, num_classes: int, generator: torch.Generator, device: torch.device
 ) -> ServerModel:
     """Return an initialised server model on `device`, in channels-last layout."""
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=()):
         model = ServerModel(name, num_classes)
-    return _materialise(model, generator, device)
+    return _initialise(model, generator, device)
 
 
-def _materialise(model: Model, generator: torch.Generator, device: torch.device) -> Model:
-    """Give a model its memory and its first values, drawn on the CPU so that they are the same on every device."""
-    model.to_empty(device="cpu")
+def _initialise(model: Model, generator: torch.Generator, device: torch.device) -> Model:
+    """Give a model its first values, drawn on the CPU so that they are the same on every device."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)

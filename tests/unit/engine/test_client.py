@@ -56,27 +56,6 @@ def test_a_state_has_one_size_from_the_start_of_about_170_kb():
     assert 165_000 < edge.state_bytes < 175_000
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_the_optimizers_early_state_changes_no_step(optimizer):
-    """Against torch's own optimizer, whose state appears at its first step."""
-    client, edge = make_client(optimizer=optimizer, lr=0.01)
-    _, plain_edge = make_client(optimizer=optimizer)
-    model = plain_edge.model
-    if optimizer == "adam":
-        plain = torch.optim.Adam(model.parameters(), 0.01, weight_decay=1e-4, amsgrad=True)
-    else:
-        plain = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4, nesterov=True)
-    for epoch in range(3):
-        train(client, epoch)
-        model.train()
-        for _, image, label in Client(0, client.shard, plain_edge, client.config, 0).batches(epoch, 0):
-            plain.zero_grad()
-            torch.nn.functional.cross_entropy(model(image)[1], label).backward()
-            plain.step()
-    for ours, theirs in zip(edge.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-
-
 def test_a_client_learns_the_synthetic_classes(tmp_path):
     made = SyntheticConfig(train=1000, test=300, size=8)
     file = prepare(DataConfig(name="synthetic", dir=str(tmp_path), synthetic=made), lambda done, total: None)
