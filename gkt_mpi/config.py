@@ -13,6 +13,7 @@ from gkt_mpi.algorithms import AlgorithmName
 from gkt_mpi.data.datasets import DataConfig
 from gkt_mpi.engine.checkpoint import CheckpointConfig
 from gkt_mpi.engine.client import ClientConfig
+from gkt_mpi.engine.compute import ComputeConfig
 from gkt_mpi.engine.evaluate import EvaluateConfig
 from gkt_mpi.engine.feature_rows import BankConfig
 from gkt_mpi.engine.server import ServerConfig
@@ -49,6 +50,7 @@ class RunConfig:
     bank: BankConfig = field(default_factory=BankConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     def __post_init__(self) -> None:

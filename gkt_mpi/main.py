@@ -5,6 +5,7 @@ Parse the configuration, start MPI, find this rank's place, and become the serve
 
 import contextlib
 import hashlib
+import math
 import os
 import platform
 import sys
@@ -27,11 +28,12 @@ from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.bank import Bank
 from gkt_mpi.engine.checkpoint import CheckpointStore
 from gkt_mpi.engine.client import Edge
+from gkt_mpi.engine.compute import ComputeConfig, choose
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.worker import Worker, receive_setup
 from gkt_mpi.errors import ConfigError, GktError, expand
-from gkt_mpi.models.resnet import STEM_CHANNELS, build_server_model
+from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS, build_server_model
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.observe.report import write_report
 from gkt_mpi.observe.run_log import RunLog
@@ -113,15 +115,26 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
     _say_what_runs(config, file, counts, transport.size, placement, console)
 
     codec = _codec(config, file)
+    model = build_server_model(config.server.model, num_classes, torch_generator(config.seed, "server model"), device)
+    edge = Edge(config.client, file.image_shape[2], num_classes, config.seed, device)
+    with placement.all_cores():
+        compute, network = choose(
+            config.compute if state is None else ComputeConfig(**state["compute"]),
+            model,
+            _example_batch(config, file, counts.sum(), device),
+            _server_steps(config, counts.sum()) * (config.rounds - rounds_done),
+            lambda text: console.print(text, highlight=False, soft_wrap=True),
+        )
+    edge.model.precision = compute.precision
     with contextlib.closing(Bank(shards, num_classes, codec, device, config.bank, folder)) as bank:
         server = Server(
             transport=transport,
             roster=Roster(shards, transport.size),
             bank=bank,
-            model=build_server_model(
-                config.server.model, num_classes, torch_generator(config.seed, "server model"), device
-            ),
-            edge=Edge(config.client, file.image_shape[2], num_classes, config.seed, device),
+            model=model,
+            network=network,
+            compute=compute,
+            edge=edge,
             test=Shard.load(file, "test", _test_rows(config, file), _pipeline(config, file, device), device),
             config=config.server,
             distill=config.distill,
@@ -136,7 +149,8 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
         )
         server.resume(rounds_done, state)
         for rank in range(1, transport.size):
-            transport.send(rank, Setup(num_classes, file.image_shape, _digest(config)))
+            precision = PRECISIONS.index(compute.precision)
+            transport.send(rank, Setup(num_classes, file.image_shape, precision, _digest(config)))
         ALGORITHMS[config.algorithm].run_server(server)
     console.print(summary_table(log.summary, config.name))
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
@@ -160,11 +174,13 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
     if (len(file.classes), file.image_shape) != (setup.num_classes, setup.image_shape):
         raise GktError(f"{file.path} is another file than the server's; every node must see the same data.dir")
     codec = _codec(config, file)
+    edge = Edge(config.client, setup.image_shape[2], setup.num_classes, config.seed, placement.device)
+    edge.model.precision = PRECISIONS[setup.precision]
     worker = Worker(
         transport=transport,
         file=file,
         pipeline=_pipeline(config, file, placement.device),
-        edge=Edge(config.client, setup.image_shape[2], setup.num_classes, config.seed, placement.device),
+        edge=edge,
         codec=codec,
         config=config.client,
         distill=config.distill,
@@ -223,6 +239,18 @@ def _pipeline(config: RunConfig, file: ImageFile, device: torch.device) -> Image
 def _codec(config: RunConfig, file: ImageFile) -> Codec:
     height, width, _ = file.image_shape
     return Codec(config.wire.codec, (height, width, STEM_CHANNELS))
+
+
+def _example_batch(config: RunConfig, file: ImageFile, num_samples: int, device: torch.device) -> torch.Tensor:
+    """Return made-up features of the shape of a training batch of the server."""
+    height, width, _ = file.image_shape
+    shape = (min(config.server.batch_size, num_samples), height, width, STEM_CHANNELS)
+    return torch.rand(shape, generator=torch_generator(0, "example batch")).permute(0, 3, 1, 2).to(device)
+
+
+def _server_steps(config: RunConfig, num_samples: int) -> int:
+    """Return the training steps of the server in a round."""
+    return math.ceil(num_samples / config.server.batch_size) * config.server.epochs
 
 
 def _digest(config: RunConfig) -> torch.Tensor:

@@ -31,6 +31,7 @@ TINY = {
     "server.lr": 0.003,
     "placement.device": "cpu",
     "placement.threads": 1,
+    "compute.precision": "float32",
 }
 
 

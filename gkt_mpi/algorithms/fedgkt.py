@@ -47,7 +47,7 @@ def run_client(worker: Worker, client: Client, request: TrainRequest) -> None:
     # DIFFERS: matched by sample id; the released code matches by batch number, though every pass reshuffles.
     server_logit_NC = client.align(request.sample_id, request.logit)  # None in round 0
 
-    with worker.timed("train"):
+    with worker.timed("client train"):
         client.model.train()
         for epoch in range(client.config.epochs):
             for row_B, image, label_B in client.batches(request.round, epoch):
@@ -57,7 +57,7 @@ def run_client(worker: Worker, client: Client, request: TrainRequest) -> None:
                 client.step(loss)
                 client.count(loss, count_correct(logit_BC, label_B), len(row_B))
 
-    with worker.timed("upload"), torch.no_grad():  # DIFFERS: the released code extracts with gradients on
+    with worker.timed("extract"), torch.no_grad():  # DIFFERS: the released code extracts with gradients on
         client.model.eval()
         for rows, image in client.upload_views(request.round, worker.block_rows):
             feature_NKHW, logit_NC = client.model(image)

@@ -46,24 +46,30 @@ class Edge:
         generator = torch_generator(seed, "edge model")
         self.model = build_edge_model(config.model, image_channels, num_classes, generator, device)
         self.optimizer = Optimizer(config, self.model.parameters())
-        tensors = [*self.model.state_dict().values(), *self.optimizer.state]
-        self._tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # keeps int64 on 8-byte boundaries
+        self._memory = _share_memory([*self.model.parameters(), *self.model.buffers(), *self.optimizer.state])
 
     @property
     def state_bytes(self) -> int:
         """Bytes of a client's state."""
-        return sum(tensor.nbytes for tensor in self._tensors)
+        return len(self._memory)
 
     def state(self) -> Tensor:
-        """Return model and optimizer as one uint8 tensor (state_bytes,) in host memory."""
-        parts = [tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu() for tensor in self._tensors]
-        return torch.cat(parts)
+        """Return a copy of model and optimizer as one uint8 tensor (state_bytes,) in host memory."""
+        return self._memory.to("cpu", copy=True)
 
     def load(self, state: Tensor) -> None:
         """Fill model and optimizer from what `state()` returned."""
-        with torch.no_grad():
-            for tensor, part in zip(self._tensors, state.split([t.nbytes for t in self._tensors]), strict=True):
-                tensor.copy_(part.view(tensor.dtype).reshape(tensor.shape))
+        self._memory.copy_(state)
+
+
+def _share_memory(tensors: list[Tensor]) -> Tensor:
+    """Move tensors into one piece of memory, uint8 (bytes,), and return it; they stay the same objects."""
+    tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # keeps int64 on 8-byte boundaries
+    memory = torch.empty(sum(tensor.nbytes for tensor in tensors), dtype=torch.uint8, device=tensors[0].device)
+    for tensor, part in zip(tensors, memory.split([tensor.nbytes for tensor in tensors]), strict=True):
+        place = part.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+        tensor.data = place.copy_(tensor.detach())
+    return memory
 
 
 class Client:

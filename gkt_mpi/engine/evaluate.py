@@ -58,7 +58,7 @@ def evaluate(
 
     `edge` is overwritten. `advance(images)` is called as the evaluation proceeds.
     """
-    server_model.eval()
+    server_model = server_model.folded()
     edge.model.eval()
     correct = torch.zeros(2, dtype=torch.int64, device=test.image.device)
     seen = 0

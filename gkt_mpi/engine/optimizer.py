@@ -52,7 +52,7 @@ class Optimizer:
     def __init__(self, config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> None:
         self.lr = config.lr
         self._weight_decay = config.weight_decay
-        self._parameters = list(parameters)
+        self._parameters: list[Tensor] = list(parameters)
         self._step = self._adam if config.optimizer == "adam" else self._sgd
         num_buffers = 3 if config.optimizer == "adam" else 1
         self._buffers = [[torch.zeros_like(p) for p in self._parameters] for _ in range(num_buffers)]
@@ -72,10 +72,13 @@ class Optimizer:
             parameter.grad = None
 
     def _adam(self, gradients: list[Tensor]) -> None:
+        first_moments, second_moments, largest_second_moments = self._buffers
         adam(
             self._parameters,
             gradients,
-            *self._buffers,
+            first_moments,
+            second_moments,
+            largest_second_moments,
             self._steps_done,
             fused=True,
             amsgrad=True,
@@ -88,10 +91,11 @@ class Optimizer:
         )
 
     def _sgd(self, gradients: list[Tensor]) -> None:
+        momenta: list[Tensor | None] = [*self._buffers[0]]
         sgd(
             self._parameters,
             gradients,
-            *self._buffers,
+            momenta,
             fused=True,
             weight_decay=self._weight_decay,
             momentum=0.9,

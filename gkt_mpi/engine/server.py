@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from gkt_mpi.engine.bank import Bank, BankBatch, BatchOrder
 from gkt_mpi.engine.checkpoint import CheckpointStore
 from gkt_mpi.engine.client import Edge
 from gkt_mpi.engine.collect import collect_uploads
+from gkt_mpi.engine.compute import Compute, ServerNetwork
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode, evaluate, num_evaluated
 from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig, Schedule, ScheduleName
 from gkt_mpi.engine.roster import Roster
@@ -27,11 +28,12 @@ from gkt_mpi.losses import DistillConfig
 from gkt_mpi.models.resnet import ServerModel, ServerName
 from gkt_mpi.observe.progress import Progress
 from gkt_mpi.observe.run_log import RunLog
+from gkt_mpi.observe.timeline import MOST_SPANS
 from gkt_mpi.placement import Placement, peak_mib
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientReport, HostClient, Kind, Stop, TrainRequest
-from gkt_mpi.wire.transport import Transport
+from gkt_mpi.wire.transport import SERVER, Transport
 
 _REFUSALS_SAID = 3  # a round; the others are only counted
 
@@ -57,7 +59,10 @@ class ServerConfig(OptimizerConfig):
 
 
 class Server:
-    """Rank 0 of a run; its attributes are what an algorithm's server side works with."""
+    """Rank 0 of a run; its attributes are what an algorithm's server side works with.
+
+    `network` is how training calls `model`.
+    """
 
     def __init__(
         self,
@@ -66,6 +71,8 @@ class Server:
         roster: Roster,
         bank: Bank,
         model: ServerModel,
+        network: ServerNetwork,
+        compute: Compute,
         edge: Edge,
         test: Shard,
         config: ServerConfig,
@@ -79,8 +86,10 @@ class Server:
         log: RunLog,
         progress: Progress,
     ) -> None:
-        self.transport, self.roster, self.bank, self.model = transport, roster, bank, model
+        self.transport, self.roster, self.bank = transport, roster, bank
         self.config, self.distill = config, distill
+        self.model = network
+        self._model, self._compute, self._timeline = model, compute, transport.timeline
         self.num_rounds, self.seed = num_rounds, seed
         self._optimizer = Optimizer(config, model.parameters())
         self._schedule = Schedule(config.schedule, config.lr, num_rounds)
@@ -89,6 +98,7 @@ class Server:
         self._block_rows = block_rows
         self._placement, self._checkpoints, self._log, self._progress = placement, checkpoints, log, progress
         self._rounds_done = 0
+        self._spans: dict[int, Tensor] = {}
         self._record: dict[str, Any] = {}
 
     def rounds(self) -> Iterator[int]:
@@ -132,6 +142,7 @@ class Server:
             codec=self.bank.codec.code_id,
             block_rows=self._block_rows,
             state_bytes=self._edge.state_bytes,
+            max_spans=MOST_SPANS,
             admit=self.bank.admit,
         )
         reports = collect_uploads(
@@ -142,7 +153,7 @@ class Server:
 
     def batches(self, round: int, epoch: int) -> Iterator[BankBatch]:
         """Yield the training batches of one server epoch."""
-        self.model.train()
+        self._model.train()
         generator = torch_generator(self.seed, "server epoch", round, epoch)
         for batch in self.bank.train_batches(self.config.batch_order, self.config.batch_size, generator):
             yield batch
@@ -157,18 +168,19 @@ class Server:
     @torch.no_grad()
     def predict(self) -> None:
         """Fill the bank's `server_logit` by one pass in evaluation mode."""
-        self.model.eval()
-        for batch in self.bank.all_batches(self._evaluate_config.batch_size):
-            self.bank.server_logit[batch.row] = self.model(batch.feature).cpu()
-            self._progress.advance(len(batch.row))
+        model = self._model.folded()
+        with self._timeline.phase("predict"):
+            for batch in self.bank.all_batches(self._evaluate_config.batch_size):
+                self.bank.server_logit[batch.row] = model(batch.feature).cpu()
+                self._progress.advance(len(batch.row))
 
     @contextmanager
     def clients_phase(self) -> Iterator[None]:
         """Time the clients' part of the round: `wire_s` is the server's receiving of payloads, `client_s` the rest."""
-        began, payload_s = time.perf_counter(), self.transport.payload_s
+        began, received_s = time.perf_counter(), self._timeline.seconds("receive")
         self._progress.begin_phase("clients train and upload", len(self.bank))
         yield
-        self._record["wire_s"] = self.transport.payload_s - payload_s
+        self._record["wire_s"] = self._timeline.seconds("receive") - received_s
         self._record["client_s"] = time.perf_counter() - began - self._record["wire_s"]
 
     @contextmanager
@@ -186,7 +198,7 @@ class Server:
         self._record["server_train_loss"] = loss
         self._record["server_lr"] = self._optimizer.lr
         self._schedule.end_round(loss)
-        self._record["server_s"] = time.perf_counter() - began
+        self._record["server_s"] = self._timeline.add("server train", began)
 
     def _send(self, client: int, message: HostClient | TrainRequest) -> None:
         self.transport.send(self.roster.worker_of[client], message)
@@ -199,6 +211,10 @@ class Server:
     def _take_in(self, reports: list[ClientReport]) -> None:
         """Keep the clients' states and sum their metrics, in client order."""
         self._states = [report.state for report in reports]
+        spans: dict[int, list[Tensor]] = {}
+        for report in reports:
+            spans.setdefault(self.roster.worker_of[report.client], []).append(report.spans)
+        self._spans = {rank: torch.cat(parts) for rank, parts in spans.items()}
         metrics = [report.metrics for report in reports]
         samples = sum(m.samples for m in metrics)
         if samples:  # none with client.epochs 0
@@ -213,7 +229,7 @@ class Server:
             accuracy = self._evaluate(self._evaluate_config.mode, "evaluation")
             self._record["test_accuracy"] = accuracy.server
             self._record["client_test_accuracy"] = accuracy.client
-            self._record["evaluate_s"] = time.perf_counter() - evaluate_began
+            self._record["evaluate_s"] = self._timeline.add("evaluate", evaluate_began)
         names = ("upload_bytes", "download_bytes", "simulation_bytes")
         self._record |= dict(zip(names, (b - a for a, b in zip(ledger, self._bytes(), strict=True)), strict=True))
         checkpoint_began = time.perf_counter()
@@ -224,9 +240,9 @@ class Server:
         self._record["round_s"] = checkpoint_began - began
         if is_last or (round + 1) % self._checkpoints.config.every == 0:
             self._checkpoints.save(round + 1, self._state())
-        self._record["checkpoint_s"] = time.perf_counter() - checkpoint_began
+        self._record["checkpoint_s"] = self._timeline.add("checkpoint", checkpoint_began)
         self._record["round_s"] = time.perf_counter() - began
-        self._log.append(self._record)
+        self._log.append(self._record, {**self._spans, SERVER: self._timeline.take()})
         self._progress.end_round(self._record)
 
     def _finish(self) -> None:
@@ -236,13 +252,13 @@ class Server:
             self.transport.send(rank, Stop())
         self.transport.flush()
         self._progress.end_run()
-        self._log.finish(accuracy.server, accuracy.client)
+        self._log.finish(accuracy.server, accuracy.client, asdict(self._compute))
 
     def _evaluate(self, mode: EvaluateMode, phase: str) -> Accuracy:
         self._progress.begin_phase(phase, num_evaluated(mode, len(self.roster), len(self._test)))
         batch_size = self._evaluate_config.batch_size
         with self._placement.all_cores():
-            return evaluate(self.model, self._edge, self._states, self._test, mode, batch_size, self._progress.advance)
+            return evaluate(self._model, self._edge, self._states, self._test, mode, batch_size, self._progress.advance)
 
     def _bytes(self) -> tuple[int, int, int]:
         """Return the bytes so far: uploaded, downloaded, and the simulation's own."""
@@ -252,7 +268,8 @@ class Server:
     def _state(self) -> dict[str, Any]:
         """Return the whole state of the run."""
         return {
-            "model": self.model.state_dict(),
+            "compute": asdict(self._compute),
+            "model": self._model.state_dict(),
             "optimizer": self._optimizer.state,
             "schedule": self._schedule.state(),
             "clients": torch.stack(self._states),
@@ -264,11 +281,11 @@ class Server:
         """Go on after `rounds_done` rounds from what a checkpoint holds, or begin with None; opens the log."""
         self._rounds_done = rounds_done
         if state is not None:
-            self.model.load_state_dict(state["model"])
+            self._model.load_state_dict(state["model"])
             for tensor, saved in zip(self._optimizer.state, state["optimizer"], strict=True):
                 tensor.copy_(saved)
             self._schedule.load(state["schedule"])
             self._states = [row.clone() for row in state["clients"]]  # each with its own, aligned memory
             self.bank.server_logit.copy_(state["server_logit"])
             self._progress.say(f"resumed after round {rounds_done} of {self.num_rounds}")
-        self._log.begin(rounds_done, state["records"] if state is not None else [])
+        self._log.begin(rounds_done, self.transport.size, state["records"] if state is not None else [])

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,9 +32,9 @@ def receive_setup(transport: Transport) -> Setup | None:
 
 @dataclass(frozen=True)
 class Hosted:
-    """A client between rounds."""
+    """A client between rounds; its images stay in the file until it trains."""
 
-    shard: Shard
+    sample_id: np.ndarray  # int64 (N,): rows of the training set
     state: Tensor  # uint8 (state_bytes,)
 
 
@@ -54,6 +55,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.hosted: dict[int, Hosted] = {}
+        self.timeline = self.transport.timeline
         self.block_rows = min(self.codec.block_rows(self.wire.block_mib), LARGEST_BATCH)
 
     def run(self, client_round: Callable[["Worker", Client, TrainRequest], None]) -> None:
@@ -61,9 +63,8 @@ class Worker:
         for message in self._messages():
             match message:
                 case HostClient():
-                    rows = message.sample_id.numpy()
-                    shard = Shard.load(self.file, "train", rows, self.pipeline, self.device)
-                    self.hosted[message.client] = Hosted(shard, message.state)
+                    self.hosted[message.client] = Hosted(message.sample_id.numpy(), message.state)
+                    self.timeline.take()  # so that a report has as many spans wherever its client is hosted
                 case TrainRequest():
                     self._train(client_round, message)
         self.transport.flush()
@@ -73,7 +74,7 @@ class Worker:
             contract = Contract(
                 frozenset({Kind.HOST, Kind.TRAIN, Kind.STOP}),
                 num_classes=len(self.file.classes),
-                num_samples={client: len(hosted.shard) for client, hosted in self.hosted.items()},
+                num_samples={client: len(hosted.sample_id) for client, hosted in self.hosted.items()},
                 state_bytes=self.edge.state_bytes,
                 max_samples=len(self.file.labels("train")),
                 device=self.device,
@@ -86,35 +87,39 @@ class Worker:
 
     def _train(self, client_round: Callable[["Worker", Client, TrainRequest], None], request: TrainRequest) -> None:
         """Load the client, let the algorithm run its round, and report."""
-        hosted = self.hosted[request.client]
-        self.edge.load(hosted.state)
-        client = Client(request.client, hosted.shard, self.edge, self.config, self.seed)
-        self._seconds = {"train": 0.0, "upload": 0.0}
+        sample_id = self.hosted[request.client].sample_id
+        with self.timeline.phase("load"):
+            self.edge.load(self.hosted[request.client].state)
+            shard = Shard.load(self.file, "train", sample_id, self.pipeline, self.device)
+            client = Client(request.client, shard, self.edge, self.config, self.seed)
+        self._seconds = {"client train": 0.0, "extract": 0.0}
         client_round(self, client, request)
         state = self.edge.state()
-        self.hosted[client.id] = Hosted(hosted.shard, state)
+        self.hosted[client.id] = Hosted(sample_id, state)
         metrics = ClientMetrics(client.samples, float(client.loss_sum), float(client.correct), *self._seconds.values())
-        self.transport.send(SERVER, ClientReport(client.id, request.round, metrics, state))
+        self.transport.send(SERVER, ClientReport(client.id, request.round, metrics, state, self.timeline.take()))
 
     def upload(self, client: Client, round: int, rows: slice, feature: Tensor, logit: Tensor) -> None:
         """Encode and send one block of a client's shard: features (n, K, H, W) and logits (n, C), float32."""
-        block = FeatureBlock(
-            client.id,
-            round,
-            rows.start,
-            client.shard.sample_id[rows],
-            client.shard.label[rows].to(torch.int16),
-            logit,
-            self.codec.encode(feature),
-            self.codec.shape,
-            self.codec.code_id,
-        )
-        self.transport.flush(BLOCKS_IN_FLIGHT)
-        self.transport.send(SERVER, block)
+        with self.timeline.phase("encode"):
+            block = FeatureBlock(
+                client.id,
+                round,
+                rows.start,
+                client.shard.sample_id[rows],
+                client.shard.label[rows].to(torch.int16),
+                logit,
+                self.codec.encode(feature),
+                self.codec.shape,
+                self.codec.code_id,
+            )
+        with self.timeline.phase("send"):
+            self.transport.flush(BLOCKS_IN_FLIGHT)
+            self.transport.send(SERVER, block)
 
     @contextmanager
-    def timed(self, phase: Literal["train", "upload"]) -> Iterator[None]:
-        """Add the wall time inside to the client's seconds of this phase."""
+    def timed(self, phase: Literal["client train", "extract"]) -> Iterator[None]:
+        """Add the wall time inside to the client's seconds of this phase, and to the timeline."""
         began = time.perf_counter()
         yield
-        self._seconds[phase] += time.perf_counter() - began
+        self._seconds[phase] += self.timeline.add(phase, began)

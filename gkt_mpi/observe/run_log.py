@@ -1,4 +1,4 @@
-"""The files of a run folder that tell what happened: config.yaml, metrics.jsonl, summary.json, tensorboard/.
+"""The files that tell what happened in a run: config.yaml, metrics.jsonl, summary.json, trace.json, tensorboard/.
 
 Every figure of a round is one key of one flat JSON object, a line in metrics.jsonl; docs/metrics.md explains
 each of them.
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from torch import Tensor
 
 from gkt_mpi.errors import ConfigError
+from gkt_mpi.observe.timeline import Trace
 
 
 class RunLog:
@@ -25,6 +27,7 @@ class RunLog:
         self.folder = folder
         self._metrics_path = folder / "metrics.jsonl"
         self._summary_path = folder / "summary.json"
+        self._trace = Trace(folder / "trace.json")
         self.records: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         try:
@@ -48,7 +51,7 @@ class RunLog:
         except OSError as error:
             raise ConfigError(f"cannot write {path}: {error}; free some space or set another out") from error
 
-    def begin(self, rounds_done: int, saved: list[dict[str, Any]]) -> None:
+    def begin(self, rounds_done: int, num_ranks: int, saved: list[dict[str, Any]]) -> None:
         """Begin to log after `rounds_done` rounds, whose records a checkpoint has `saved`. Raises `ConfigError`.
 
         Lines of rounds that no checkpoint covers are dropped; a line that was lost or cut off comes from `saved`.
@@ -63,14 +66,15 @@ class RunLog:
             self._summary_path.unlink(missing_ok=True)
             if rounds_done == 0:
                 shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+            self._trace.begin(rounds_done, num_ranks)
             self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=rounds_done)
         except OSError as error:
             raise ConfigError(f"cannot write the run folder {self.folder}: {error}; free or repair it") from error
         self._earlier_s = sum(record["round_s"] for record in self.records)
         self._began = time.perf_counter()
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars."""
+    def append(self, record: dict[str, Any], spans: dict[int, Tensor]) -> None:
+        """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars, and its spans by rank."""
         self.records.append(record)
         with open(self._metrics_path, "a") as file:
             file.write(json.dumps(record) + "\n")
@@ -78,9 +82,10 @@ class RunLog:
             if name != "round":
                 self._scalars.add_scalar(_scalar_name(name), value, record["round"])
         self._scalars.flush()
+        self._trace.append(record["round"], spans)
 
-    def finish(self, final_accuracy: float, final_client_accuracy: float) -> None:
-        """Write summary.json from the final accuracies and all lines of metrics.jsonl, and close."""
+    def finish(self, final_accuracy: float, final_client_accuracy: float, compute: dict[str, Any]) -> None:
+        """Write summary.json from the final accuracies, all lines of metrics.jsonl, and how the networks computed."""
         evaluated = [record for record in self.records if "test_accuracy" in record]
         best = max(evaluated, key=lambda record: record["test_accuracy"], default=None)
         self.summary = {
@@ -94,6 +99,7 @@ class RunLog:
             "simulation_bytes": sum(record["simulation_bytes"] for record in self.records),
             "total_s": self._earlier_s + time.perf_counter() - self._began,
             "status": "completed",
+            **compute,
         }
         self._summary_path.write_text(json.dumps(self.summary, indent=2) + "\n")
         self._scalars.close()

@@ -11,11 +11,11 @@ from gkt_mpi.wire.messages import Header, Kind, payload_layout, payload_size
 
 _SIZES = ("num_classes", "height", "width", "channels")
 _FIELDS = {  # what a header of each kind says, beside kind and payload_bytes; all else in it is 0
-    Kind.SETUP: _SIZES,
+    Kind.SETUP: (*_SIZES, "precision"),
     Kind.HOST: ("client", "num_samples", "state_bytes"),
     Kind.TRAIN: ("client", "round", "num_samples", "num_classes"),
     Kind.BLOCK: ("client", "round", "first", "num_samples", *_SIZES, "row_bytes", "codec"),
-    Kind.REPORT: ("client", "round", "state_bytes"),
+    Kind.REPORT: ("client", "round", "state_bytes", "num_spans"),
     Kind.STOP: (),
 }
 
@@ -41,6 +41,7 @@ class Contract:
     block_rows: int = 0
     state_bytes: int = 0
     max_samples: int = 0
+    max_spans: int = 0
     admit: Callable[[Header, Tensor, Tensor, Tensor], Tensor] | None = None
     device: torch.device | None = None
 
@@ -68,6 +69,7 @@ class Contract:
                 expect(2 <= header.num_classes <= 32767, "num_classes", "2 to 32767")
                 for name in ("height", "width", "channels"):
                     expect(1 <= getattr(header, name) <= 65536, name, "1 to 65536")
+                expect(header.precision in (0, 1), "precision", "0 or 1")
             case Kind.HOST:
                 expect(1 <= header.num_samples <= self.max_samples, "num_samples", f"1 to {self.max_samples}")
             case Kind.TRAIN:
@@ -80,6 +82,8 @@ class Contract:
                 expect(header.num_classes == self.num_classes, "num_classes", self.num_classes)
             case Kind.BLOCK:
                 self._check_block(header, expect)
+            case Kind.REPORT:
+                expect(0 <= header.num_spans <= self.max_spans, "num_spans", f"0 to {self.max_spans}")
         if header.kind in (Kind.HOST, Kind.REPORT):
             expect(header.state_bytes == self.state_bytes, "state_bytes", self.state_bytes)
         expect(header.payload_bytes == payload_size(header), "payload_bytes", payload_size(header))

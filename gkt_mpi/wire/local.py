@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from gkt_mpi.errors import GktError
+from gkt_mpi.observe.timeline import Timeline
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
 from gkt_mpi.wire.transport import Ledger
@@ -34,7 +35,7 @@ class LocalTransport:
         self.rank = rank
         self.size = len(world.queues)
         self.ledger = Ledger()
-        self.payload_s = 0.0
+        self.timeline = Timeline()
         self._world = world
 
     def send(self, rank: int, message: Message) -> None:
@@ -55,10 +56,11 @@ class LocalTransport:
             except queue.Empty:
                 if self._world.failed.is_set():
                     raise PeerFailedError(f"rank {self.rank} waited for a thread that failed") from None
-        contract.check(source, header)
-        buffers = []
-        for buffer, sent in zip(contract.buffers(header), payload, strict=True):
-            buffers.append(buffer.copy_(sent.reshape(buffer.shape)))
+        with self.timeline.phase("receive"):
+            contract.check(source, header)
+            buffers = []
+            for buffer, sent in zip(contract.buffers(header), payload, strict=True):
+                buffers.append(buffer.copy_(sent.reshape(buffer.shape)))
         message = from_wire(header, buffers)
         self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
         return source, message

@@ -14,7 +14,7 @@ A receiver checks a header against its `Contract` (contract.py) before it alloca
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from enum import IntEnum
 from math import prod
 from typing import ClassVar, Literal, NamedTuple
@@ -26,7 +26,7 @@ from torch import Tensor
 from gkt_mpi.errors import WireError
 
 MAGIC = 0x474B54  # "GKT"
-VERSION = 1
+VERSION = 2
 DIGEST_BYTES = 32
 Column = Literal["algorithm", "simulation"]
 
@@ -43,7 +43,7 @@ class Kind(IntEnum):
 
 
 class Header(NamedTuple):
-    """The fixed-size beginning of every message: magic, version and these 13 integers, sent as int64 (120 bytes)."""
+    """The fixed-size beginning of every message: magic, version and these 15 integers, sent as int64 (136 bytes)."""
 
     kind: int
     client: int = 0
@@ -57,6 +57,8 @@ class Header(NamedTuple):
     row_bytes: int = 0  # FeatureBlock: bytes of one encoded sample
     codec: int = 0
     state_bytes: int = 0
+    precision: int = 0  # Setup: place in `Precision`
+    num_spans: int = 0  # ClientReport: spans of the worker's timeline
     payload_bytes: int = 0
 
     def pack(self) -> np.ndarray:
@@ -84,6 +86,7 @@ def payload_layout(header: Header) -> list[tuple[torch.dtype, tuple[int, ...]]]:
     ids = (torch.int64, (header.num_samples,))
     logits = (torch.float32, (header.num_samples, header.num_classes))
     state = (torch.uint8, (header.state_bytes,))
+    spans = (torch.float64, (header.num_spans, 3))
     match header.kind:
         case Kind.SETUP:
             return [(torch.uint8, (DIGEST_BYTES,))]
@@ -99,7 +102,7 @@ def payload_layout(header: Header) -> list[tuple[torch.dtype, tuple[int, ...]]]:
                 (torch.uint8, (header.num_samples, header.row_bytes)),
             ]
         case Kind.REPORT:
-            return [(torch.float64, (len(fields(ClientMetrics)),)), state]
+            return [(torch.float64, (len(fields(ClientMetrics)),)), state, spans]
         case _:
             return []
 
@@ -111,10 +114,11 @@ def payload_size(header: Header) -> int:
 
 @dataclass(frozen=True)
 class Setup:
-    """Server to worker, once: what every client's model looks like, and which configuration the server has read."""
+    """Server to worker, once: what every client's model is like, and which configuration the server has read."""
 
     num_classes: int
     image_shape: tuple[int, int, int]  # height, width, channels
+    precision: int
     config_digest: Tensor  # uint8 (32,)
 
     column: ClassVar[Column] = "simulation"
@@ -122,7 +126,14 @@ class Setup:
     def header(self) -> Header:
         """Return the header, without `payload_bytes`."""
         height, width, channels = self.image_shape
-        return Header(Kind.SETUP, num_classes=self.num_classes, height=height, width=width, channels=channels)
+        return Header(
+            Kind.SETUP,
+            num_classes=self.num_classes,
+            height=height,
+            width=width,
+            channels=channels,
+            precision=self.precision,
+        )
 
     def buffers(self) -> tuple[Tensor, ...]:
         """Return the payload."""
@@ -225,17 +236,20 @@ class ClientReport:
     round: int
     metrics: ClientMetrics
     state: Tensor  # uint8 (state_bytes,)
+    spans: Tensor = field(
+        default_factory=lambda: torch.empty(0, 3, dtype=torch.float64)
+    )  # (n, 3), of the worker's timeline since its last report
 
     column: ClassVar[Column] = "simulation"
 
     def header(self) -> Header:
         """Return the header, without `payload_bytes`."""
-        return Header(Kind.REPORT, self.client, self.round, state_bytes=len(self.state))
+        return Header(Kind.REPORT, self.client, self.round, state_bytes=len(self.state), num_spans=len(self.spans))
 
     def buffers(self) -> tuple[Tensor, ...]:
         """Return the payload."""
-        values = [getattr(self.metrics, field.name) for field in fields(self.metrics)]
-        return torch.tensor(values, dtype=torch.float64), self.state
+        values = list(astuple(self.metrics))
+        return torch.tensor(values, dtype=torch.float64), self.state, self.spans
 
 
 @dataclass(frozen=True)
@@ -266,7 +280,8 @@ def from_wire(header: Header, buffers: Sequence[Tensor]) -> Message:
     """Return the message of a checked header and its received payload."""
     match header.kind:
         case Kind.SETUP:
-            return Setup(header.num_classes, (header.height, header.width, header.channels), *buffers)
+            shape = (header.height, header.width, header.channels)
+            return Setup(header.num_classes, shape, header.precision, *buffers)
         case Kind.HOST:
             return HostClient(header.client, *buffers)
         case Kind.TRAIN:
@@ -278,7 +293,7 @@ def from_wire(header: Header, buffers: Sequence[Tensor]) -> Message:
                 header.client, header.round, header.first, sample_id, label, logit, feature, shape, header.codec
             )
         case Kind.REPORT:
-            metrics, state = buffers
-            return ClientReport(header.client, header.round, ClientMetrics(*metrics.tolist()), state)
+            metrics, state, spans = buffers
+            return ClientReport(header.client, header.round, ClientMetrics(*metrics.tolist()), state, spans)
         case _:
             return Stop()

@@ -23,6 +23,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from gkt_mpi.errors import WireError
+from gkt_mpi.observe.timeline import Timeline
 from gkt_mpi.wire.codec import CudaAware
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
@@ -55,7 +56,7 @@ class MpiTransport:
         self.rank: int = self.comm.rank
         self.size: int = self.comm.size
         self.ledger = Ledger()
-        self.payload_s = 0.0
+        self.timeline = Timeline()
         self._cuda_aware = cuda_aware
         self._largest_send = largest_send
         self._leaving: deque[tuple[list[MPI.Request], list[Tensor]]] = deque()
@@ -118,7 +119,7 @@ class MpiTransport:
         except WireError:
             self._refused.add(source)
             raise
-        self.payload_s += time.perf_counter() - started
+        self.timeline.add("receive", started)
         message = from_wire(header, buffers)
         self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
         return source, message

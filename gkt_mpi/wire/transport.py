@@ -7,6 +7,7 @@ and a debugger).
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gkt_mpi.observe.timeline import Timeline
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import Column, Message
 
@@ -32,7 +33,7 @@ class Transport(Protocol):
     rank: int
     size: int
     ledger: Ledger
-    payload_s: float  # seconds spent receiving payloads whose header had arrived
+    timeline: Timeline  # of this rank; the transport notes the receiving of payloads
 
     def send(self, rank: int, message: Message) -> None:
         """Begin to send and return at once. The message's tensors must not change until `flush`."""

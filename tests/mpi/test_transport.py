@@ -72,7 +72,7 @@ def assert_same(a, b):
 def test_messages_to_every_worker_arrive_whole_and_in_order(transport):
     def messages(rank):
         return [
-            Setup(10, (8, 8, 1), torch.arange(32, dtype=torch.uint8)),
+            Setup(10, (8, 8, 1), 1, torch.arange(32, dtype=torch.uint8)),
             HostClient(rank, torch.arange(7), torch.full((33,), rank, dtype=torch.uint8)),
             TrainRequest(rank, 0, torch.arange(0), torch.empty(0, 10)),
             TrainRequest(rank, 1, torch.arange(7), torch.rand(7, 10, generator=torch_generator(0, "x", rank))),

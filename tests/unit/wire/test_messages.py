@@ -31,7 +31,7 @@ BLOCK = FeatureBlock(
     codec=0,
 )
 MESSAGES = [
-    Setup(10, (8, 8, 1), torch.arange(32, dtype=torch.uint8)),
+    Setup(10, (8, 8, 1), 1, torch.arange(32, dtype=torch.uint8)),
     HostClient(2, torch.arange(9), torch.ones(33, dtype=torch.uint8)),
     TrainRequest(1, 3, torch.arange(9), torch.rand(9, 10)),
     BLOCK,
@@ -113,7 +113,7 @@ def test_a_report_with_a_state_of_another_size_is_refused():
 def test_another_program_or_version_is_refused():
     words = to_wire(BLOCK)[0].pack()
     words[1] += 1
-    with pytest.raises(WireError, match="version 2"):
+    with pytest.raises(WireError, match="version 3"):
         Header.unpack(words, 4)
     words[0] = 0
     with pytest.raises(WireError, match="rank 4"):

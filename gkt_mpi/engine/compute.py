@@ -1,0 +1,147 @@
+"""How the networks compute: in which precision, and whether torch.compile makes the server's faster.
+
+What is left to `auto` is measured before training, on the server's device and with its batches. The choice is said,
+told to every worker, and kept in the checkpoint, so that a resumed run goes on computing as it began.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gkt_mpi.models.resnet import Precision, ServerModel
+
+_WORTH_MEASURING = 400  # steps of a run; the measurement takes eight
+_FASTER = 1.1  # what bfloat16 must reach: well beyond the noise, so that a rerun chooses the same
+_WORTH_COMPILING_S = 3600.0  # compiling ResNet-56 takes one or two minutes
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the networks compute."""
+
+    precision: Literal["auto"] | Precision = "auto"
+    """bfloat16: convolutions by autocast. auto: bfloat16 where it is measured to be faster, in runs of 400 steps on."""
+    compile: Literal["auto"] | bool = "auto"
+    """torch.compile for the server's training. auto: in runs of an hour or more, if it is measured to pay."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What was chosen."""
+
+    precision: Precision = "float32"
+    compile: bool = False
+
+
+class ServerNetwork:
+    """The server's model as training calls it: compiled for batches of one size, if it was chosen so."""
+
+    def __init__(self, model: ServerModel, compiled: Callable[[Tensor], Tensor] | None, batch_size: int) -> None:
+        self._model, self._compiled, self._batch_size = model, compiled, batch_size
+
+    def __call__(self, feature: Tensor) -> Tensor:
+        """Map features (B, 16, H, W) to logits (B, C)."""
+        if self._compiled is not None and len(feature) == self._batch_size:
+            return self._compiled(feature)
+        return self._model(feature)
+
+
+def choose(
+    config: ComputeConfig,
+    model: ServerModel,
+    feature: Tensor,
+    num_steps: int,
+    say: Callable[[str], None],
+) -> tuple[Compute, ServerNetwork]:
+    """Decide how `model` computes; return the choice, and the model as training is to call it.
+
+    `feature`, float32 (B, 16, H, W), stands for a training batch of B samples on the server's device, and `num_steps`
+    is how many of them the run still has. The model's precision is set; its weights stay as they are.
+    """
+    trial = _Trial(model, feature)
+    precision: Precision = "float32"
+    why = ""
+    if config.precision != "auto":
+        precision = config.precision
+    elif num_steps < _WORTH_MEASURING:
+        why = "the run is too short to measure bfloat16"
+    else:
+        seconds = trial.compare(("float32", "bfloat16"))
+        speed_up = seconds["float32"] / seconds["bfloat16"]
+        precision = "bfloat16" if speed_up >= _FASTER else "float32"
+        why = f"a step in bfloat16 is {speed_up:.2f} times as fast as in float32"
+    model.precision = precision
+    if why:
+        say(f"precision: {precision} ({why})")
+    compiled = _choose_compiled(config, trial, num_steps, say)
+    return Compute(precision, compiled is not None), ServerNetwork(model, compiled, len(feature))
+
+
+def _choose_compiled(
+    config: ComputeConfig, trial: "_Trial", num_steps: int, say: Callable[[str], None]
+) -> Callable[[Tensor], Tensor] | None:
+    """Return the compiled model where it is wanted, can be had and pays."""
+    if config.compile is False or (config.compile == "auto" and num_steps < _WORTH_MEASURING):
+        return None
+    eager_s = 0.0
+    if config.compile == "auto":
+        eager_s = trial.step_s(trial.model)
+        if eager_s * num_steps < _WORTH_COMPILING_S:
+            return None
+    say("compiling the server's model ...")
+    began = time.perf_counter()
+    try:
+        compiled = torch.compile(trial.model, dynamic=False)
+        trial.step(compiled)
+    except Exception as error:  # a missing compiler shows itself in many ways
+        say(f"compile: no; torch.compile fails here: {str(error).strip().splitlines()[0][:200]}")
+        return None
+    compile_s = time.perf_counter() - began
+    if config.compile == "auto":
+        saved_s = (eager_s - trial.step_s(compiled)) * num_steps
+        if saved_s <= compile_s:
+            say(f"compile: no; it took {compile_s:.0f} s and would save {saved_s:.0f} s")
+            return None
+    say(f"compile: yes; it took {compile_s:.0f} s")
+    return compiled
+
+
+class _Trial:
+    """Training steps that leave the model's weights and statistics as they were."""
+
+    def __init__(self, model: ServerModel, feature: Tensor) -> None:
+        self.model, self._feature = model, feature
+        self._parameters = list(model.parameters())
+
+    def step(self, network: Callable[[Tensor], Tensor]) -> float:
+        """Compute one forward and one backward pass; return the seconds."""
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        self.model.train()
+        began = time.perf_counter()
+        loss = network(self._feature).square().mean()
+        gradients = torch.autograd.grad(loss, self._parameters)
+        float(gradients[0].flatten()[0])  # waits for the device
+        seconds = time.perf_counter() - began
+        with torch.no_grad():
+            for buffer, value in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(value)
+        return seconds
+
+    def step_s(self, network: Callable[[Tensor], Tensor]) -> float:
+        """Return the median seconds of a step, after one to warm up."""
+        return statistics.median([self.step(network) for _ in range(1 + _TIMED_STEPS)][1:])
+
+    def compare(self, precisions: tuple[Precision, ...]) -> dict[Precision, float]:
+        """Return the median seconds of a step in each precision, measured in turns, after one each to warm up."""
+        seconds: dict[Precision, list[float]] = {precision: [] for precision in precisions}
+        for _ in range(1 + _TIMED_STEPS):
+            for precision in precisions:
+                self.model.precision = precision
+                seconds[precision].append(self.step(self.model))
+        return {precision: statistics.median(found[1:]) for precision, found in seconds.items()}

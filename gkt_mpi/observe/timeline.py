@@ -1,0 +1,129 @@
+"""What each rank did when: phases timed on every rank, gathered by the server, kept as a trace.
+
+A rank notes the phases it goes through, about a microsecond each; a worker's travel with its clients' reports. The
+server appends all of them to RUN/trace.json after each round, in Chrome's trace format (open it at ui.perfetto.dev or
+chrome://tracing), and the report draws them. What lies between the phases of a rank is idle.
+
+Times are those of the ranks' own clocks: on several nodes they agree as well as the nodes' clocks do. With a GPU a
+phase is what the host sees of it, which runs ahead of the device until something waits for a result.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Phase = Literal[
+    "load",  # a client's images and state
+    "client train",
+    "extract",  # a client's features; encode and send lie within
+    "encode",
+    "send",  # waiting until an earlier block has left
+    "receive",
+    "server train",  # predict lies within
+    "predict",
+    "evaluate",
+    "checkpoint",
+]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+_MOST_EVENTS = 200_000  # of a trace, some 20 MB
+MOST_SPANS = 10_000  # that a rank keeps between two reports
+
+
+class Timeline:
+    """The phases of one rank."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[int, float, float]] = []
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._clock_offset = time.time() - time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Note what happens inside as one span of this phase."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, began)
+
+    def add(self, name: Phase, began: float) -> float:
+        """Note a span from `began`, as `time.perf_counter` told it, until now; return its seconds."""
+        seconds = time.perf_counter() - began
+        self._seconds[name] += seconds
+        if len(self._spans) < MOST_SPANS:
+            self._spans.append((PHASES.index(name), began + self._clock_offset, seconds))
+        return seconds
+
+    def seconds(self, name: Phase) -> float:
+        """Return the seconds of all spans of this phase since the start."""
+        return self._seconds[name]
+
+    def take(self) -> Tensor:
+        """Return the spans so far and forget them: float64 (n, 3), phase number, start (Unix time, s), seconds."""
+        spans, self._spans = self._spans, []
+        return torch.tensor(spans, dtype=torch.float64).reshape(-1, 3)
+
+
+class Trace:
+    """The file of a run's spans. Its closing bracket is left out, as the format allows, so that it can grow."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._num_events = 0
+
+    def begin(self, rounds_done: int, num_ranks: int) -> None:
+        """Begin anew, or go on after `rounds_done` rounds with what is there of them. Raises `OSError`."""
+        kept = [
+            event for event in read_trace(self._path) if event["ph"] == "X" and event["args"]["round"] < rounds_done
+        ]
+        names = [
+            {"name": "thread_name", "ph": "M", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}{role}"}}
+            for rank, role in enumerate([" server", *[" worker"] * (num_ranks - 1)])
+        ]
+        self._num_events = len(kept)
+        self._path.write_text("[\n" + "".join(json.dumps(event) + ",\n" for event in (*names, *kept)))
+
+    def append(self, round: int, spans: dict[int, Tensor]) -> None:
+        """Write a round's spans, rank by rank; nothing more once the file is full. Raises `OSError`."""
+        if self._num_events >= _MOST_EVENTS:
+            return
+        lines = []
+        for rank, found in sorted(spans.items()):
+            for number, start, seconds in found.tolist():
+                times = {"ts": _us(start), "dur": _us(seconds)}
+                event = {
+                    "name": PHASES[int(number)],
+                    "ph": "X",
+                    "pid": 0,
+                    "tid": rank,
+                    **times,
+                    "args": {"round": round},
+                }
+                lines.append(json.dumps(event) + ",\n")
+        self._num_events += len(lines)
+        with open(self._path, "a") as file:
+            file.write("".join(lines))
+
+
+def read_trace(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a trace that are whole, none when there is no file: the last line may have been cut off."""
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_text().splitlines()[1:]:
+        try:
+            events.append(json.loads(line.rstrip(",")))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+def _us(seconds: float) -> float:
+    """Return microseconds, to a tenth."""
+    return round(seconds * 1e6, 1)
