@@ -55,6 +55,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.hosted: dict[int, Hosted] = {}
+        self._num_samples: dict[int, int] = {}  # of each hosted client
         self.timeline = self.transport.timeline
         self.block_rows = min(self.codec.block_rows(self.wire.block_mib), LARGEST_BATCH)
 
@@ -64,6 +65,7 @@ class Worker:
             match message:
                 case HostClient():
                     self.hosted[message.client] = Hosted(message.sample_id.numpy(), message.state)
+                    self._num_samples[message.client] = len(message.sample_id)
                     self.timeline.take()  # so that a report has as many spans wherever its client is hosted
                 case TrainRequest():
                     self._train(client_round, message)
@@ -74,7 +76,7 @@ class Worker:
             contract = Contract(
                 frozenset({Kind.HOST, Kind.TRAIN, Kind.STOP}),
                 num_classes=len(self.file.classes),
-                num_samples={client: len(hosted.sample_id) for client, hosted in self.hosted.items()},
+                num_samples=self._num_samples,
                 state_bytes=self.edge.state_bytes,
                 max_samples=len(self.file.labels("train")),
                 device=self.device,
