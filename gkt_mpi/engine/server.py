@@ -220,6 +220,7 @@ class Server:
         if samples:  # none with client.epochs 0
             self._record["client_train_loss"] = sum(m.loss_sum for m in metrics) / samples
             self._record["client_train_accuracy"] = sum(m.correct for m in metrics) / samples
+        self._record["worker_peak_mib"] = max(m.peak_mib for m in metrics)
         self._record["slowest_client_s"] = max(m.train_s + m.upload_s for m in metrics)
 
     def _close_round(self, round: int, began: float, ledger: tuple[int, int, int]) -> None:

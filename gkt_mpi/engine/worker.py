@@ -15,6 +15,7 @@ from gkt_mpi.data.datasets import ImageFile
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.client import Client, ClientConfig, Edge
 from gkt_mpi.losses import DistillConfig
+from gkt_mpi.placement import peak_mib
 from gkt_mpi.wire.codec import Codec, WireConfig
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, HostClient, Kind, Setup, Stop, TrainRequest
@@ -98,7 +99,8 @@ class Worker:
         client_round(self, client, request)
         state = self.edge.state()
         self.hosted[client.id] = Hosted(sample_id, state)
-        metrics = ClientMetrics(client.samples, float(client.loss_sum), float(client.correct), *self._seconds.values())
+        counted = client.samples, float(client.loss_sum), float(client.correct)
+        metrics = ClientMetrics(*counted, self._seconds["client train"], self._seconds["extract"], peak_mib())
         self.transport.send(SERVER, ClientReport(client.id, request.round, metrics, state, self.timeline.take()))
 
     def upload(self, client: Client, round: int, rows: slice, feature: Tensor, logit: Tensor) -> None:

@@ -23,6 +23,7 @@ import yaml
 from gkt_mpi import __version__
 from gkt_mpi.errors import DataError, GktError
 from gkt_mpi.observe.run_log import read_records
+from gkt_mpi.observe.timeline import read_trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,11 +38,25 @@ _PHASES = (
     ("evaluate_s", "evaluation", "#009E73", "\\\\"),
     ("checkpoint_s", "checkpoint", "#CC79A7", "xx"),
 )
+# Colour and hatch of each phase of the timeline; what lies within another is drawn over it.
+_SPANS = {
+    "load": ("#999999", ""),
+    "client train": ("#E69F00", ""),
+    "extract": ("#F0E442", ""),
+    "encode": ("#CC79A7", ""),
+    "send": ("#D55E00", "xx"),
+    "receive": ("#56B4E9", "//"),
+    "server train": ("#0072B2", ""),
+    "predict": ("#8FC1E3", ""),
+    "evaluate": ("#009E73", "\\\\"),
+    "checkpoint": ("#000000", ""),
+}
+_MOST_LANES, _MOST_SPANS = 33, 4000
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; `counts` is int64 (clients, classes)."""
+    """What a run folder holds; `counts` is int64 (clients, classes), `trace` the events of its timeline."""
 
     folder: Path
     name: str
@@ -50,6 +65,7 @@ class Run:
     summary: dict[str, Any] | None
     counts: np.ndarray
     classes: list[str]
+    trace: list[dict[str, Any]]
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
@@ -65,7 +81,8 @@ class Run:
             raise DataError(f"{folder} has no finished round yet")
         summary_path = folder / "summary.json"
         summary = json.loads(summary_path.read_text()) if summary_path.exists() else None
-        return cls(folder, config["name"], config, records, summary, counts, classes)
+        trace = [event for event in read_trace(folder / "trace.json") if event["ph"] == "X"]
+        return cls(folder, config["name"], config, records, summary, counts, classes, trace)
 
 
 def render(runs: list[Run]) -> str:
@@ -113,6 +130,8 @@ def _facts(run: Run) -> dict[str, Any]:
         ],
         "time": _svg(_time_figure(run)),
         "partition": _svg(_partition_figure(run)),
+        "timeline": _svg(_timeline_figure(run)) if run.trace else None,
+        "timeline_round": run.trace[-1]["args"]["round"] + 1 if run.trace else None,
         "config": yaml.safe_dump(run.config, sort_keys=False),
     }
 
@@ -232,6 +251,31 @@ def _time_figure(run: Run) -> "Figure":
     axes.set_ylabel("seconds")
     axes.set_ylim(0, 1.35 * bottom.max())
     axes.legend(ncols=2, frameon=False, loc="upper right", fontsize=8)
+    return figure
+
+
+def _timeline_figure(run: Run) -> "Figure":
+    """Draw what each rank did in the last round of the trace, a lane a rank; white is idle."""
+    last = run.trace[-1]["args"]["round"]
+    events = [e for e in run.trace if e["args"]["round"] == last and e["tid"] < _MOST_LANES]
+    longest_first = sorted(events, key=lambda event: -event["dur"])[:_MOST_SPANS]  # so that the inner lies on top
+    began = min(event["ts"] for event in events)
+    ranks = 1 + max(event["tid"] for event in events)
+    figure = _figure(11.0, min(9.0, 1.6 + 0.3 * ranks))
+    axes = figure.add_subplot()
+    for event in longest_first:
+        colour, hatch = _SPANS[event["name"]]
+        place = ((event["ts"] - began) / 1e6, event["dur"] / 1e6)
+        axes.broken_barh([place], (event["tid"] - 0.4, 0.8), color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+    seen = {event["name"] for event in longest_first}
+    from matplotlib.patches import Patch
+
+    patches = [Patch(facecolor=c, hatch=h, edgecolor="white", label=n) for n, (c, h) in _SPANS.items() if n in seen]
+    figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), frameon=False, fontsize=8)
+    axes.set_yticks(range(ranks), ["server", *(f"worker {rank}" for rank in range(1, ranks))], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds since the round began")
     return figure
 
 

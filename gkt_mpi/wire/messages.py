@@ -226,6 +226,7 @@ class ClientMetrics:
     correct: float  # of these samples, while training
     train_s: float
     upload_s: float
+    peak_mib: float = 0.0  # the worker's largest memory so far
 
 
 @dataclass(frozen=True)

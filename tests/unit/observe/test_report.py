@@ -42,7 +42,7 @@ def test_the_report_shows_the_run_and_loads_nothing(folder, capsys):
     assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
     page = Page((folder / "report.html").read_text())
     text = " ".join(" ".join(page.words).split())
-    assert page.pictures == 6  # accuracy by round, bytes and time; losses; time by phase; partition
+    assert page.pictures == 7  # accuracy by round, bytes and time; losses; time by phase; partition; timeline
     assert page.loads == []
     for expected in ("hetero, alpha 0.5", "4 clients", "completed, 3 of 3 rounds", "server model", "batch_size: 8"):
         assert expected in text
@@ -62,11 +62,24 @@ def test_the_curves_are_those_of_the_metrics(folder):
     assert by_bytes.get_xdata()[-1] == pytest.approx(sum(r["upload_bytes"] for r in run.records) / 1e6)
 
 
+def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder, tmp_path):
+    from gkt_mpi.observe.report import _timeline_figure
+
+    run = Run.load(folder)
+    axes = _timeline_figure(run).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["server", "worker 1", "worker 2"]
+    assert len(axes.collections) == sum(event["args"]["round"] == 2 for event in run.trace)
+    without = tmp_path / "without"
+    shutil.copytree(folder, without)
+    (without / "trace.json").unlink()  # a run of an earlier version
+    assert Page(render([Run.load(without)])).pictures == 6
+
+
 def test_several_runs_share_the_axes(folder, tmp_path):
     other = tmp_path / "second"
     shutil.copytree(folder, other)
     text = render([Run.load(folder), Run.load(other)])
-    assert Page(text).pictures == 8
+    assert Page(text).pictures == 10
     out = tmp_path / "both.html"
     assert main([str(folder), str(other), "--out", str(out)]) == 0
     assert out.read_text() == text

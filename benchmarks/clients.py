@@ -1,0 +1,59 @@
+"""Many clients a worker: make bench-clients (python benchmarks/clients.py [--json FILE]).
+
+The same 32,000 made-up images of 32x32 on 3 ranks, with 4 clients and with 1,000, batch 32: what a sample costs in the
+clients' phase of a round (training, extraction, upload, and all that goes with a client), and the workers' memory. The
+server's model trains on a thinned-out round: its own cost is not what is measured here. Medians over rounds.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+
+from bench import ROOT, machine
+from rich.console import Console
+from rich.table import Table
+
+from gkt_mpi.observe.run_log import read_records
+
+
+def main() -> None:
+    """Run with few and with many clients, print the table, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    parser.add_argument("--clients", type=int, nargs="+", default=[4, 1000])
+    parser.add_argument("--images", type=int, default=32_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    table = Table(title=f"{options.images:,} images on 2 workers; {machine()}", title_justify="left")
+    for name in ("clients", "ms a sample", "of the first", "worker MiB", "state of its clients, MiB", "server MiB"):
+        table.add_column(name, justify="right")
+    rows: list[dict[str, float]] = []
+    for clients in options.clients:
+        with tempfile.TemporaryDirectory() as folder:
+            fields = {
+                **{"name": "many", "out": folder, "data.dir": folder, "rounds": options.rounds, "clients": clients},
+                **{"data.name": "synthetic", "data.synthetic.train": options.images, "data.synthetic.test": 10},
+                **{"data.synthetic.size": 32, "client.batch_size": 32, "server.epochs": 1, "server.batch_size": 256},
+                **{"compute.precision": "bfloat16", "placement.device": "cpu", "data.augment": "false"},
+            }
+            command = ["sh", "launch/mpirun.sh", "-np", "3", "python", "-m", "gkt_mpi.main"]
+            command += [f"--{name}={value}" for name, value in fields.items()]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            records = read_records(Path(folder) / "many" / "metrics.jsonl")
+        seconds = statistics.median(record["client_s"] + record["wire_s"] for record in records)
+        states = clients / 2 * 170_000 / 2**20
+        peaks = {key: records[-1][key] for key in ("worker_peak_mib", "server_peak_mib")}
+        rows.append({"clients": clients, "ms": 1e3 * seconds / options.images, "states_mib": states, **peaks})
+        first = rows[0]["ms"]
+        cells = (f"{rows[-1]['ms']:.3f}", f"{rows[-1]['ms'] / first:.2f}", f"{peaks['worker_peak_mib']:.0f}")
+        table.add_row(f"{clients:,}", *cells, f"{states:.0f}", f"{peaks['server_peak_mib']:.0f}")
+    Console(width=110).print(table)
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
