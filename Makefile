@@ -13,7 +13,8 @@ python = "$(VENV)/bin/python"
 env = PYTHON="$(PYTHON)" CONSTRAINTS="$(CONSTRAINTS)" sh launch/make_env.sh "$(VENV)"
 mpirun = VENV="$(VENV)" MPIRUN="$(MPIRUN)" sh launch/mpirun.sh -np $(NP) $(MPIFLAGS)
 
-.PHONY: help digits cifar10 cifar100 cinic10 test bench-wire bench-waiting bench-bank bench-codec check clean
+.PHONY: help digits cifar10 cifar100 cinic10 test bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round \
+	bench-clients check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -60,7 +61,10 @@ bench-wire bench-waiting:
 
 bench-bank:  ## what a feature bank on the disk costs
 bench-codec:  ## what a codec costs in accuracy (ARGS="--cifar data" adds CIFAR-10)
-bench-bank bench-codec:
+bench-compute:  ## how fast the networks train, against plain PyTorch and the limit (ten minutes)
+bench-round:  ## a whole round beside the bare compute it needs (ten minutes)
+bench-clients:  ## what 1,000 clients on 2 workers cost (ten minutes)
+bench-bank bench-codec bench-compute bench-round bench-clients:
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
 
