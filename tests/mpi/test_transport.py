@@ -173,7 +173,7 @@ def test_the_ledger_of_the_receiver_equals_that_of_the_senders(transport):
     simulated = MPI.COMM_WORLD.allreduce(transport.ledger.sent["simulation"])
     if RANK == 0:
         assert transport.ledger.received == {"algorithm": sent, "simulation": simulated}
-        assert sent == len(WORKERS) * (15 * 8 + 10 * (8 + 2 + 40 + 256))
+        assert sent == len(WORKERS) * (17 * 8 + 10 * (8 + 2 + 40 + 256))
         assert transport.ledger.simulation_bytes == simulated
 
 
