@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,14 +118,12 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
     codec = _codec(config, file)
     model = build_server_model(config.server.model, num_classes, torch_generator(config.seed, "server model"), device)
     edge = Edge(config.client, file.image_shape[2], num_classes, config.seed, device)
+    chosen = config.compute if state is None else ComputeConfig(**state["compute"])
+    example = _example_batch(config, file, counts.sum(), device)
+    steps = math.ceil(counts.sum() / config.server.batch_size) * config.server.epochs * (config.rounds - rounds_done)
     with placement.all_cores():
-        compute, network = choose(
-            config.compute if state is None else ComputeConfig(**state["compute"]),
-            model,
-            _example_batch(config, file, counts.sum(), device),
-            _server_steps(config, counts.sum()) * (config.rounds - rounds_done),
-            lambda text: console.print(text, highlight=False, soft_wrap=True),
-        )
+        say = partial(console.print, highlight=False, soft_wrap=True)
+        compute, network = choose(chosen, model, example, steps, say)
     edge.model.precision = compute.precision
     with contextlib.closing(Bank(shards, num_classes, codec, device, config.bank, folder)) as bank:
         server = Server(
@@ -246,11 +245,6 @@ def _example_batch(config: RunConfig, file: ImageFile, num_samples: int, device:
     height, width, _ = file.image_shape
     shape = (min(config.server.batch_size, num_samples), height, width, STEM_CHANNELS)
     return torch.rand(shape, generator=torch_generator(0, "example batch")).permute(0, 3, 1, 2).to(device)
-
-
-def _server_steps(config: RunConfig, num_samples: int) -> int:
-    """Return the training steps of the server in a round."""
-    return math.ceil(num_samples / config.server.batch_size) * config.server.epochs
 
 
 def _digest(config: RunConfig) -> torch.Tensor:
