@@ -59,6 +59,7 @@ def train(model: nn.Module, shape: tuple[int, ...], num: int, precision: Precisi
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=1e-4, amsgrad=True, fused=True)
 
     def epoch() -> None:
+        """Take one step for each batch."""
         model.train()
         for x, y in zip(sample.split(BATCH), label.split(BATCH), strict=True):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
@@ -77,6 +78,7 @@ def forward(model: nn.Module, shape: tuple[int, ...], num: int, batch: int, prec
 
     @torch.no_grad()
     def epoch() -> None:
+        """Pass every sample through the network once, without gradients."""
         model.eval()
         for x in sample.split(batch):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):

@@ -198,6 +198,7 @@ def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
         task = bar.add_task("decoding", total=None, visible=False)
 
         def report(done: int, total: int) -> None:
+            """Say at the first image what is being made; move the bar."""
             if done == 0:
                 text = f"decoding {total:,} images of {config.data.name} into {file_path(config.data)}"
                 console.print(text, highlight=False, soft_wrap=True)

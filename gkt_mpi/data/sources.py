@@ -94,6 +94,7 @@ def digits(root: Path, download: bool, made: SyntheticConfig) -> Source:
     """
 
     def read() -> Decoded:
+        """Unpack the file that comes with the package."""
         packed = resources.files("gkt_mpi.data").joinpath("digits.csv.gz").read_bytes()
         table = np.loadtxt(io.StringIO(gzip.decompress(packed).decode()), delimiter=",")
         images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -117,6 +118,7 @@ def synthetic(root: Path, download: bool, made: SyntheticConfig) -> Source:
     """
 
     def read() -> Decoded:
+        """Make all images from the seed."""
         rng = numpy_generator(made.seed, "synthetic-patterns")
         coarse = rng.normal(size=(made.classes, 4, 4, 3))
         spread = np.kron(coarse, np.ones((1, made.size // 4, made.size // 4, 1)))
@@ -188,6 +190,7 @@ def _cifar(
         return _array_split(np.concatenate([batch[label_key] for batch in batches]), planar.transpose(0, 2, 3, 1))
 
     def read() -> Decoded:
+        """Read the archive through torchvision."""
         dataset_class = getattr(import_torchvision_datasets(), torchvision_class)
         published = [*dataset_class.train_list, *dataset_class.test_list]
         official = all(_md5(folder / file) == md5 for file, md5 in published)
@@ -251,6 +254,7 @@ def cinic10(root: Path, download: bool, made: SyntheticConfig) -> Source:
     classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
 
     def read() -> Decoded:
+        """Read the folders; images are decoded as they are asked for."""
         return Decoded(
             classes, {split: _png_split(folder / split, classes) for split in splits}, _STATISTICS["cinic10"]
         )

@@ -7,6 +7,7 @@ from dataclasses import astuple
 
 from gkt_mpi.engine.bank import Bank
 from gkt_mpi.errors import WireError
+from gkt_mpi.observe.timeline import are_spans
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientReport, FeatureBlock, Message
 from gkt_mpi.wire.transport import Transport
@@ -66,6 +67,8 @@ def collect_uploads(
                     raise WireError(f"{text}missing{last_refusal}")
                 if not all(math.isfinite(value) and value >= 0 for value in astuple(message.metrics)):
                     raise WireError(f"client {message.client} reported {message.metrics} in round {message.round}")
+                if not are_spans(message.spans):
+                    raise WireError(f"client {message.client} reported no valid timeline in round {message.round}")
                 reports[message.client] = message
                 del expected[message.client]
     return reports

@@ -100,7 +100,7 @@ def _choose_compiled(
         compiled = torch.compile(trial.model, dynamic=False)
         trial.step(compiled)
     except Exception as error:  # a missing compiler shows itself in many ways
-        say(f"compile: no; torch.compile fails here: {str(error).strip().splitlines()[0][:200]}")
+        say(f"compile: no; torch.compile fails here: {(str(error).strip() or repr(error)).splitlines()[0][:200]}")
         return None
     compile_s = time.perf_counter() - began
     if config.compile == "auto":

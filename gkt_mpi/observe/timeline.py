@@ -111,6 +111,12 @@ class Trace:
             file.write("".join(lines))
 
 
+def are_spans(spans: Tensor) -> bool:
+    """Whether each row of float64 (n, 3), from another rank, is a span: a phase's number, finite times."""
+    number = spans[:, 0]
+    return bool(spans.isfinite().all() and ((number >= 0) & (number < len(PHASES)) & (spans[:, 2] >= 0)).all())
+
+
 def read_trace(path: Path) -> list[dict[str, Any]]:
     """Return the events of a trace that are whole, none when there is no file: the last line may have been cut off."""
     if not path.exists():

@@ -76,6 +76,7 @@ def run_local(size: int, run_rank: Callable[[LocalTransport], Result], timeout_s
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
+        """Run one rank, and keep its result or what it raised."""
         try:
             results[rank] = run_rank(LocalTransport(rank, world))
         except BaseException as error:

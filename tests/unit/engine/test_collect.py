@@ -44,6 +44,7 @@ def collect(tmp_path, messages):
         codec=CODEC.code_id,
         block_rows=4,
         state_bytes=len(STATE),
+        max_spans=9,
         admit=bank.admit,
     )
 
@@ -86,3 +87,9 @@ def test_rows_whose_features_were_refused_may_be_sent_again(tmp_path):
 def test_figures_that_cannot_be_end_the_round(tmp_path, bad):
     with pytest.raises(WireError, match="client 0 reported"):
         collect(tmp_path, [block(0), block(4), block(8), report((1, bad, 3, 4, 5))])
+
+
+def test_a_timeline_that_cannot_be_ends_the_round(tmp_path):
+    nonsense = ClientReport(0, 0, ClientMetrics(1, 2, 3, 4, 5), STATE, torch.full((1, 3), 99.0, dtype=torch.float64))
+    with pytest.raises(WireError, match="client 0 reported no valid timeline in round 0"):
+        collect(tmp_path, [*(block(first) for first in range(0, ROWS, 4)), nonsense])

@@ -1,10 +1,11 @@
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from gkt_mpi.observe.timeline import MOST_SPANS, PHASES, Timeline, Trace, read_trace
+from gkt_mpi.observe.timeline import MOST_SPANS, PHASES, Timeline, Trace, are_spans, read_trace
 from tests.conftest import run_in_threads
 
 
@@ -34,6 +35,13 @@ def test_a_rank_that_never_reports_keeps_no_more_than_the_limit():
 
 def span(phase, start, seconds):
     return torch.tensor([[PHASES.index(phase), start, seconds]], dtype=torch.float64)
+
+
+def test_what_is_no_span_is_told_from_what_is():
+    good = [0.0, 1e9, 0.5]
+    assert are_spans(torch.tensor([good])) and are_spans(torch.empty(0, 3))
+    for bad in ([-1.0, 1e9, 0.5], [len(PHASES), 1e9, 0.5], [0, float("nan"), 0.5], [0, 1e9, -1.0]):
+        assert not are_spans(torch.tensor([good, bad]))
 
 
 def test_a_trace_is_what_chrome_reads(tmp_path):
@@ -72,8 +80,6 @@ def test_a_run_notes_every_phase_and_no_two_overlap_but_the_nested(tiny):
     config = tiny(rounds=2)
     records = run_in_threads(config, 3)
     folder = f"{config.out}/{config.name}"
-    from pathlib import Path
-
     events = [event for event in read_trace(Path(folder) / "trace.json") if event["ph"] == "X"]
     assert {event["name"] for event in events} == set(PHASES)
     for rank in range(3):
