@@ -15,6 +15,7 @@ from gkt_mpi.engine.checkpoint import CheckpointConfig
 from gkt_mpi.engine.client import ClientConfig
 from gkt_mpi.engine.compute import ComputeConfig
 from gkt_mpi.engine.evaluate import EvaluateConfig
+from gkt_mpi.engine.faults import FaultsConfig
 from gkt_mpi.engine.feature_rows import BankConfig
 from gkt_mpi.engine.server import ServerConfig
 from gkt_mpi.errors import ConfigError, require
@@ -49,6 +50,7 @@ class RunConfig:
     wire: WireConfig = field(default_factory=WireConfig)
     bank: BankConfig = field(default_factory=BankConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)

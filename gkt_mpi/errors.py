@@ -28,7 +28,28 @@ class CheckpointError(ConfigError):
 
 
 class WireError(GktError):
-    """A message breaks the protocol: the text names the rank that sent it and the field that is wrong."""
+    """A message breaks the protocol: the text names the rank that sent it and the field that is wrong.
+
+    `client` is the client whose upload it belongs to, where that is beyond doubt; `closes_upload` whether it was to
+    be that client's last message of the round.
+    """
+
+    client: int | None = None
+    closes_upload: bool = False
+
+
+class LostRankError(GktError):
+    """Another rank has died, or says nothing any more."""
+
+    def __init__(self, rank: int, how: str) -> None:
+        super().__init__(f"rank {rank} {how}")
+        self.rank = rank
+
+
+class Interrupted(GktError):  # noqa: N818 - no error: somebody asks the run to end
+    """The run is to end now, and to be resumed later."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def require(condition: bool, field: str, value: object, expected: str) -> None:

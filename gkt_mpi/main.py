@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,10 +30,11 @@ from gkt_mpi.engine.bank import Bank
 from gkt_mpi.engine.checkpoint import CheckpointStore
 from gkt_mpi.engine.client import Edge
 from gkt_mpi.engine.compute import ComputeConfig, choose
+from gkt_mpi.engine.faults import Interrupt, ignore_signals
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.worker import Worker, receive_setup
-from gkt_mpi.errors import ConfigError, GktError, expand
+from gkt_mpi.errors import ConfigError, GktError, Interrupted, expand
 from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS, build_server_model
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.observe.report import write_report
@@ -51,7 +52,7 @@ _SERVER_FIRST_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one rank and return its exit status: 0, or 2 when the configuration cannot work."""
+    """Run one rank and return its exit status: 0, 2 when the configuration cannot work, 75 when interrupted."""
     rank = _launched_rank()
     try:
         with contextlib.ExitStack() as silence:
@@ -69,36 +70,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if transport.size == 1 < launched:
         text = f"mpirun started {launched} processes, but each sees itself alone: mpirun and the MPI library that "
         return _refuse(ConfigError(text + "mpi4py loads come from two installations; use mpirun of the same one"), rank)
+    interrupt = Interrupt()
     try:
-        return run_rank(config, transport, mpi.node_place())
+        if rank == SERVER:
+            interrupt.install()
+        else:
+            ignore_signals()
+        status = run_rank(config, transport, mpi.node_place(), interrupt, transport.abort)
+        transport.farewell(status)
+        return status
     except BaseException as error:  # whatever it is, no rank may be left waiting
         print(f"[rank {transport.rank}] {_describe(error)}", file=sys.stderr, flush=True)
-        mpi.abort(error.exit_status if isinstance(error, GktError) else 1)
+        transport.abort(error.exit_status if isinstance(error, GktError) else 1)
         raise
 
 
-def run_rank(config: RunConfig, transport: Transport, node_place: tuple[int, int, bool]) -> int:
+def run_rank(
+    config: RunConfig,
+    transport: Transport,
+    node_place: tuple[int, int, bool],
+    interrupt: Interrupt | None = None,
+    abort: Callable[[int], None] = sys.exit,
+) -> int:
     """Be the server or a worker to the end of the run; `node_place` is (local rank, local size, has the server).
 
-    Returns the exit status. A `ConfigError` on the server, all of which come before training, stops the
-    workers in good order.
+    Returns the exit status. A `ConfigError` on the server, all of which come before training, and a signal to
+    `interrupt` stop the workers in good order; if it takes too long after a signal, `abort` ends the job.
     """
-    if transport.rank == SERVER:
-        try:
-            config = config.for_ranks(transport.size)
-            serve(config, transport, place(config.placement, *node_place))
-        except ConfigError as error:
-            for rank in range(1, transport.size):
-                transport.send(rank, Stop())
-            transport.flush()
-            return _refuse(error, transport.rank)
-    else:
-        work(config, transport, node_place)
-    return 0
+    if transport.rank != SERVER:
+        with contextlib.suppress(Interrupted):
+            work(config, transport, node_place)
+        return 0
+    try:
+        config = config.for_ranks(transport.size)
+        return serve(config, transport, place(config.placement, *node_place), interrupt or Interrupt(), abort)
+    except (ConfigError, Interrupted) as error:
+        for rank in range(1, transport.size):
+            transport.send(rank, Stop())
+        transport.on_wait = lambda: None
+        transport.flush()
+        return _refuse(error, transport.rank)
 
 
-def serve(config: RunConfig, transport: Transport, placement: Placement) -> None:
-    """Build the server of a run from its configuration, run the algorithm, and show the result."""
+def serve(
+    config: RunConfig, transport: Transport, placement: Placement, interrupt: Interrupt, abort: Callable[[int], None]
+) -> int:
+    """Build the server of a run from its configuration, run the algorithm, show the result; return the exit status."""
     placement.apply()
     console = make_console()
     file = _prepare_data(config, console)
@@ -108,7 +125,8 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
     folder = expand(config.out, "out") / config.name
     resumable = asdict(config) | {"training images": _digest_of_shards(shards, labels)}
     checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
-    rounds_done, state = checkpoints.load() or (0, None)  # refused before anything in the folder changes
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
 
     log = RunLog(folder, asdict(config), _versions())
     counts = count_by_class(labels, shards, num_classes)
@@ -122,7 +140,6 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
     example = _example_batch(config, file, counts.sum(), device)
     steps = math.ceil(counts.sum() / config.server.batch_size) * config.server.epochs * (config.rounds - rounds_done)
     with placement.all_cores():
-        say = partial(console.print, highlight=False, soft_wrap=True)
         compute, network = choose(chosen, model, example, steps, say)
     edge.model.precision = compute.precision
     with contextlib.closing(Bank(shards, num_classes, codec, device, config.bank, folder)) as bank:
@@ -141,6 +158,8 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
             block_rows=codec.block_rows(config.wire.block_mib),
             num_rounds=config.rounds,
             seed=config.seed,
+            faults=config.faults,
+            interrupt=interrupt,
             placement=placement,
             checkpoints=checkpoints,
             log=log,
@@ -150,13 +169,24 @@ def serve(config: RunConfig, transport: Transport, placement: Placement) -> None
         for rank in range(1, transport.size):
             precision = PRECISIONS.index(compute.precision)
             transport.send(rank, Setup(num_classes, file.image_shape, precision, _digest(config)))
-        ALGORITHMS[config.algorithm].run_server(server)
+        interrupt.defer(config.checkpoint.grace_s, lambda: abort(Interrupted.exit_status))
+        try:
+            ALGORITHMS[config.algorithm].run_server(server)
+        except Interrupted as error:
+            rounds_done = server.end_early()
+            say(f"{error} after {rounds_done} of {config.rounds} rounds; start the same command again to resume")
+            return error.exit_status
+        except GktError:
+            with contextlib.suppress(GktError):  # the error at hand is the one to tell
+                server.save()
+            raise
     console.print(summary_table(log.summary, config.name))
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     try:
         console.print(f"report: {write_report([folder])}", soft_wrap=True, highlight=False)
     except GktError as error:  # the run itself is complete, and its report can be written later
         console.print(f"no report: {error}", soft_wrap=True, highlight=False)
+    return 0
 
 
 def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bool]) -> None:
@@ -268,7 +298,7 @@ def _launched_rank() -> int:
     return SERVER
 
 
-def _refuse(error: ConfigError, rank: int) -> int:
+def _refuse(error: GktError, rank: int) -> int:
     """Print the error as one line and return the exit status; the server goes first, for all who found the same.
 
     mpirun ends the job at the first status that is not 0. Another rank therefore waits: only if the server has

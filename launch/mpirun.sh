@@ -2,8 +2,12 @@
 # mpirun with the flags this machine needs: launch/mpirun.sh -np 5 python -m gkt_mpi.main --config ...
 #
 # With Open MPI: more ranks than cores are allowed, ranks are not bound to cores (one server and its workers
-# take turns, and bound ranks would leave cores idle), and root may run it, as in a container. Another MPI gets
-# no flags. VENV's programs come first; MPIRUN chooses the launcher.
+# take turns, and bound ranks would leave cores idle), and root may run it, as in a container. From version 5 on the
+# job survives lost workers (--with-ft no: it does not). Another MPI gets no flags. VENV's programs come first; MPIRUN
+# chooses the launcher.
+#
+# Signals: mpirun answers SIGTERM and Ctrl-C by killing its ranks, but passes SIGUSR1 on. So this script takes them and
+# sends SIGUSR1: the run saves its state and ends with status 75. A second one ends it by force.
 set -eu
 if [ -n "${VENV:-}" ] && [ -d "$VENV/bin" ]; then
     PATH="$(cd "$VENV/bin" && pwd):$PATH"
@@ -14,16 +18,36 @@ if ! command -v "$launcher" >/dev/null; then
     echo "gkt_mpi: there is no $launcher; install an MPI, or its wheel with: pip install 'gkt_mpi[mpi]'" >&2
     exit 2
 fi
-case $("$launcher" --version 2>&1) in
+version=$("$launcher" --version 2>&1)
+case $version in
 *"Open MPI"* | *prterun* | *OpenRTE*)
     if [ "$(id -u)" = 0 ]; then
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
         export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
     fi
     case " $* " in
-    *" --bind-to "*) exec "$launcher" --oversubscribe "$@" ;;
+    *" --bind-to "*) ;;
+    *) set -- --bind-to none "$@" ;;
     esac
-    exec "$launcher" --oversubscribe --bind-to none "$@"
+    case "$version $*" in
+    *" --with-ft "* | *"Open MPI) "[1-4].*) ;;
+    *) set -- --with-ft ulfm "$@" ;;
+    esac
+    set -- --oversubscribe "$@"
     ;;
 esac
-exec "$launcher" "$@"
+
+# In a session of its own the launcher does not get the terminal's Ctrl-C; if this script is killed, it gets SIGTERM.
+set -- "$launcher" "$@"
+command -v setpriv >/dev/null && set -- setpriv --pdeathsig TERM "$@"
+command -v setsid >/dev/null && set -- setsid "$@"
+"$@" &
+job=$!
+trap 'kill -USR1 $job; trap "kill -TERM $job" TERM INT HUP USR1' TERM INT HUP USR1
+status=0
+wait $job || status=$?
+while kill -0 $job 2>/dev/null; do # a signal ends the waiting, not the job
+    status=0
+    wait $job || status=$?
+done
+exit $status

@@ -8,6 +8,7 @@ feature   uint8 (N, row_bytes), in the wire's form, in memory or in a mapped fil
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -103,10 +104,12 @@ class Bank:
         rows = self._block_rows(block.client, block.first, len(block.sample_id))
         if not self.codec.is_finite(self.feature.slice(rows)):
             self._arrived[rows] = False
-            raise WireError(
+            error = WireError(
                 f"client {block.client} in round {block.round} sent features that are not finite; its training has "
                 "diverged, lower client.lr"
             )
+            error.client = block.client
+            raise error
         self.label[rows] = block.label.long()
         self.client_logit[rows] = block.logit
 
@@ -114,25 +117,38 @@ class Bank:
         """Return how many samples of a client have not arrived in this round."""
         return int((~self._arrived[self.rows_of(client)]).sum())
 
+    def reopen(self, client: int) -> int:
+        """Take out what has arrived of a client in this round; return how many samples that was."""
+        rows = self.rows_of(client)
+        arrived = int(self._arrived[rows].sum())
+        self._arrived[rows] = False
+        return arrived
+
     def train_batches(self, order: BatchOrder, batch_size: int, generator: torch.Generator) -> Iterator[BankBatch]:
-        """Yield the batches of one epoch; the last of each sequence may be smaller.
+        """Yield the batches of one epoch over all that has arrived; the last of each sequence may be smaller.
 
         mixed: every batch is drawn across all clients. by_client: client after client, as in the paper, each
         client's samples shuffled.
         """
-        if order == "mixed":
-            sequences = [torch.randperm(len(self), generator=generator)]
-        else:
-            sizes = [last - first for first, last in zip(self.first, self.first[1:], strict=False)]
-            sequences = [
-                first + torch.randperm(size, generator=generator)
-                for first, size in zip(self.first, sizes, strict=False)
-            ]
+        parts = [self._arrived_rows()] if order == "mixed" else self._arrived_by_client()
+        sequences = [rows[torch.randperm(len(rows), generator=generator)] for rows in parts]
         yield from self._batches([row for sequence in sequences for row in sequence.split(batch_size)])
 
     def all_batches(self, batch_size: int) -> Iterator[BankBatch]:
-        """Yield every row once, in order."""
-        yield from self._batches(torch.arange(len(self)).split(batch_size))
+        """Yield every row that has arrived once, in order."""
+        yield from self._batches(self._arrived_rows().split(batch_size))
+
+    @property
+    def num_arrived(self) -> int:
+        """How many samples have arrived in this round."""
+        return int(self._arrived.sum())
+
+    def _arrived_rows(self) -> Tensor:
+        return self._arrived.nonzero().flatten()
+
+    def _arrived_by_client(self) -> list[Tensor]:
+        rows = (first + self._arrived[first:end].nonzero().flatten() for first, end in pairwise(self.first))
+        return [row for row in rows if len(row)]
 
     def _batches(self, batches: Sequence[Tensor]) -> Iterator[BankBatch]:
         self.feature.prefetch(batches[0])

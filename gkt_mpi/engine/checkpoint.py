@@ -1,12 +1,13 @@
 """Checkpoints: the whole state of a run, on the server, in RUN/checkpoints/round-NNNNN.pt.
 
 A checkpoint holds tensors, numbers and text only and is loaded with `weights_only=True`: reading one can run
-no code. It is written under another name, flushed to the disk and renamed, so a file with the final name is
-whole.
+no code. It is written under another name, flushed to the disk and renamed, so a file with the final name is whole,
+unless the disk has lost something; then the one before is used.
 """
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +16,11 @@ import torch
 
 from gkt_mpi.errors import CheckpointError, GktError, require
 
-_NAME = re.compile(r"round-(\d{5})\.pt")
+_NAME = re.compile(r"round-(\d{5,})\.pt")
+_FORMAT = 2  # of what a checkpoint holds
 # Fields a resumed run may change: they do not alter the rounds already done.
 MAY_CHANGE = (
-    *("name", "out", "rounds", "checkpoint", "placement", "bank"),
+    *("name", "out", "rounds", "checkpoint", "placement", "bank", "faults"),
     *("data.dir", "data.download", "wire.cuda_aware"),
 )
 # But the cosine schedule depends on the number of rounds, and so do rounds already done.
@@ -32,12 +34,15 @@ class CheckpointConfig:
     """Write a checkpoint after every this many rounds, and after the last; at least 1."""
     keep: int = 2
     """Newest checkpoints that are kept; at least 1."""
+    grace_s: float = 60.0
+    """After a signal to end: seconds until the job is ended by force, if it has not ended by itself; above 0."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest checkpoint of the run folder. never: begin anew and replace what is there."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "at least 1")
         require(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1")
+        require(self.grace_s > 0, "checkpoint.grace_s", self.grace_s, "above 0")
 
 
 class CheckpointStore:
@@ -54,10 +59,12 @@ class CheckpointStore:
         temporary = path.with_suffix(".tmp")
         try:
             with open(temporary, "wb") as file:
-                torch.save({"config": self.run_config, "rounds_done": rounds_done, "state": state}, file)
+                content = {"format": _FORMAT, "config": self.run_config, "rounds_done": rounds_done, "state": state}
+                torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            _flush_folder(self.folder)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             if temporary.is_file():
                 temporary.unlink()
@@ -65,38 +72,58 @@ class CheckpointStore:
         for old in self._paths()[: -self.config.keep]:
             old.unlink()
 
-    def load(self) -> tuple[int, dict[str, Any]] | None:
-        """Return (rounds done, state) of the newest checkpoint, or None where there is none or none is wanted.
+    def load(self, say: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
+        """Return (rounds done, state) of the newest whole checkpoint, or None where there is none or none is wanted.
 
-        Raises `CheckpointError` when it cannot be read, or belongs to a run of another configuration.
+        A damaged one is told to `say` and put aside, as NAME.damaged. Raises `CheckpointError` when all are damaged,
+        or the newest whole one belongs to a run of another configuration.
         """
         if self.config.resume == "never":
             self.clear()
         paths = self._paths()
-        if not paths:
-            return None
-        try:
-            saved = torch.load(paths[-1], weights_only=True, map_location="cpu")
-            found, rounds_done, state = saved["config"], int(saved["rounds_done"]), saved["state"]
-        except Exception as error:  # a damaged file can raise almost anything
+        for path in reversed(paths):
+            try:
+                saved = torch.load(path, weights_only=True, map_location="cpu")
+                found = saved["config"], saved.get("format"), int(saved["rounds_done"]), saved["state"]
+            except Exception as error:  # a damaged file can raise almost anything
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                say(f"{path} is damaged ({reason}); it is put aside, and the one before is used")
+                path.replace(path.with_suffix(".damaged"))
+                continue
+            self._refuse_other(path, *found[:2])
+            return found[2:]
+        if paths:
             raise CheckpointError(
-                f"{paths[-1]} is damaged ({error}); delete it to go on from the one before"
-            ) from error
-        different = differing_fields(found, self.run_config)
-        if different:
-            raise CheckpointError(
-                f"{paths[-1]} belongs to another configuration: {', '.join(different)}. Give this run another name "
-                f"(--name), or begin anew in its place (--checkpoint.resume never)"
+                f"every checkpoint in {self.folder} is damaged; begin anew with --checkpoint.resume never"
             )
-        return rounds_done, state
+        return None
+
+    def _refuse_other(self, path: Path, config: dict[str, Any], number: int | None) -> None:
+        """Raise `CheckpointError` unless a checkpoint is of this run's configuration and of today's format."""
+        or_else = "Give this run another name (--name), or begin anew in its place (--checkpoint.resume never)"
+        if number != _FORMAT:
+            raise CheckpointError(f"{path} was written by another version of gkt_mpi. {or_else}")
+        different = differing_fields(config, self.run_config)
+        if different:
+            raise CheckpointError(f"{path} belongs to another configuration: {', '.join(different)}. {or_else}")
 
     def clear(self) -> None:
-        """Delete every checkpoint."""
-        for path in self._paths():
+        """Delete every checkpoint, the damaged ones too."""
+        for path in (*self._paths(), *self.folder.glob("round-*.damaged"), *self.folder.glob("round-*.tmp")):
             path.unlink()
 
     def _paths(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("round-*.pt") if _NAME.fullmatch(path.name))
+        paths = (path for path in self.folder.glob("round-*.pt") if _NAME.fullmatch(path.name))
+        return sorted(paths, key=lambda path: int(path.stem.removeprefix("round-")))
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the disk remember the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def differing_fields(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:

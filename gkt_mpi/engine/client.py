@@ -5,7 +5,7 @@ rounds is its shard and `state`, about 170 kB of bytes; to train, the state is l
 The server uses an `Edge` too, to evaluate each client's stem.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -75,7 +75,16 @@ def _share_memory(tensors: list[Tensor]) -> Tensor:
 class Client:
     """One client, its state loaded into the worker's edge: what an algorithm's client side works with."""
 
-    def __init__(self, client_id: int, shard: Shard, edge: Edge, config: ClientConfig, seed: int) -> None:
+    def __init__(
+        self,
+        client_id: int,
+        shard: Shard,
+        edge: Edge,
+        config: ClientConfig,
+        seed: int,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_batch` is called before each batch of training; what it raises ends the training."""
         self.id = client_id
         self.shard = shard
         self.config = config
@@ -83,6 +92,7 @@ class Client:
         self.model = edge.model
         self._optimizer = edge.optimizer
         self._device = shard.image.device
+        self._on_batch = on_batch
         self.samples = 0
         self.loss_sum = torch.zeros((), device=self._device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -107,6 +117,7 @@ class Client:
         """Yield (rows of the shard, augmented images, labels) of one training epoch, shuffled."""
         generator = torch_generator(self.seed, "client epoch", self.id, round, epoch, device=self._device)
         for row_B, image in self.shard.train_batches(self.config.batch_size, generator):
+            self._on_batch()
             yield row_B, image, self.shard.label[row_B]
 
     def step(self, loss: Tensor) -> None:

@@ -3,40 +3,49 @@
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 
 from gkt_mpi.engine.bank import Bank
-from gkt_mpi.errors import WireError
+from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.observe.timeline import are_spans
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientReport, FeatureBlock, Message
 from gkt_mpi.wire.transport import Transport
 
 
+@dataclass(frozen=True)
+class Events:
+    """What is called as uploads come in; what one of them raises ends the round."""
+
+    on_block: Callable[[int], None]
+    """The samples of a block that has arrived."""
+    on_refusal: Callable[[str], None]
+    """Why a message was refused."""
+    on_bad_client: Callable[[int, str], None]
+    """A client, and why its data cannot be used: some of its messages were refused, or did not come at all."""
+    on_lost_rank: Callable[[LostRankError, dict[int, ClientReport]], None]
+    """A worker is lost; the reports so far. Its clients must be moved, and asked again if they have not reported."""
+
+
 def collect_uploads(
-    transport: Transport,
-    contract: Contract,
-    bank: Bank,
-    expected: dict[int, int],
-    on_block: Callable[[int], None],
-    on_refusal: Callable[[str], None],
+    transport: Transport, contract: Contract, bank: Bank, expected: dict[int, int], events: Events
 ) -> dict[int, ClientReport]:
-    """Receive until every client of `expected` (client to number of samples) has reported; return the reports.
+    """Receive until every client of `expected` (client to number of samples) has reported; return the good reports.
 
     `expected` is what `contract` knows as `num_samples`: a client that has reported is taken out of it, so that
     whatever it still sends is refused. A block's features are checked in another thread while the next block is
-    received. `on_block` is told the samples of each block, `on_refusal` why a message was refused; the round goes on.
-
-    Raises `WireError` when a client reports with samples missing, or figures that cannot be.
+    received. Nothing of a bad client stays in the bank, and its report is left out; the round goes on.
     """
     reports: dict[int, ClientReport] = {}
-    last_refusal = ""
+    faults: dict[int, str] = {}  # why a client is bad
 
     def refuse(error: WireError) -> None:
-        """Remember and tell why a message was refused."""
-        nonlocal last_refusal
-        last_refusal = f"; the last message refused: {error}"
-        on_refusal(str(error))
+        """Tell why a message was refused, and remember whose it was."""
+        events.on_refusal(str(error))
+        if error.client is not None:
+            faults.setdefault(error.client, str(error))
+            if error.closes_upload:
+                close(error.client)
 
     def settle(check: "Future[None] | None") -> None:
         """Wait for the check of the block before, if there is one."""
@@ -46,29 +55,50 @@ def collect_uploads(
         except WireError as error:
             refuse(error)
 
+    def close(client: int) -> None:
+        """Take a client out of what is expected; drop what has come of it when it is bad."""
+        del expected[client]
+        if client in faults:
+            bank.reopen(client)
+            reports.pop(client, None)
+            events.on_bad_client(client, faults[client])
+
     with ThreadPoolExecutor(1, "check") as checker:
         check: Future[None] | None = None
         while expected:
             message: Message | None = None
+            lost: LostRankError | None = None
             try:
                 _, message = transport.receive(contract)
             except WireError as error:
                 refuse(error)
+            except LostRankError as error:
+                lost = error
             settle(check)
             check = None
-            if isinstance(message, FeatureBlock):
+            if lost is not None:
+                events.on_lost_rank(lost, reports)
+            elif isinstance(message, FeatureBlock):
                 bank.claim(message)
                 check = checker.submit(bank.check, message)
-                on_block(len(message.sample_id))
+                events.on_block(len(message.sample_id))
             elif isinstance(message, ClientReport):
-                missing = bank.num_missing(message.client)
-                if missing:
-                    text = f"client {message.client} closed its upload of round {message.round} with {missing} samples "
-                    raise WireError(f"{text}missing{last_refusal}")
-                if not all(math.isfinite(value) and value >= 0 for value in astuple(message.metrics)):
-                    raise WireError(f"client {message.client} reported {message.metrics} in round {message.round}")
-                if not are_spans(message.spans):
-                    raise WireError(f"client {message.client} reported no valid timeline in round {message.round}")
+                fault = _fault(message, bank)
+                if fault is not None:
+                    faults.setdefault(message.client, fault)
                 reports[message.client] = message
-                del expected[message.client]
+                close(message.client)
     return reports
+
+
+def _fault(report: ClientReport, bank: Bank) -> str | None:
+    """Return why a client that has reported is bad, if it is."""
+    where = f"client {report.client} in round {report.round}"
+    missing = bank.num_missing(report.client)
+    if missing:
+        return f"{where} closed its upload with {missing} samples missing"
+    if not all(math.isfinite(value) and value >= 0 for value in astuple(report.metrics)):
+        return f"{where} reported {report.metrics}"
+    if not are_spans(report.spans):
+        return f"{where} reported no valid timeline"
+    return None

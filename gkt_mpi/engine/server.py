@@ -4,6 +4,7 @@ An algorithm's server side (say `algorithms/fedgkt.py`) is a loop over `server.r
 between stands here. Around the loop: resume, first hosting of the clients, evaluation, log, checkpoint, end.
 """
 
+import copy
 import math
 import time
 from collections.abc import Iterator
@@ -18,12 +19,13 @@ from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.bank import Bank, BankBatch, BatchOrder
 from gkt_mpi.engine.checkpoint import CheckpointStore
 from gkt_mpi.engine.client import Edge
-from gkt_mpi.engine.collect import collect_uploads
+from gkt_mpi.engine.collect import Events, collect_uploads
 from gkt_mpi.engine.compute import Compute, ServerNetwork
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode, evaluate, num_evaluated
+from gkt_mpi.engine.faults import FaultsConfig, Interrupt
 from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig, Schedule, ScheduleName
 from gkt_mpi.engine.roster import Roster
-from gkt_mpi.errors import GktError, require
+from gkt_mpi.errors import GktError, LostRankError, WireError, require
 from gkt_mpi.losses import DistillConfig
 from gkt_mpi.models.resnet import ServerModel, ServerName
 from gkt_mpi.observe.progress import Progress
@@ -81,6 +83,8 @@ class Server:
         block_rows: int,
         num_rounds: int,
         seed: int,
+        faults: FaultsConfig,
+        interrupt: Interrupt,
         placement: Placement,
         checkpoints: CheckpointStore,
         log: RunLog,
@@ -97,7 +101,11 @@ class Server:
         self._edge, self._test, self._evaluate_config = edge, test, evaluate_config
         self._block_rows = block_rows
         self._placement, self._checkpoints, self._log, self._progress = placement, checkpoints, log, progress
+        self._faults, self._interrupt = faults, interrupt
+        transport.timeout_s, transport.on_wait = faults.timeout_s, interrupt.check
         self._rounds_done = 0
+        self._unsaved: tuple[int, dict[str, Any]] | None = None  # the run's state between rounds, if on no disk yet
+        self._is_taught = [False] * len(roster)  # clients for whose samples the bank holds the server's logits
         self._spans: dict[int, Tensor] = {}
         self._record: dict[str, Any] = {}
 
@@ -107,27 +115,29 @@ class Server:
         At the end, evaluate every stem on the whole test set, write the summary, and stop the workers.
         """
         start = self._rounds_done
+        if start == 0:
+            self._unsaved = 0, self._copy_of_state()
         for client in self.roster:
-            sample_id = torch.from_numpy(self.roster.shards[client])
-            self._send(client, HostClient(client, sample_id, self._states[client]))
+            self._host(client, self._states[client])
         for round in range(start, self.num_rounds):
             began, ledger = time.perf_counter(), self._bytes()
-            self._record = {"round": round, "refused_messages": 0}
+            self._record = {"round": round, "refused_messages": 0, "lost_workers": 0, "dropped_clients": 0}
             self._progress.begin_round(round)
             yield round
             self._close_round(round, began, ledger)
         self._finish()
 
     def request(self, client: int, round: int) -> None:
-        """Send a client its training request, with the server's logits for its samples (none in round 0)."""
-        rows = self.bank.rows_of(client) if round > 0 else slice(0, 0)
+        """Send a client its training request, with the server's logits for its samples (none before the first)."""
+        rows = self.bank.rows_of(client) if self._is_taught[client] else slice(0, 0)
         self._send(client, TrainRequest(client, round, self.bank.sample_id[rows], self.bank.server_logit[rows]))
 
     def collect(self, round: int) -> None:
         """Receive every client's upload, block by block, straight into the bank, in whatever order they come.
 
-        A message that is not valid is refused, and said; the round goes on. Raises `WireError` when a client closes
-        its upload with samples missing.
+        A message that is not valid is refused, and said. The clients of a lost worker begin the round again on
+        another. Raises `WireError` for a bad client unless `faults.on_bad_client` is drop, and `GktError` when no
+        worker, or no client's data, is left.
         """
         self.bank.open_round()
         expected = self.roster.num_samples
@@ -145,11 +155,29 @@ class Server:
             max_spans=MOST_SPANS,
             admit=self.bank.admit,
         )
-        reports = collect_uploads(
-            self.transport, contract, self.bank, expected, self._progress.advance, self._count_refusal
-        )
+        self._reported_by: dict[int, int] = {}
+
+        def move_clients(lost: LostRankError, reports: dict[int, ClientReport]) -> None:
+            """Host the clients of a lost worker elsewhere; those that have not reported begin the round again."""
+            new = reports.keys() - self._reported_by
+            self._reported_by |= {client: self.roster.worker_of[client] for client in new}
+            moved = self.roster.lose(lost.rank)
+            self.transport.stop(lost.rank)  # should it come back to life
+            self._record["lost_workers"] += 1
+            names = ", ".join(map(str, moved)) or "none"
+            self._progress.say(f"{lost}; its clients ({names}) go to other workers")
+            for client in moved:
+                self._host(client, reports[client].state if client in reports else self._states[client])
+                if client in expected:
+                    self._progress.advance(-self.bank.reopen(client))
+                    self.request(client, round)
+
+        events = Events(self._advance, self._count_refusal, self._judge, move_clients)
+        reports = collect_uploads(self.transport, contract, self.bank, expected, events)
         self.transport.flush()
-        self._take_in([reports[client] for client in self.roster])
+        if not reports:
+            raise WireError(f"no client has uploaded anything that can be used in round {round}")
+        self._take_in([reports[client] for client in self.roster if client in reports])
 
     def batches(self, round: int, epoch: int) -> Iterator[BankBatch]:
         """Yield the training batches of one server epoch."""
@@ -157,7 +185,7 @@ class Server:
         generator = torch_generator(self.seed, "server epoch", round, epoch)
         for batch in self.bank.train_batches(self.config.batch_order, self.config.batch_size, generator):
             yield batch
-            self._progress.advance(len(batch.row))
+            self._advance(len(batch.row))
 
     def step(self, loss: Tensor, samples: int) -> None:
         """Take one optimizer step down the gradient of `loss`, the mean over `samples` samples."""
@@ -172,7 +200,9 @@ class Server:
         with self._timeline.phase("predict"):
             for batch in self.bank.all_batches(self._evaluate_config.batch_size):
                 self.bank.server_logit[batch.row] = model(batch.feature).cpu()
-                self._progress.advance(len(batch.row))
+                self._advance(len(batch.row))
+        for client in self.roster:
+            self._is_taught[client] |= self.bank.num_missing(client) == 0
 
     @contextmanager
     def clients_phase(self) -> Iterator[None]:
@@ -189,7 +219,7 @@ class Server:
         began = time.perf_counter()
         self._loss_sum, self._samples = torch.zeros((), device=self.bank.device), 0
         self._optimizer.lr = self._schedule.rate()
-        self._progress.begin_phase("server trains", len(self.bank) * (self.config.epochs + 1))
+        self._progress.begin_phase("server trains", self.bank.num_arrived * (self.config.epochs + 1))
         with self._placement.all_cores():
             yield
         loss = float(self._loss_sum) / self._samples
@@ -203,6 +233,23 @@ class Server:
     def _send(self, client: int, message: HostClient | TrainRequest) -> None:
         self.transport.send(self.roster.worker_of[client], message)
 
+    def _host(self, client: int, state: Tensor) -> None:
+        self._send(client, HostClient(client, torch.from_numpy(self.roster.shards[client]), state))
+
+    def _advance(self, samples: int) -> None:
+        """Show progress, and end here if a signal asks for it or a worker has failed."""
+        self._progress.advance(samples)
+        self._interrupt.check()
+        self.transport.keep_in_touch()
+
+    def _judge(self, client: int, why: str) -> None:
+        """Do what is to be done about a bad client: end the run, or go on with the state it had before this round."""
+        if self._faults.on_bad_client == "stop":
+            raise WireError(f"{why} (or go on without such data: --faults.on_bad_client drop)")
+        self._record["dropped_clients"] += 1
+        self._progress.say(f"dropped in this round: {why}")
+        self._host(client, self._states[client])
+
     def _count_refusal(self, why: str) -> None:
         self._record["refused_messages"] += 1
         if self._record["refused_messages"] <= _REFUSALS_SAID:
@@ -210,10 +257,11 @@ class Server:
 
     def _take_in(self, reports: list[ClientReport]) -> None:
         """Keep the clients' states and sum their metrics, in client order."""
-        self._states = [report.state for report in reports]
         spans: dict[int, list[Tensor]] = {}
         for report in reports:
-            spans.setdefault(self.roster.worker_of[report.client], []).append(report.spans)
+            self._states[report.client] = report.state
+            rank = self._reported_by.get(report.client, self.roster.worker_of[report.client])
+            spans.setdefault(rank, []).append(report.spans)
         self._spans = {rank: torch.cat(parts) for rank, parts in spans.items()}
         metrics = [report.metrics for report in reports]
         samples = sum(m.samples for m in metrics)
@@ -235,12 +283,15 @@ class Server:
         self._record |= dict(zip(names, (b - a for a, b in zip(ledger, self._bytes(), strict=True)), strict=True))
         checkpoint_began = time.perf_counter()
         self._record["server_peak_mib"] = peak_mib()
-        self._record["lost_workers"] = 0
         # The line is logged after the checkpoint, whose time it tells; the checkpoint has all but these two figures.
         self._record["checkpoint_s"] = 0.0
         self._record["round_s"] = checkpoint_began - began
         if is_last or (round + 1) % self._checkpoints.config.every == 0:
             self._checkpoints.save(round + 1, self._state())
+            self._unsaved = None
+        else:
+            self._unsaved = round + 1, self._copy_of_state()
+        self._rounds_done = round + 1
         self._record["checkpoint_s"] = self._timeline.add("checkpoint", checkpoint_began)
         self._record["round_s"] = time.perf_counter() - began
         self._log.append(self._record, {**self._spans, SERVER: self._timeline.take()})
@@ -259,7 +310,7 @@ class Server:
         self._progress.begin_phase(phase, num_evaluated(mode, len(self.roster), len(self._test)))
         batch_size = self._evaluate_config.batch_size
         with self._placement.all_cores():
-            return evaluate(self._model, self._edge, self._states, self._test, mode, batch_size, self._progress.advance)
+            return evaluate(self._model, self._edge, self._states, self._test, mode, batch_size, self._advance)
 
     def _bytes(self) -> tuple[int, int, int]:
         """Return the bytes so far: uploaded, downloaded, and the simulation's own."""
@@ -273,10 +324,35 @@ class Server:
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state,
             "schedule": self._schedule.state(),
-            "clients": torch.stack(self._states),
+            "clients": list(self._states),
+            "is_taught": list(self._is_taught),
             "server_logit": self.bank.server_logit,
-            "records": [*self._log.records, self._record],
+            "records": [*self._log.records, self._record] if self._record else [],
         }
+
+    def _copy_of_state(self) -> dict[str, Any]:
+        """Return the state of the run as it is now, whatever changes later; the clients' are never changed in place."""
+        state = self._state()
+        return copy.deepcopy({**state, "clients": []}) | {"clients": state["clients"]}
+
+    def save(self) -> int:
+        """Write the state after the last whole round, if it is not on the disk yet; return the rounds done.
+
+        Raises `GktError` when it cannot be written.
+        """
+        if self._unsaved is not None:
+            self._checkpoints.save(*self._unsaved)
+            self._unsaved = None
+        return self._rounds_done
+
+    def end_early(self) -> int:
+        """Save what is done, tell the workers to stop at once, and say so in summary.json; return the rounds done."""
+        self._progress.end_run()
+        for rank in range(1, self.transport.size):
+            self.transport.stop(rank)
+        rounds_done = self.save()
+        self._log.interrupt(rounds_done)
+        return rounds_done
 
     def resume(self, rounds_done: int, state: dict[str, Any] | None) -> None:
         """Go on after `rounds_done` rounds from what a checkpoint holds, or begin with None; opens the log."""
@@ -286,7 +362,8 @@ class Server:
             for tensor, saved in zip(self._optimizer.state, state["optimizer"], strict=True):
                 tensor.copy_(saved)
             self._schedule.load(state["schedule"])
-            self._states = [row.clone() for row in state["clients"]]  # each with its own, aligned memory
+            self._states = list(state["clients"])
+            self._is_taught = list(state["is_taught"])
             self.bank.server_logit.copy_(state["server_logit"])
             self._progress.say(f"resumed after round {rounds_done} of {self.num_rounds}")
         self._log.begin(rounds_done, self.transport.size, state["records"] if state is not None else [])

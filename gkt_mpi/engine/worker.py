@@ -94,7 +94,8 @@ class Worker:
         with self.timeline.phase("load"):
             self.edge.load(self.hosted[request.client].state)
             shard = Shard.load(self.file, "train", sample_id, self.pipeline, self.device)
-            client = Client(request.client, shard, self.edge, self.config, self.seed)
+            client = Client(request.client, shard, self.edge, self.config, self.seed, self.transport.keep_in_touch)
+        self.transport.keep_in_touch()
         self._seconds = {"client train": 0.0, "extract": 0.0}
         client_round(self, client, request)
         state = self.edge.state()
@@ -117,6 +118,7 @@ class Worker:
                 self.codec.shape,
                 self.codec.code_id,
             )
+        self.transport.keep_in_touch()
         with self.timeline.phase("send"):
             self.transport.flush(BLOCKS_IN_FLIGHT)
             self.transport.send(SERVER, block)

@@ -8,6 +8,8 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import yaml
 from torch import Tensor
 
-from gkt_mpi.errors import ConfigError
+from gkt_mpi.errors import ConfigError, GktError
 from gkt_mpi.observe.timeline import Trace
 
 
@@ -74,18 +76,25 @@ class RunLog:
         self._began = time.perf_counter()
 
     def append(self, record: dict[str, Any], spans: dict[int, Tensor]) -> None:
-        """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars, and its spans by rank."""
+        """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars, and its spans by rank.
+
+        Raises `GktError` when they cannot be written.
+        """
         self.records.append(record)
-        with open(self._metrics_path, "a") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if name != "round":
-                self._scalars.add_scalar(_scalar_name(name), value, record["round"])
-        self._scalars.flush()
-        self._trace.append(record["round"], spans)
+        with self._explained():
+            with open(self._metrics_path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+            for name, value in record.items():
+                if name != "round":
+                    self._scalars.add_scalar(_scalar_name(name), value, record["round"])
+            self._scalars.flush()
+            self._trace.append(record["round"], spans)
 
     def finish(self, final_accuracy: float, final_client_accuracy: float, compute: dict[str, Any]) -> None:
-        """Write summary.json from the final accuracies, all lines of metrics.jsonl, and how the networks computed."""
+        """Write summary.json from the final accuracies, all lines of metrics.jsonl, and how the networks computed.
+
+        Raises `GktError` when it cannot be written.
+        """
         evaluated = [record for record in self.records if "test_accuracy" in record]
         best = max(evaluated, key=lambda record: record["test_accuracy"], default=None)
         self.summary = {
@@ -93,16 +102,44 @@ class RunLog:
             "final_client_test_accuracy": final_client_accuracy,
             "best_test_accuracy": best["test_accuracy"] if best else math.nan,
             "best_round": best["round"] if best else -1,
-            "rounds": len(self.records),
-            "upload_bytes": sum(record["upload_bytes"] for record in self.records),
-            "download_bytes": sum(record["download_bytes"] for record in self.records),
-            "simulation_bytes": sum(record["simulation_bytes"] for record in self.records),
-            "total_s": self._earlier_s + time.perf_counter() - self._began,
-            "status": "completed",
+            **self._so_far("completed"),
             **compute,
         }
-        self._summary_path.write_text(json.dumps(self.summary, indent=2) + "\n")
-        self._scalars.close()
+        self._write_summary()
+
+    def interrupt(self, rounds_done: int) -> None:
+        """Write a summary.json that says after how many rounds the run was interrupted.
+
+        Raises `GktError` when it cannot be written.
+        """
+        self.records = self.records[:rounds_done]
+        self.summary = self._so_far("interrupted")
+        self._write_summary()
+
+    def _so_far(self, status: str) -> dict[str, Any]:
+        """Return what a summary says of all runs, completed or not."""
+        sums = ("upload_bytes", "download_bytes", "simulation_bytes")
+        return {
+            "rounds": len(self.records),
+            **{name: sum(record[name] for record in self.records) for name in sums},
+            "total_s": self._earlier_s + time.perf_counter() - self._began,
+            "status": status,
+        }
+
+    def _write_summary(self) -> None:
+        with self._explained():
+            self._summary_path.write_text(json.dumps(self.summary, indent=2) + "\n")
+            self._scalars.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the system says when nothing can be written into an error that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise GktError(
+                f"cannot write the log in {self.folder}: {error}; free some space, then start the same command again"
+            ) from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

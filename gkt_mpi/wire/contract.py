@@ -1,6 +1,7 @@
 """What a rank accepts at one moment: a header is checked, field by field, before any of its payload is received."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,23 @@ class Contract:
     max_spans: int = 0
     admit: Callable[[Header, Tensor, Tensor, Tensor], Tensor] | None = None
     device: torch.device | None = None
+
+    @property
+    def awaited(self) -> set[int]:
+        """The ranks that have clients whose upload is not complete (server side)."""
+        return {self.sender[client] for client in self.num_samples or ()} if self.sender is not None else set()
+
+    @contextmanager
+    def blame(self, source: int, header: Header) -> Iterator[None]:
+        """Note in a `WireError` raised inside whose upload the message belongs to, if it is that client's worker's."""
+        try:
+            yield
+        except WireError as error:
+            is_upload = header.kind in (Kind.BLOCK, Kind.REPORT) and header.round == self.round
+            is_expected = header.client in (self.num_samples or ())
+            if is_upload and is_expected and self.sender is not None and self.sender[header.client] == source:
+                error.client, error.closes_upload = header.client, header.kind == Kind.REPORT
+            raise
 
     def check(self, source: int, header: Header) -> None:
         """Raise `WireError` naming rank and field unless `header`, sent by rank `source`, is acceptable here."""

@@ -1,5 +1,6 @@
 """The transport between threads of one process: the whole system under a debugger, or in a test, without mpirun."""
 
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from gkt_mpi.errors import GktError
+from gkt_mpi.errors import GktError, Interrupted
 from gkt_mpi.observe.timeline import Timeline
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
@@ -25,6 +26,7 @@ class PeerFailedError(GktError):
 @dataclass
 class _World:
     queues: list["queue.Queue[tuple[int, Header, list[Tensor]]]"]
+    stopped: list[threading.Event]
     failed: threading.Event = field(default_factory=threading.Event)
 
 
@@ -36,6 +38,8 @@ class LocalTransport:
         self.size = len(world.queues)
         self.ledger = Ledger()
         self.timeline = Timeline()
+        self.timeout_s = math.inf  # a thread cannot be lost
+        self.on_wait: Callable[[], None] = lambda: None
         self._world = world
 
     def send(self, rank: int, message: Message) -> None:
@@ -54,9 +58,9 @@ class LocalTransport:
                 source, header, payload = self._world.queues[self.rank].get(timeout=_LOOK_S)
                 break
             except queue.Empty:
-                if self._world.failed.is_set():
-                    raise PeerFailedError(f"rank {self.rank} waited for a thread that failed") from None
-        with self.timeline.phase("receive"):
+                self.on_wait()
+                self.keep_in_touch()
+        with self.timeline.phase("receive"), contract.blame(source, header):
             contract.check(source, header)
             buffers = []
             for buffer, sent in zip(contract.buffers(header), payload, strict=True):
@@ -65,13 +69,24 @@ class LocalTransport:
         self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
         return source, message
 
+    def stop(self, rank: int) -> None:
+        """Tell a worker to stop at once."""
+        self._world.stopped[rank].set()
+
+    def keep_in_touch(self) -> None:
+        """Raise `Interrupted` when the server says stop, `PeerFailedError` when another thread has failed."""
+        if self._world.stopped[self.rank].is_set():
+            raise Interrupted("the server says stop")
+        if self._world.failed.is_set():
+            raise PeerFailedError(f"rank {self.rank} waited for a thread that failed")
+
 
 def run_local(size: int, run_rank: Callable[[LocalTransport], Result], timeout_s: float = 300.0) -> list[Result]:
     """Run `run_rank` in `size` threads, one a rank, and return their results in rank order.
 
     The first exception of any thread is raised here; `TimeoutError` after `timeout_s` seconds.
     """
-    world = _World([queue.Queue() for _ in range(size)])
+    world = _World([queue.Queue() for _ in range(size)], [threading.Event() for _ in range(size)])
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
 

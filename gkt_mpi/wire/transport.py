@@ -4,6 +4,7 @@ Two transports exist: `mpi.py` (processes, the real thing) and `local.py` (threa
 and a debugger).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -34,6 +35,8 @@ class Transport(Protocol):
     size: int
     ledger: Ledger
     timeline: Timeline  # of this rank; the transport notes the receiving of payloads
+    timeout_s: float  # a rank that is waited for and says nothing for so long is lost
+    on_wait: Callable[[], None]  # called again and again while this rank waits; what it raises ends the wait
 
     def send(self, rank: int, message: Message) -> None:
         """Begin to send and return at once. The message's tensors must not change until `flush`."""
@@ -45,5 +48,16 @@ class Transport(Protocol):
         """Wait, without burning a core, for a message; return the sender's rank and the message.
 
         Raises `WireError` when the message breaks `contract`; what is left of it is then passed over, and the
-        next call receives the next message.
+        next call receives the next message. Raises `LostRankError` once for each rank that is lost; nothing is sent
+        to it any more. On a worker that is the server only, and `Interrupted` is raised when the server says stop.
+        """
+
+    def stop(self, rank: int) -> None:
+        """Tell a worker to stop at once, whatever it does and whatever messages are on their way to it."""
+
+    def keep_in_touch(self) -> None:
+        """Tell the server that this worker is alive, and look whether it says stop; to be called often while busy.
+
+        Raises `Interrupted` when the server says stop, `LostRankError` when the server is lost; on the server
+        `GktError` when a worker has failed.
         """

@@ -96,7 +96,8 @@ def test_data_with_labels_out_of_range_is_one_line_and_status_2(tmp_path):
     ],
 )
 def test_an_exception_on_any_rank_ends_the_job_with_its_traceback(tmp_path, rank, where):
-    done = mpirun(max(2, rank + 1), ["tests/e2e/raise_on.py", str(rank), where, *arguments(tmp_path)], timeout_s=60)
+    fault = f"{rank},{where},1,fail"
+    done = mpirun(max(2, rank + 1), ["tests/e2e/plant.py", fault, "--", *arguments(tmp_path)], timeout_s=60)
     assert done.status not in (0, 2)
     assert f"[rank {rank}] Traceback" in done.err
     assert f"ZeroDivisionError: planted in the {where}" in done.err
