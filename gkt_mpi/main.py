@@ -34,7 +34,7 @@ from gkt_mpi.engine.faults import Interrupt, ignore_signals
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.worker import Worker, receive_setup
-from gkt_mpi.errors import ConfigError, GktError, Interrupted, expand
+from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand
 from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS, build_server_model
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.observe.report import write_report
@@ -98,8 +98,12 @@ def run_rank(
     `interrupt` stop the workers in good order; if it takes too long after a signal, `abort` ends the job.
     """
     if transport.rank != SERVER:
-        with contextlib.suppress(Interrupted):
+        try:
             work(config, transport, node_place)
+        except Interrupted:
+            pass
+        except LostRankError as error:
+            raise GktError(f"{error}, which is the server; start the same command again to resume") from error
         return 0
     try:
         config = config.for_ranks(transport.size)

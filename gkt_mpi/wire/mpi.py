@@ -403,7 +403,7 @@ class MpiTransport:
         else:
             self._sign(SERVER, _FAILURE_TAG)
             with contextlib.suppress(GktError):
-                while True:  # until the server says stop, or has ended
+                while SERVER not in self._dead:  # nor says stop
                     self.keep_in_touch()
                     time.sleep(_LONGEST_SLEEP_S)
         _exit(status)
