@@ -1,5 +1,6 @@
 """Start real processes for the tests, with a time limit, and leave none behind."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,17 @@ class Done:
     err: str
 
 
-def run(command: list[str], timeout_s: float = 300, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Done:
-    """Run a command in a process group of its own and kill the whole group when it ends or takes too long."""
+def run(
+    command: list[str],
+    timeout_s: float = 300,
+    cwd: Path = ROOT,
+    env: dict[str, str] | None = None,
+    on_start: Callable[[int], object] = lambda pid: None,
+) -> Done:
+    """Run a command in a process group of its own and end the whole group if it takes too long.
+
+    `on_start` is told the number of its process.
+    """
     environment = _environment() | (env or {})
     process = subprocess.Popen(
         command,
@@ -40,14 +50,16 @@ def run(command: list[str], timeout_s: float = 300, cwd: Path = ROOT, env: dict[
         env=environment,
         start_new_session=True,
     )
+    on_start(process.pid)
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)  # mpirun ends its ranks, which have process groups of their own
-        try:
-            process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        # The launch wrapper passes a warning on, and at the second signal has mpirun end all ranks by force.
+        for _ in range(2):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGTERM)
+                process.communicate(timeout=10)
+                break
         raise AssertionError(f"no end after {timeout_s} s: {shlex.join(map(str, command))}") from None
     finally:
         if process.poll() is None:
@@ -84,7 +96,7 @@ def run_in_terminal(command: list[str], timeout_s: float = 300) -> tuple[int, st
     finally:
         os.close(ours)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGKILL)  # mpirun then gets SIGTERM
             process.wait(10)
 
 

@@ -7,6 +7,7 @@ unless the disk has lost something; then the one before is used.
 
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,10 @@ class CheckpointStore:
         paths = self._paths()
         for path in reversed(paths):
             try:
+                with zipfile.ZipFile(path) as file:  # torch.load looks at no checksum
+                    damaged = file.testzip()
+                if damaged is not None:
+                    raise ValueError(f"the checksum of {damaged} is wrong")
                 saved = torch.load(path, weights_only=True, map_location="cpu")
                 found = saved["config"], saved.get("format"), int(saved["rounds_done"]), saved["state"]
             except Exception as error:  # a damaged file can raise almost anything

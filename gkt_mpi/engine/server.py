@@ -201,8 +201,6 @@ class Server:
             for batch in self.bank.all_batches(self._evaluate_config.batch_size):
                 self.bank.server_logit[batch.row] = model(batch.feature).cpu()
                 self._advance(len(batch.row))
-        for client in self.roster:
-            self._is_taught[client] |= self.bank.num_missing(client) == 0
 
     @contextmanager
     def clients_phase(self) -> Iterator[None]:
@@ -225,6 +223,8 @@ class Server:
         loss = float(self._loss_sum) / self._samples
         if not math.isfinite(loss) or not bool(self.bank.server_logit.isfinite().all()):
             raise GktError(f"the server's training has diverged (its loss is {loss}); lower server.lr")
+        for client in self.roster:  # one that was dropped keeps the logits it had, if any
+            self._is_taught[client] |= self.bank.num_missing(client) == 0
         self._record["server_train_loss"] = loss
         self._record["server_lr"] = self._optimizer.lr
         self._schedule.end_round(loss)

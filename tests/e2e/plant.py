@@ -1,13 +1,16 @@
 """Run gkt_mpi.main with faults planted: python plant.py [FAULT ...] -- [arguments of gkt_mpi.main].
 
 A fault is "RANK,WHERE,CALL,WHAT": on that rank, when it comes to that place for the CALL-th time (from 1; 0: every
-time), that happens. See PLACES and the methods of `Faults`. Ranks that stop themselves leave their process number in
-the folder PLANT_PIDS, so that another rank can wake them.
+time), that happens. WHERE is one of PLACES. WHAT is a method of `Faults`, or a real signal: kill, stop, cont, term,
+usr1, int, to the process itself or to another (kill-2: rank 2; term-launcher: what the test has started). Process
+numbers are found in the folder PLANT_PIDS.
 """
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from mpi4py import MPI
@@ -15,8 +18,10 @@ from mpi4py import MPI
 from gkt_mpi.data import shard
 from gkt_mpi.engine import checkpoint, client, server, worker
 from gkt_mpi.main import main
+from gkt_mpi.observe import run_log
 from gkt_mpi.wire import mpi
 
+PIDS = Path(os.environ["PLANT_PIDS"])
 PLACES = {
     "server before training": (server.Server, "__init__"),
     "server while receiving": (server.Server, "collect"),
@@ -25,6 +30,7 @@ PLACES = {
     "server while predicting": (server.Bank, "all_batches"),
     "server while evaluating": (server, "evaluate"),
     "server while saving": (checkpoint.os, "fsync"),
+    "server while logging": (run_log.RunLog, "append"),
     "server at the end": (server.Server, "_finish"),
     "worker before training": (worker.Worker, "__post_init__"),
     "worker while loading": (shard.Shard, "load"),
@@ -36,47 +42,30 @@ PLACES = {
 
 
 class Faults:
-    """What can happen; each is called in place of the method there, and calls it unless it ends the process."""
+    """What can happen besides signals; each is called in place of the method there, and calls it."""
 
     @staticmethod
     def fail(where, method, *arguments):
         raise ZeroDivisionError(f"planted in the {where}")
 
     @staticmethod
-    def kill(where, method, *arguments):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    @staticmethod
-    def stop(where, method, *arguments):
-        (Path(os.environ["PLANT_PIDS"]) / str(MPI.COMM_WORLD.rank)).write_text(str(os.getpid()))
-        os.kill(os.getpid(), signal.SIGSTOP)
-        return method(*arguments)
-
-    @staticmethod
-    def wake(where, method, *arguments):
-        for path in Path(os.environ["PLANT_PIDS"]).iterdir():
-            os.kill(int(path.read_text()), signal.SIGCONT)
-        return method(*arguments)
-
-    @staticmethod
-    def term(where, method, *arguments):
+    def hang(where, method, *arguments):
+        """Be told to end, and do not come back."""
         os.kill(os.getpid(), signal.SIGTERM)
-        return method(*arguments)
+        threading.Event().wait()
 
     @staticmethod
-    def usr1(where, method, *arguments):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        return method(*arguments)
-
-    @staticmethod
-    def int(where, method, *arguments):
-        os.kill(os.getpid(), signal.SIGINT)
-        return method(*arguments)
+    def fill(where, append, self, *arguments):
+        with open(self.folder / "much", "wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(2**16))
+                file.flush()
+        return append(self, *arguments)
 
     @staticmethod
     def nan(where, upload, self, client, round, rows, feature, logit):
         feature = feature.clone()
-        feature.view(-1)[0] = float("nan")
+        feature[0, 0, 0, 0] = float("nan")
         return upload(self, client, round, rows, feature, logit)
 
     @staticmethod
@@ -100,6 +89,11 @@ class Faults:
         self.timeline._spans = spans  # a report has as many spans as an honest one
 
 
+def send_signal(name, to=None):
+    process = os.getpid() if to is None else int((PIDS / to).read_text())
+    os.kill(process, signal.Signals[f"SIG{name.upper()}"])
+
+
 def plant(where, faults):
     """Replace a method by one that counts its calls and has each fault happen when its time has come."""
     owner, name = PLACES[where]
@@ -110,8 +104,10 @@ def plant(where, faults):
         nonlocal calls
         calls += 1
         for call, what in faults:
-            if call in (0, calls):
+            if call in (0, calls) and hasattr(Faults, what):
                 return getattr(Faults, what)(where, method, *arguments, **options)
+            if call in (0, calls):
+                send_signal(*what.split("-"))
         return method(*arguments, **options)
 
     is_static = isinstance(vars(owner).get(name), classmethod | staticmethod)
@@ -120,6 +116,8 @@ def plant(where, faults):
 
 def main_with_faults(faults, arguments):
     """Plant what belongs on this rank, and run."""
+    (PIDS / str(MPI.COMM_WORLD.rank)).write_text(str(os.getpid()))
+    MPI.COMM_WORLD.Barrier()
     mine = {}
     for fault in faults:
         rank, where, call, what = fault.split(",")

@@ -1,13 +1,15 @@
-"""Receiving uploads between two threads of one process: what is refused, and when the round cannot go on."""
+"""Receiving uploads between two threads of one process: what is refused, and which clients are bad."""
+
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from gkt_mpi.engine.bank import Bank
-from gkt_mpi.engine.collect import collect_uploads
+from gkt_mpi.engine.collect import Events, collect_uploads
 from gkt_mpi.engine.feature_rows import BankConfig
-from gkt_mpi.errors import WireError
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.local import run_local
@@ -29,8 +31,8 @@ def report(metrics=(1, 2, 3, 4, 5)):
 
 
 def collect(tmp_path, messages):
-    """Let rank 1 send the messages; return the reports, the refusals, the samples counted, and the bank."""
-    expected, refusals, counted = {0: ROWS}, [], []
+    """Let rank 1 send the messages; return the reports, the refusals, the samples counted, the bad, and the bank."""
+    expected, refusals, counted, bad = {0: ROWS}, [], [], {}
     bank = Bank([np.arange(ROWS)], 3, CODEC, torch.device("cpu"), BankConfig(), tmp_path)
     bank.open_round()
     contract = Contract(
@@ -50,46 +52,73 @@ def collect(tmp_path, messages):
 
     def run(transport):
         if transport.rank == 0:
-            return collect_uploads(transport, contract, bank, expected, counted.append, refusals.append)
+            events = Events(counted.append, refusals.append, bad.__setitem__, pytest.fail)
+            return collect_uploads(transport, contract, bank, expected, events)
         for message in messages:
             transport.send(0, message)
 
-    return run_local(2, run, timeout_s=30)[0], refusals, counted, bank
+    return run_local(2, run, timeout_s=30)[0], refusals, counted, bad, bank
 
 
 def test_a_whole_upload_lies_in_the_bank(tmp_path):
-    reports, refusals, counted, bank = collect(tmp_path, [block(4), block(0), block(8), report()])
+    reports, refusals, counted, bad, bank = collect(tmp_path, [block(4), block(0), block(8), report()])
     assert torch.equal(reports[0].state, STATE)
-    assert (refusals, counted) == ([], [4, 4, 4])
+    assert (refusals, counted, bad) == ([], [4, 4, 4], {})
     assert torch.equal(bank.feature.slice(slice(0, ROWS)), CODEC.encode(FEATURE))
     assert bank.label.tolist() == [1] * ROWS
 
 
+def is_bad(tmp_path, messages, why, num_refused):
+    """Whether client 0 is named for that reason, and nothing of it is kept."""
+    reports, refusals, _, bad, bank = collect(tmp_path, messages)
+    assert re.search(why, bad[0])
+    return (reports, len(refusals), bank.num_missing(0)) == ({}, num_refused, ROWS)
+
+
+WHOLE = [block(0), block(4), block(8)]
+
+
 @pytest.mark.parametrize("first", [0, 8])
-def test_features_that_are_not_finite_are_missing_even_in_the_last_block_before_the_report(tmp_path, first):
-    bad = FEATURE.clone()
-    bad[first + 1, 2, 3, 1] = float("nan")
-    message = "client 0 closed its upload of round 0 with 4 samples missing; .* client 0 in round 0 sent features"
-    with pytest.raises(WireError, match=message):
-        collect(tmp_path, [*(block(at, bad) for at in (0, 4, 8)), report()])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_client_that_sends_features_that_are_not_finite_is_bad(tmp_path, first, value):
+    """Even in the last block before the report, and even if it sends the rows again in good order."""
+    feature = FEATURE.clone()
+    feature[first + 1, 2, 3, 1] = value
+    blocks = [block(at, feature) for at in (0, 4, 8)]
+    why = "client 0 in round 0 sent features that are not finite"
+    assert is_bad(tmp_path, [*blocks, report()], why, 1)
+    if first == 0:
+        assert is_bad(tmp_path, [*blocks, block(0), report()], why, 1)
 
 
-def test_rows_whose_features_were_refused_may_be_sent_again(tmp_path):
-    bad = FEATURE.clone()
-    bad[5] = float("inf")
-    messages = [block(0), block(4, bad), block(8), block(4), report()]
-    _, refusals, _, bank = collect(tmp_path, messages)
-    assert len(refusals) == 1
-    assert torch.equal(bank.feature.slice(slice(0, ROWS)), CODEC.encode(FEATURE))
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_client_that_sends_wrong_labels_is_bad(tmp_path, label):
+    wrong = replace(block(4), label=torch.tensor([0, label, 1, 2], dtype=torch.int16))
+    assert is_bad(tmp_path, [block(0), wrong, block(8), report()], "client 0 in round 0 sent labels outside 0..2", 1)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
-def test_figures_that_cannot_be_end_the_round(tmp_path, bad):
-    with pytest.raises(WireError, match="client 0 reported"):
-        collect(tmp_path, [block(0), block(4), block(8), report((1, bad, 3, 4, 5))])
+def test_a_client_that_sends_too_many_samples_is_bad(tmp_path):
+    assert is_bad(tmp_path, [*WHOLE, block(4), report()], "client 0 in round 0 sent 4 rows from 4 on twice", 1)
 
 
-def test_a_timeline_that_cannot_be_ends_the_round(tmp_path):
-    nonsense = ClientReport(0, 0, ClientMetrics(1, 2, 3, 4, 5), STATE, torch.full((1, 3), 99.0, dtype=torch.float64))
-    with pytest.raises(WireError, match="client 0 reported no valid timeline in round 0"):
-        collect(tmp_path, [*(block(first) for first in range(0, ROWS, 4)), nonsense])
+def test_a_client_that_sends_too_few_samples_is_bad(tmp_path):
+    assert is_bad(tmp_path, [block(0), report()], "client 0 in round 0 closed its upload with 8 samples missing", 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_a_client_that_reports_figures_that_cannot_be_is_bad(tmp_path, value):
+    assert is_bad(tmp_path, [*WHOLE, report((1, value, 3, 4, 5))], "client 0 in round 0 reported ", 0)
+
+
+def test_a_client_that_reports_a_timeline_that_cannot_be_is_bad(tmp_path):
+    nonsense = replace(report(), spans=torch.full((1, 3), 99.0, dtype=torch.float64))
+    assert is_bad(tmp_path, [*WHOLE, nonsense], "reported no valid timeline", 0)
+
+
+def test_a_report_that_is_refused_ends_the_wait_for_its_client(tmp_path):
+    assert is_bad(tmp_path, [*WHOLE, replace(report(), state=torch.zeros(6, dtype=torch.uint8))], "state_bytes is 6", 1)
+
+
+def test_a_message_of_another_round_is_refused_and_held_against_nobody(tmp_path):
+    reports, refusals, _, bad, _ = collect(tmp_path, [replace(block(4), round=1), *WHOLE, report()])
+    assert (list(reports), len(refusals), bad) == ([0], 1, {})

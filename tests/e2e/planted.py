@@ -1,0 +1,22 @@
+"""Start tiny runs with planted faults (plant.py), and compare what they come to."""
+
+from pathlib import Path
+
+from tests.conftest import arguments, read_metrics
+from tests.launch import Done, mpirun
+
+RESULTS = ("round", "test_accuracy", "client_test_accuracy", "server_train_loss", "client_train_loss")
+
+
+def plant(ranks: int, faults: list[str], path: Path, mpi_options: tuple[str, ...] = (), **changes) -> Done:
+    """Run gkt_mpi.main on so many ranks with these faults and changes of the tiny configuration, in a folder."""
+    pids = path / "pids"
+    pids.mkdir(exist_ok=True)
+    program = ["tests/e2e/plant.py", *faults, "--", *arguments(path, **changes)]
+    note = (pids / "launcher").write_text
+    return mpirun(ranks, program, 120, mpi_options, env={"PLANT_PIDS": str(pids)}, on_start=lambda pid: note(str(pid)))
+
+
+def results(path: Path, name: str = "run") -> list[dict]:
+    """Return what a run has learnt, round by round: every figure that no fault may change."""
+    return [{key: record.get(key) for key in RESULTS} for record in read_metrics(path / "runs" / name)]

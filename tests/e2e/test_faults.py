@@ -1,0 +1,198 @@
+"""Real signals at chosen moments of real runs under mpirun: nothing is lost, and the figures do not change.
+
+The tiny run has 4 clients of 16 or 17 images, in batches of 8; client 0 lives on rank 1, client 1 on rank 2, and so on.
+"""
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+
+from tests.conftest import read_metrics
+from tests.e2e.planted import plant, results
+from tests.e2e.test_errors import ranks_of
+
+ROUNDS = 3
+NO_ULFM = ("--with-ft", "no")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The figures of the run to which nothing happens."""
+    path = tmp_path_factory.mktemp("undisturbed")
+    assert plant(3, [], path, rounds=ROUNDS).status == 0
+    return results(path)
+
+
+def lost_workers(path):
+    return [record["lost_workers"] for record in read_metrics(path / "runs" / "run")]
+
+
+def summary(path):
+    return json.loads((path / "runs" / "run" / "summary.json").read_text())
+
+
+def is_interrupted(path, done, by):
+    """Whether a run has ended as one that a signal has interrupted."""
+    where = done.out + done.err
+    assert f"interrupted by {by} after" in where and "start the same command again to resume" in where, where
+    assert summary(path)["status"] == "interrupted"
+    assert "Traceback" not in where
+    return done.status == 75
+
+
+def test_workers_may_die_at_any_moment(undisturbed, tmp_path):
+    """Four of five: in the middle of a block, while training, while the server trains, while it evaluates."""
+    faults = [
+        "2,worker in the middle of a block,6,kill",  # its first block: header, ids and labels have left
+        "3,worker while training,4,kill",
+        "0,server while training,12,kill-4",
+        "0,server while evaluating,3,kill-1",  # noticed at the end
+    ]
+    done = plant(6, faults, tmp_path, rounds=ROUNDS, clients=4)
+    assert done.status == 0, done.out + done.err
+    assert results(tmp_path) == undisturbed
+    assert lost_workers(tmp_path) in ([1, 1, 0], [1, 1, 1])
+    assert "rank 2 has died" in done.out and "its clients (1) go to other workers" in done.out
+    assert done.err == ""
+    assert not ranks_of(tmp_path)
+
+
+def test_two_workers_may_die_at_once_and_take_their_new_clients_with_them(undisturbed, tmp_path):
+    """Ranks 2 and 3 while the server trains; rank 1, which has got their clients, later; rank 4 is left with all."""
+    faults = ["0,server while training,7,kill-2", "0,server while training,7,kill-3", "1,worker while uploading,4,kill"]
+    done = plant(5, faults, tmp_path, rounds=ROUNDS)
+    assert done.status == 0, done.out + done.err
+    assert results(tmp_path) == undisturbed
+    assert sum(lost_workers(tmp_path)) == 3
+
+
+def test_when_the_last_worker_dies_the_run_is_saved_and_says_how_to_resume(undisturbed, tmp_path):
+    faults = ["1,worker while training,8,kill", "2,worker while training,9,kill"]
+    done = plant(3, faults, tmp_path, rounds=ROUNDS, checkpoint__every=5)
+    assert done.status == 1, done.out + done.err
+    assert "no worker is left; start the same command again to resume" in done.err
+    assert "Traceback" not in done.err
+    assert plant(2, [], tmp_path, rounds=ROUNDS, checkpoint__every=5).status == 0
+    assert results(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("options", [(), NO_ULFM], ids=["ulfm", "no ulfm"])
+def test_workers_that_hang_are_given_up_and_what_they_send_later_is_refused(undisturbed, tmp_path, options):
+    """Rank 2 stops in the middle of a block and wakes up a round later; rank 3 never does."""
+    faults = [
+        "2,worker in the middle of a block,6,stop",
+        "3,worker while training,4,stop",
+        "0,server while training,8,cont-2",
+    ]
+    done = plant(4, faults, tmp_path, options, rounds=ROUNDS, faults__timeout_s=3)
+    assert done.status == 0, done.out + done.err
+    assert "rank 2 has not answered for 3 s; its clients (1) go to other workers" in done.out
+    assert results(tmp_path) == undisturbed
+    assert lost_workers(tmp_path) == [1, 1, 0]
+    assert not ranks_of(tmp_path)
+
+
+def test_without_fault_tolerance_a_death_ends_the_job_at_once_and_says_how_to_resume(undisturbed, tmp_path):
+    done = plant(3, ["2,worker while training,8,kill"], tmp_path, NO_ULFM, rounds=ROUNDS)
+    assert done.status not in (0, 2)
+    assert "start the same command again to resume" in done.out
+    assert not ranks_of(tmp_path)
+    assert plant(2, [], tmp_path, rounds=ROUNDS).status == 0
+    assert results(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["server while taking a block in,6,kill", "server while saving,3,kill", "server while logging,2,kill"],
+)
+def test_the_servers_death_ends_the_job_and_a_resume_loses_the_round_in_hand(undisturbed, tmp_path, fault):
+    done = plant(3, [f"0,{fault}"], tmp_path, rounds=ROUNDS)
+    assert done.status != 0
+    assert "the server; start the same command again to resume" in done.err
+    assert not ranks_of(tmp_path)
+    resumed = plant(2, [], tmp_path, rounds=ROUNDS)
+    assert resumed.status == 0 and "resumed after round" in resumed.out
+    assert results(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("SIGTERM", "0,server while receiving,1,term"),  # no checkpoint yet
+        ("SIGUSR1", "0,server while training,7,usr1"),
+        ("SIGINT", "0,server while evaluating,2,int"),
+        ("SIGTERM", "0,server at the end,1,term"),
+        ("SIGUSR1", "1,worker while training,2,usr1-launcher"),  # the launch wrapper, as a batch script would
+        ("SIGUSR1", "1,worker while training,5,term-launcher"),  # which passes SIGTERM and Ctrl-C on as SIGUSR1
+        ("SIGUSR1", "0,server while predicting,1,int-launcher"),
+    ],
+)
+def test_a_signal_saves_the_run_and_ends_it_with_status_75(undisturbed, tmp_path, name, fault):
+    """Also with checkpoints that are rarer than rounds; resumed on another number of ranks."""
+    done = plant(4, [fault], tmp_path, rounds=ROUNDS, checkpoint__every=10)
+    assert is_interrupted(tmp_path, done, name)
+    assert list((tmp_path / "runs" / "run" / "checkpoints").glob("*.pt"))
+    assert not ranks_of(tmp_path)
+    resumed = plant(2, [], tmp_path, rounds=ROUNDS, checkpoint__every=10)
+    assert resumed.status == 0, resumed.err
+    assert summary(tmp_path)["status"] == "completed"
+    assert results(tmp_path) == undisturbed
+
+
+def test_a_signal_that_finds_the_run_stuck_ends_it_by_force_in_time(tmp_path):
+    """A worker that hangs keeps nobody; a server that hangs in the middle of a step is ended after the grace."""
+    fault = "0,server while training,2,hang"
+    done = plant(3, [fault], tmp_path, rounds=ROUNDS, checkpoint__grace_s=1)
+    assert done.status == 75, done.out + done.err
+    assert not ranks_of(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["nan", "infinity", "labels", "twice"])
+def test_a_bad_client_stops_the_run_or_is_dropped_as_asked(tmp_path, what):
+    """Client 1 is bad in the second of three rounds."""
+    done = plant(3, [f"2,worker while uploading,3,{what}"], tmp_path, rounds=ROUNDS)
+    assert done.status == 1
+    assert "client 1 in round 1 sent" in done.err and "--faults.on_bad_client drop" in done.err
+    done = plant(3, [f"2,worker while uploading,1,{what}"], tmp_path, rounds=ROUNDS, faults__on_bad_client="drop")
+    assert done.status == 0, done.err
+    assert "dropped in this round: client 1 in round 1 sent" in done.out
+    assert [record["dropped_clients"] for record in read_metrics(tmp_path / "runs" / "run")] == [0, 1, 0]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 24 MiB: two checkpoints of the tiny run fit, three do not."""
+    place = tmp_path / "runs"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs a file system that is full, and this user may not mount one")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [([], "cannot write .*round-00003.pt"), (["0,server while logging,2,fill"], "cannot write the log in")],
+)
+def test_a_full_disk_is_one_clear_error_and_what_was_saved_stays_valid(
+    undisturbed, tmp_path, small_disk, faults, message
+):
+    done = plant(3, faults, tmp_path, rounds=ROUNDS)
+    assert done.status == 1
+    (line,) = [line for line in done.err.splitlines() if line.startswith("[rank 0]")]
+    assert "free some space, then start" in line
+    assert re.search(message, line)
+    assert "Traceback" not in done.err
+    (small_disk / "run" / "much").unlink(missing_ok=True)
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    resumed = plant(3, [], tmp_path, rounds=ROUNDS)
+    assert resumed.status == 0 and "resumed after round 2" in resumed.out, resumed.out + resumed.err
+    assert results(tmp_path) == undisturbed
+
+
+def test_no_process_of_these_tests_is_left_behind():
+    assert not [text for text in ranks_of("plant.py") if str(os.getpid()) not in text]
