@@ -57,7 +57,7 @@ bench-waiting: NP ?= 21
 bench-waiting:  ## what waiting workers cost
 bench-wire bench-waiting:
 	@$(env) mpi
-	@$(mpirun) python benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
+	@$(mpirun) python -m mpi4py benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
 
 bench-bank:  ## what a feature bank on the disk costs
 bench-codec:  ## what a codec costs in accuracy (ARGS="--cifar data" adds CIFAR-10)

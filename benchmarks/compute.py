@@ -41,6 +41,7 @@ from gkt_mpi.losses import DistillConfig, client_loss, count_correct, server_los
 from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS, Precision, build_edge_model, build_server_model
 from gkt_mpi.placement import keep_freed_memory
 from gkt_mpi.wire.codec import Codec
+from gkt_mpi.wire.messages import FeatureBlock
 
 CLASSES, SIZE = 10, 32
 SIDES = ("resnet8", "resnet56", "resnet110")
@@ -108,6 +109,7 @@ def our_server(side: str, batch_size: int, precision: Precision) -> Steps:
     bank = Bank([np.arange(len(label))], CLASSES, codec, DEVICE, BankConfig(), Path())
     bank.feature.slice(slice(0, len(bank))).copy_(codec.encode(feature.cpu()))
     bank.label.copy_(label)
+    bank.claim(FeatureBlock(0, 0, 0, bank.sample_id, label, bank.client_logit, torch.empty(0), codec.shape, 0))
     model = build_server_model(side, CLASSES, torch.Generator().manual_seed(0), DEVICE)  # type: ignore[arg-type]
     _, network = choose(ComputeConfig(precision, compile=False), model, feature[:batch_size], 0, print)
     optimizer = Optimizer(ServerConfig(), model.parameters())

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gkt_mpi.engine.bank import Bank
-from gkt_mpi.engine.collect import collect_uploads
+from gkt_mpi.engine.collect import Events, collect_uploads
 from gkt_mpi.engine.feature_rows import BankConfig
 from gkt_mpi.engine.worker import BLOCKS_IN_FLIGHT, LARGEST_BATCH
 from gkt_mpi.wire.codec import Codec, CodecName
@@ -37,9 +37,12 @@ SAMPLES, BATCH, CLASSES, SHAPE = 3125, 64, 10, (32, 32, 16)
 CODECS: tuple[CodecName, ...] = ("float32", "bfloat16", "float16", "int8", "int4")
 
 
-def refuse(why: str) -> None:
+def refuse(*why: object) -> None:
     """End the benchmark: nothing it sends may be refused."""
     raise AssertionError(why)
+
+
+EVENTS = Events(lambda samples: None, refuse, refuse, refuse)
 
 
 class Peak:
@@ -150,7 +153,7 @@ class Ours:
             state_bytes=8,
             admit=self.bank.admit,
         )
-        collect_uploads(self.transport, contract, self.bank, expected, lambda samples: None, refuse)
+        collect_uploads(self.transport, contract, self.bank, expected, EVENTS)
 
 
 def measure(make: Callable[[], Pickled | Raw | Ours], workers: range, repeats: int) -> dict[str, float] | None:
