@@ -13,7 +13,7 @@ python = "$(VENV)/bin/python"
 env = PYTHON="$(PYTHON)" CONSTRAINTS="$(CONSTRAINTS)" sh launch/make_env.sh "$(VENV)"
 mpirun = VENV="$(VENV)" MPIRUN="$(MPIRUN)" sh launch/mpirun.sh -np $(NP) $(MPIFLAGS)
 
-.PHONY: help digits cifar10 cifar100 cinic10 test bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round \
+.PHONY: help digits cifar10 cifar100 cinic10 test soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round \
 	bench-clients check clean
 .DEFAULT_GOAL := help
 
@@ -46,6 +46,10 @@ cifar10 cifar100 cinic10:
 test:  ## all tests, two files at a time
 	@$(env) mpi dev
 	@$(python) -m pytest -n 2 --dist loadfile $(ARGS)
+
+soak:  ## throw random faults at small runs, against the figures of an undisturbed one (ten minutes; ARGS="--seed 1")
+	@$(env) mpi dev
+	@$(python) -m tests.e2e.soak $(ARGS)
 
 test-mpi-%:  ## the message layer's tests on % ranks
 	@$(env) mpi dev

@@ -406,6 +406,8 @@ class MpiTransport:
                 while SERVER not in self._dead:  # nor says stop
                     self.keep_in_touch()
                     time.sleep(_LONGEST_SLEEP_S)
+            if SERVER in self._dead:
+                self.kill(self._neighbours.keys() - {self.rank})  # one that hangs would keep the job
         _exit(status)
 
     def _pieces(self, buffer: Tensor) -> tuple[Tensor, ...]:

@@ -91,7 +91,8 @@ class Faults:
 
 def send_signal(name, to=None):
     process = os.getpid() if to is None else int((PIDS / to).read_text())
-    os.kill(process, signal.Signals[f"SIG{name.upper()}"])
+    with contextlib.suppress(ProcessLookupError):  # that one has gone already
+        os.kill(process, signal.Signals[f"SIG{name.upper()}"])
 
 
 def plant(where, faults):

@@ -1,5 +1,7 @@
-"""Start tiny runs with planted faults (plant.py), and compare what they come to."""
+"""Start tiny runs with planted faults (plant.py), compare what they come to, and see that no process is left."""
 
+import os
+import time
 from pathlib import Path
 
 from tests.conftest import arguments, read_metrics
@@ -20,3 +22,23 @@ def plant(ranks: int, faults: list[str], path: Path, mpi_options: tuple[str, ...
 def results(path: Path, name: str = "run") -> list[dict]:
     """Return what a run has learnt, round by round: every figure that no fault may change."""
     return [{key: record.get(key) for key in RESULTS} for record in read_metrics(path / "runs" / name)]
+
+
+def left_behind(folder: Path | str) -> list[str]:
+    """Return the command lines of all processes that have this folder in theirs, once the ended ones are buried."""
+    deadline = time.monotonic() + 10
+    while (found := _processes(str(folder))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def _processes(text: str) -> list[str]:
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            command = Path(f"/proc/{process}/cmdline").read_text()
+        except OSError:
+            continue
+        if text in command:
+            found.append(command)
+    return found

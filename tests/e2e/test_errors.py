@@ -1,14 +1,12 @@
 """What a user sees when something is wrong: one line and status 2 before training, a traceback and an end after."""
 
-import os
 import re
 import sys
-import time
 
 import pytest
 
 from tests.conftest import arguments
-from tests.e2e.planted import plant
+from tests.e2e.planted import left_behind, plant
 from tests.launch import mpirun, run
 
 MAIN = ["-m", "gkt_mpi.main"]
@@ -103,10 +101,7 @@ def test_an_exception_on_any_rank_ends_the_job_with_its_traceback(tmp_path, rank
     assert f"[rank {rank}] Traceback" in done.err
     assert f"ZeroDivisionError: planted in the {where}" in done.err
     assert done.err.count("Traceback") == 1
-    deadline = time.monotonic() + 10
-    while ranks_of(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.1)  # the kernel is still burying them
-    assert not ranks_of(tmp_path)  # no process is left behind
+    assert not left_behind(tmp_path)
 
 
 def test_help_under_mpirun_is_printed_once():
@@ -124,17 +119,3 @@ def test_a_diverged_client_is_named_in_one_line(tmp_path):
         done.err,
     ), done.err
     assert "Traceback" not in done.err
-
-
-def ranks_of(folder):
-    """Return the command lines of all processes that have this folder in theirs."""
-    found = []
-    for process in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{process}/cmdline") as file:
-                text = file.read()
-        except OSError:
-            continue
-        if str(folder) in text:
-            found.append(text)
-    return found

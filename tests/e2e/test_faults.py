@@ -3,16 +3,17 @@
 The tiny run has 4 clients of 16 or 17 images, in batches of 8; client 0 lives on rank 1, client 1 on rank 2, and so on.
 """
 
+import io
 import json
-import os
 import re
 import subprocess
 
 import pytest
+from rich.console import Console
 
 from tests.conftest import read_metrics
-from tests.e2e.planted import plant, results
-from tests.e2e.test_errors import ranks_of
+from tests.e2e import soak
+from tests.e2e.planted import left_behind, plant, results
 
 ROUNDS = 3
 NO_ULFM = ("--with-ft", "no")
@@ -51,13 +52,13 @@ def test_workers_may_die_at_any_moment(undisturbed, tmp_path):
         "0,server while training,12,kill-4",
         "0,server while evaluating,3,kill-1",  # noticed at the end
     ]
-    done = plant(6, faults, tmp_path, rounds=ROUNDS, clients=4)
+    done = plant(6, faults, tmp_path, rounds=ROUNDS)
     assert done.status == 0, done.out + done.err
     assert results(tmp_path) == undisturbed
     assert lost_workers(tmp_path) in ([1, 1, 0], [1, 1, 1])
     assert "rank 2 has died" in done.out and "its clients (1) go to other workers" in done.out
     assert done.err == ""
-    assert not ranks_of(tmp_path)
+    assert not left_behind(tmp_path)
 
 
 def test_two_workers_may_die_at_once_and_take_their_new_clients_with_them(undisturbed, tmp_path):
@@ -92,14 +93,14 @@ def test_workers_that_hang_are_given_up_and_what_they_send_later_is_refused(undi
     assert "rank 2 has not answered for 3 s; its clients (1) go to other workers" in done.out
     assert results(tmp_path) == undisturbed
     assert lost_workers(tmp_path) == [1, 1, 0]
-    assert not ranks_of(tmp_path)
+    assert not left_behind(tmp_path)
 
 
 def test_without_fault_tolerance_a_death_ends_the_job_at_once_and_says_how_to_resume(undisturbed, tmp_path):
     done = plant(3, ["2,worker while training,8,kill"], tmp_path, NO_ULFM, rounds=ROUNDS)
     assert done.status not in (0, 2)
     assert "start the same command again to resume" in done.out
-    assert not ranks_of(tmp_path)
+    assert not left_behind(tmp_path)
     assert plant(2, [], tmp_path, rounds=ROUNDS).status == 0
     assert results(tmp_path) == undisturbed
 
@@ -112,7 +113,7 @@ def test_the_servers_death_ends_the_job_and_a_resume_loses_the_round_in_hand(und
     done = plant(3, [f"0,{fault}"], tmp_path, rounds=ROUNDS)
     assert done.status != 0
     assert "the server; start the same command again to resume" in done.err
-    assert not ranks_of(tmp_path)
+    assert not left_behind(tmp_path)
     resumed = plant(2, [], tmp_path, rounds=ROUNDS)
     assert resumed.status == 0 and "resumed after round" in resumed.out
     assert results(tmp_path) == undisturbed
@@ -135,7 +136,7 @@ def test_a_signal_saves_the_run_and_ends_it_with_status_75(undisturbed, tmp_path
     done = plant(4, [fault], tmp_path, rounds=ROUNDS, checkpoint__every=10)
     assert is_interrupted(tmp_path, done, name)
     assert list((tmp_path / "runs" / "run" / "checkpoints").glob("*.pt"))
-    assert not ranks_of(tmp_path)
+    assert not left_behind(tmp_path)
     resumed = plant(2, [], tmp_path, rounds=ROUNDS, checkpoint__every=10)
     assert resumed.status == 0, resumed.err
     assert summary(tmp_path)["status"] == "completed"
@@ -147,7 +148,7 @@ def test_a_signal_that_finds_the_run_stuck_ends_it_by_force_in_time(tmp_path):
     fault = "0,server while training,2,hang"
     done = plant(3, [fault], tmp_path, rounds=ROUNDS, checkpoint__grace_s=1)
     assert done.status == 75, done.out + done.err
-    assert not ranks_of(tmp_path)
+    assert not left_behind(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["nan", "infinity", "labels", "twice"])
@@ -156,7 +157,9 @@ def test_a_bad_client_stops_the_run_or_is_dropped_as_asked(tmp_path, what):
     done = plant(3, [f"2,worker while uploading,3,{what}"], tmp_path, rounds=ROUNDS)
     assert done.status == 1
     assert "client 1 in round 1 sent" in done.err and "--faults.on_bad_client drop" in done.err
-    done = plant(3, [f"2,worker while uploading,1,{what}"], tmp_path, rounds=ROUNDS, faults__on_bad_client="drop")
+    done = plant(
+        3, [f"2,worker while uploading,1,{what}"], tmp_path, rounds=ROUNDS, faults__on_bad_client="drop"
+    )
     assert done.status == 0, done.err
     assert "dropped in this round: client 1 in round 1 sent" in done.out
     assert [record["dropped_clients"] for record in read_metrics(tmp_path / "runs" / "run")] == [0, 1, 0]
@@ -194,5 +197,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_saved_stays_valid(
     assert results(tmp_path) == undisturbed
 
 
-def test_no_process_of_these_tests_is_left_behind():
-    assert not [text for text in ranks_of("plant.py") if str(os.getpid()) not in text]
+def test_a_short_soak_is_survived():
+    """Two runs with faults drawn from a seed; `make soak` is the long form."""
+    shown = io.StringIO()
+    assert soak.soak(seed=3, seconds=200, runs=2, say=Console(file=shown, width=100)), shown.getvalue()

@@ -1,0 +1,124 @@
+"""make soak: throw faults at tiny runs, drawn from a seed, and hold the figures against those of the undisturbed run.
+
+    python -m tests.e2e.soak [--seconds 480] [--seed 0] [--runs N]
+
+Each run gets one to three faults of random kinds at random places, real signals all of them, and is started again
+after those that end it, on another number of ranks, until it is complete. A fault has been survived when the run it was
+thrown at has come to the very figures of the undisturbed one. Prints what was thrown at each run and a table by kind;
+the exit status is 1 unless all were survived.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.e2e.planted import left_behind, plant, results
+
+ROUNDS, RANKS = 3, 4
+ON_WORKERS = {  # how often a worker comes to these places in a whole run
+    "worker while training": 9,
+    "worker while loading": 3,
+    "worker while uploading": 3,
+    "worker in the middle of a block": 12,
+    "worker while waiting": 4,
+}
+ON_SERVER = {
+    "server while receiving": 3,
+    "server while taking a block in": 12,
+    "server while training": 15,
+    "server while predicting": 3,
+    "server while evaluating": 4,
+    "server while saving": 6,
+    "server while logging": 3,
+}
+STARTS_AT_MOST = 6  # of one run
+
+
+def draw(dice: random.Random) -> tuple[str, str]:
+    """Return a kind of fault, and a fault of this kind for plant.py."""
+    worker, other = dice.sample(range(1, RANKS), 2)
+    kind = dice.choice(list(KINDS))
+    places = ON_WORKERS if kind.startswith("worker") else ON_SERVER
+    where = dice.choice(list(places))
+    call = dice.randint(1, places[where])
+    rank = worker if kind.startswith("worker") else 0
+    return kind, f"{rank},{where},{call},{KINDS[kind].format(worker=worker, other=other)}"
+
+
+KINDS = {
+    "worker killed": "kill",
+    "worker killed while the server works": "kill-{worker}",
+    "worker hangs": "stop",
+    "server killed": "kill",
+    "SIGTERM to the server": "term",
+    "SIGUSR1 to the server": "usr1",
+    "SIGINT to the server": "int",
+    "SIGTERM to the launcher": "term-launcher",
+}
+
+
+def survive(path: Path, faults: list[str], dice: random.Random, expected: list[dict]) -> str:
+    """Run with these faults, then without until complete; return "" or what is wrong."""
+    starts = 0
+    while starts < STARTS_AT_MOST:
+        try:
+            ranks = RANKS if faults else dice.choice([2, 3, 5])
+            done = plant(ranks, faults, path, rounds=ROUNDS, faults__timeout_s=3)
+        except AssertionError as error:  # a hang
+            return str(error)
+        starts += 1
+        if left_behind(path):
+            return "processes are left behind"
+        if done.status == 0:
+            return "" if results(path) == expected else "other figures"
+        if "Traceback" in done.err:
+            return done.err
+        faults = faults[1:]  # what has struck does not strike again
+    return f"not complete after {starts} starts"
+
+
+def soak(seed: int, seconds: float, runs: int, say: Console) -> bool:
+    """Throw faults for so many seconds or runs; return whether all were survived."""
+    dice, until = random.Random(seed), time.monotonic() + seconds
+    thrown, survived = Counter(), Counter()
+    with tempfile.TemporaryDirectory(prefix="soak ") as folder:
+        place = Path(folder) / "undisturbed"
+        place.mkdir()
+        assert plant(RANKS, [], place, rounds=ROUNDS).status == 0, "the undisturbed run fails"
+        expected = results(place)
+        for number in range(runs):
+            if time.monotonic() > until:
+                break
+            path = Path(folder) / str(number)
+            path.mkdir()
+            drawn = [draw(dice) for _ in range(dice.randint(1, 3))]
+            wrong = survive(path, [fault for _, fault in drawn], dice, expected)
+            kinds = Counter(kind for kind, _ in drawn)
+            thrown += kinds
+            survived += Counter() if wrong else kinds
+            text = "; ".join(fault for _, fault in drawn)
+            say.print(f"run {number + 1}: {text}: {wrong or 'survived'}", highlight=False, soft_wrap=True)
+    table = Table(title=f"seed {seed}: every run against the figures of the undisturbed one", title_justify="left")
+    for column in ("kind of fault", "thrown", "survived"):
+        table.add_column(column, justify="left" if column == "kind of fault" else "right")
+    for kind in KINDS:
+        table.add_row(kind, str(thrown[kind]), str(survived[kind]))
+    table.add_row("all", str(thrown.total()), str(survived.total()))
+    say.print(table)
+    return thrown.total() > 0 and thrown == survived
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=480)
+    parser.add_argument("--runs", type=int, default=10**6)
+    options = parser.parse_args()
+    sys.exit(0 if soak(options.seed, options.seconds, options.runs, Console(width=100)) else 1)
