@@ -102,7 +102,8 @@ class Server:
         self._block_rows = block_rows
         self._placement, self._checkpoints, self._log, self._progress = placement, checkpoints, log, progress
         self._faults, self._interrupt = faults, interrupt
-        transport.timeout_s, transport.on_wait = faults.timeout_s, interrupt.check
+        transport.set_timeout(faults.timeout_s)
+        transport.on_wait = interrupt.check
         self._rounds_done = 0
         self._unsaved: tuple[int, dict[str, Any]] | None = None  # the run's state between rounds, if on no disk yet
         self._is_taught = [False] * len(roster)  # clients for whose samples the bank holds the server's logits

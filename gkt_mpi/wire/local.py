@@ -1,6 +1,5 @@
 """The transport between threads of one process: the whole system under a debugger, or in a test, without mpirun."""
 
-import math
 import queue
 import threading
 from collections.abc import Callable
@@ -38,7 +37,6 @@ class LocalTransport:
         self.size = len(world.queues)
         self.ledger = Ledger()
         self.timeline = Timeline()
-        self.timeout_s = math.inf  # a thread cannot be lost
         self.on_wait: Callable[[], None] = lambda: None
         self._world = world
 
@@ -68,6 +66,9 @@ class LocalTransport:
         message = from_wire(header, buffers)
         self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
         return source, message
+
+    def set_timeout(self, seconds: float) -> None:
+        """Do nothing: a thread cannot be lost."""
 
     def stop(self, rank: int) -> None:
         """Tell a worker to stop at once."""

@@ -10,17 +10,13 @@ Every send is non-blocking, and so is every receive: while a rank waits it sleep
 ranks leave the processor to those that compute. Over a network MPI moves a large message only inside its calls, so
 while something is leaving, a second thread looks after it and the first can compute.
 
-Ranks can be lost. With fault tolerance (`mpirun --with-ft ulfm` of Open MPI 5) MPI tells of a rank that has died, and
-all goes on with the others; without, mpirun ends the job. A rank that is waited for and says nothing for
-`timeout_s` is lost as well. A sign, a message of no bytes under a tag of its own, says "I am alive" to the server,
+Ranks can be lost (peers.py). A sign, a message of no bytes under a tag of its own, says "I am alive" to the server,
 "stop at once" to a worker, or that a worker has failed and the job must end.
 """
 
 import contextlib
 import ctypes
-import math
 import os
-import signal
 import sys
 import threading
 import time
@@ -37,6 +33,7 @@ from gkt_mpi.observe.timeline import Timeline
 from gkt_mpi.wire.codec import CudaAware
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
+from gkt_mpi.wire.peers import Peers
 from gkt_mpi.wire.transport import SERVER, Ledger
 
 _HEADER_TAG = 1
@@ -45,7 +42,6 @@ _SIGN_TAG = 3
 _FAILURE_TAG = 4
 _SIGN_EVERY_S = 1.0
 _FAREWELL_S = 5.0  # how long the server waits at the end for ranks that have fallen silent
-_DIED = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 # Open MPI 5.0 with mpi4py 4.1 fails on a single message over 2 GiB.
 _LARGEST_SEND = 2**30
 _SCRATCH_BYTES = 2**16
@@ -70,23 +66,18 @@ class MpiTransport:
         """
         self.comm = comm.Dup()  # nobody else's messages get in between
         self.is_fault_tolerant = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - Open MPI's own name
-        self._neighbours = _processes_of_node(self.comm)
         self.rank: int = self.comm.rank
         self.size: int = self.comm.size
         self.ledger = Ledger()
         self.timeline = Timeline()
-        self.timeout_s = math.inf
+        self.peers = Peers(self.comm)
         self.on_wait: Callable[[], None] = lambda: None
         self._cuda_aware = cuda_aware
         self._largest_send = largest_send
         self._leaving: deque[tuple[int, list[MPI.Request], list[Tensor]]] = deque()
         self._abandoned: list[tuple[int, list[MPI.Request], list[Tensor]]] = []  # MPI may still read this memory
         self._num_left = 0
-        self._dead: set[int] = set()  # ranks that have died, as MPI says
-        self._silent: set[int] = set()  # ranks that are lost but may come back to life
-        self._news: deque[int] = deque()  # the dead of whom nobody has been told yet
-        self._heard = dict.fromkeys(range(self.size), time.monotonic())  # when each rank last said something
-        self._last_look = self._last_sign = time.monotonic()
+        self._last_sign = time.monotonic()
         self._aside: list[MPI.Message | None] = []  # what cannot be received
         self._refused: set[int] = set()  # ranks whose last message was refused, and may have payload left
         self._lock = threading.Lock()  # around _leaving, and around looking at its requests
@@ -97,7 +88,7 @@ class MpiTransport:
 
     def send(self, rank: int, message: Message) -> None:
         """Begin to send and return at once, to a lost rank nothing. The tensors must not change until `flush`."""
-        if rank in self._dead | self._silent:
+        if rank in self.peers.lost:
             return
         header, payload = to_wire(message)
         buffers = [torch.from_numpy(header.pack()).view(torch.uint8), *(self._sendable(tensor) for tensor in payload)]
@@ -106,8 +97,8 @@ class MpiTransport:
             for buffer in buffers[1:]:
                 requests += [self.comm.Isend(_memory(piece), rank, _PAYLOAD_TAG) for piece in self._pieces(buffer)]
         except MPI.Exception as error:
-            return self._note_deaths(error)
-        self._heard[rank] = time.monotonic()  # its time to answer begins
+            return self.peers.note(error)
+        self.peers.hear(rank)
         self.ledger.sent[message.column] += HEADER_BYTES + header.payload_bytes
         with self._lock:
             self._leaving.append((rank, requests, buffers))  # keeps the memory alive until it has left
@@ -134,16 +125,13 @@ class MpiTransport:
                     has_left = MPI.Request.Testall(requests)
                 except MPI.Exception:  # its receiver has died
                     has_left = False
-                    if rank not in self._dead | self._silent:
-                        self._news.append(rank)
-                    self._dead.add(rank)
-                if rank in self._dead | self._silent and not has_left:
-                    self._abandoned.append(self._leaving.popleft())
-                elif has_left:
-                    self._leaving.popleft()
-                else:
+                    self.peers.bury(rank)
+                if not has_left and rank not in self.peers.lost:
                     break
+                gone = self._leaving.popleft()
                 self._num_left += 1
+                if not has_left:
+                    self._abandoned.append(gone)
             if not self._leaving:
                 self._is_leaving.clear()
             return len(self._leaving)
@@ -177,9 +165,13 @@ class MpiTransport:
         self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
         return source, message
 
+    def set_timeout(self, seconds: float) -> None:
+        """Count a rank as lost that is waited for and says nothing for so long."""
+        self.peers.timeout_s = seconds
+
     def stop(self, rank: int) -> None:
         """Tell a worker to stop at once."""
-        if rank not in self._dead:
+        if rank not in self.peers.dead:
             self._sign(rank)
 
     def keep_in_touch(self) -> None:
@@ -193,9 +185,9 @@ class MpiTransport:
         try:
             is_stopped = self.comm.Iprobe(SERVER, _SIGN_TAG)
         except MPI.Exception as error:
-            self._note_deaths(error)
+            self.peers.note(error)
             is_stopped = False
-        self._tell_news()
+        self.peers.tell()
         if is_stopped:
             raise Interrupted("the server says stop")
 
@@ -210,24 +202,7 @@ class MpiTransport:
         try:
             self.comm.Isend([_NOTHING, MPI.BYTE], rank, tag).Free()
         except MPI.Exception as error:
-            self._note_deaths(error)
-
-    def _note_deaths(self, error: MPI.Exception) -> None:
-        """Find out who has died; raises `error` again when it tells of something else."""
-        if error.Get_error_class() not in _DIED:
-            raise error
-        failed = self.comm.Get_failed()
-        self.comm.Ack_failed()
-        found = set(failed.Translate_ranks(None, self.comm.Get_group()))
-        self._news.extend(sorted(found - self._dead - self._silent))
-        self._dead |= found
-
-    def _tell_news(self) -> None:
-        """Raise `LostRankError` for a rank that has died since; to a worker only the server matters."""
-        while self._news:
-            rank = self._news.popleft()
-            if SERVER in (self.rank, rank):
-                raise LostRankError(rank, "has died")
+            self.peers.note(error)
 
     def _between_looks(self) -> None:
         """Do what is to be done while this rank waits: others may be lost, or ask it to stop."""
@@ -235,29 +210,18 @@ class MpiTransport:
         if self.rank != SERVER:
             self.keep_in_touch()
 
-    def _miss(self, awaited: set[int]) -> None:
-        """Raise `LostRankError` for a rank of `awaited` that has been silent for too long."""
-        now = time.monotonic()
-        if now - self._last_look > self.timeout_s / 2:  # it was this process that stood still
-            self._heard = dict.fromkeys(self._heard, now)
-        self._last_look = now
-        for rank in awaited - self._dead - self._silent:
-            if now - self._heard[rank] > self.timeout_s:
-                self._silent.add(rank)
-                raise LostRankError(rank, f"has not answered for {self.timeout_s:g} s")
-
     def _receive_header(self, awaited: set[int]) -> tuple[int, np.ndarray]:
         """Wait for the next header, past what is left of refused messages; return its sender and its words."""
-        self._last_look = time.monotonic()
+        self.peers.begin_wait()
         while True:
             source, tag, size = self._next(awaited)
-            self._heard[source] = time.monotonic()
-            if tag == _SIGN_TAG:
-                self.comm.Recv([np.empty(size, np.uint8), MPI.BYTE], source, tag)
+            self.peers.hear(source)
+            if tag == _SIGN_TAG and size == 0:
+                self.comm.Recv([_NOTHING, MPI.BYTE], source, tag)
                 if self.rank != SERVER:
                     raise Interrupted("the server says stop")
                 continue
-            if tag == _FAILURE_TAG:
+            if tag == _FAILURE_TAG and size == 0:
                 raise GktError(f"ended, since rank {source} has failed")
             if tag == _HEADER_TAG and size == HEADER_BYTES:
                 self._refused.discard(source)
@@ -265,7 +229,7 @@ class MpiTransport:
                 self.comm.Recv([words, MPI.BYTE], source, _HEADER_TAG)
                 return source, words
             self._pass_over(source, tag, size)
-            if tag == _HEADER_TAG or source not in self._refused:
+            if tag != _PAYLOAD_TAG or source not in self._refused:
                 self._refused.add(source)
                 raise WireError(f"rank {source} sent {size} bytes that are no header and that no header announced")
 
@@ -293,7 +257,7 @@ class MpiTransport:
             if request.Test():
                 return True
             try:
-                self._miss({source})
+                self.peers.miss({source})
             except LostRankError as lost:
                 # What it sends when it comes back to life would overwrite what others have sent meanwhile.
                 raise GktError(f"{lost}, in the middle of a message; start the same command again to resume") from None
@@ -302,9 +266,9 @@ class MpiTransport:
         try:
             _poll(is_done)
         except MPI.Exception as error:
-            self._note_deaths(error)
-            self._news = deque(rank for rank in self._news if rank != source)
-            raise LostRankError(source, "has died in the middle of a message") from error
+            self.peers.note(error)
+            self.peers.bury(source)
+            self.peers.tell_of(source)
 
     def _next(self, awaited: set[int], source: int = MPI.ANY_SOURCE) -> tuple[int, int, int]:
         """Wait until something can be received; return its sender, tag and bytes without receiving it.
@@ -317,12 +281,12 @@ class MpiTransport:
         def look() -> bool:
             """Look into what has come; what a dead rank has left there cannot be received and is left alone."""
             try:
-                if source == MPI.ANY_SOURCE and self._dead:
-                    living = (rank for rank in range(self.size) if rank not in self._dead)
+                if source == MPI.ANY_SOURCE and self.peers.dead:
+                    living = (rank for rank in range(self.size) if rank not in self.peers.dead)
                     return any(self.comm.Iprobe(rank, MPI.ANY_TAG, status) for rank in living)
                 return self.comm.Iprobe(source, MPI.ANY_TAG, status)
             except MPI.Exception as error:
-                self._note_deaths(error)
+                self.peers.note(error)
                 return False
 
         def is_there() -> bool:
@@ -331,11 +295,9 @@ class MpiTransport:
             if look() or look():
                 return True
             if source == MPI.ANY_SOURCE:
-                self._tell_news()
-            elif source in self._dead:
-                self._news = deque(rank for rank in self._news if rank != source)
-                raise LostRankError(source, "has died in the middle of a message")
-            self._miss(awaited)
+                self.peers.tell()
+            self.peers.tell_of(source)
+            self.peers.miss(awaited)
             self.on_wait()
             return False
 
@@ -368,22 +330,16 @@ class MpiTransport:
             stream.synchronize()
         return data
 
-    def kill(self, ranks: set[int]) -> None:
-        """Kill the processes of those ranks that run on this node."""
-        for rank in ranks & self._neighbours.keys():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._neighbours[rank], signal.SIGKILL)
-
     def farewell(self, status: int) -> None:
         """Wait until all ranks are ready to end, and end this process with `status` at once if some have been lost.
 
         MPI's own end would wait for all of them, the dead and the silent too.
         """
-        nobody_died = np.array([not self._dead | self._silent], np.int32)
+        nobody_died = np.array([not self.peers.lost], np.int32)
         if self.is_fault_tolerant:
-            self.kill(self._silent)
+            self.peers.kill(self.peers.silent)
         request = self.comm.Iagree(nobody_died) if self.is_fault_tolerant else self.comm.Ibarrier()
-        until = time.monotonic() + (_FAREWELL_S if self._silent else self.timeout_s)
+        until = time.monotonic() + (_FAREWELL_S if self.peers.silent else self.peers.timeout_s)
         with contextlib.suppress(MPI.Exception):  # which says that somebody has died
             _poll(lambda: request.Test() or time.monotonic() > until)
         if time.monotonic() > until:  # somebody is silent, and will not end by itself
@@ -396,18 +352,16 @@ class MpiTransport:
         if not self.is_fault_tolerant:
             MPI.COMM_WORLD.Abort(status)
         elif self.rank == SERVER:  # now MPI's own abort would end this process only
-            others = set(range(self.size)) - {SERVER}
-            for rank in others - self._neighbours.keys():
+            for rank in self.peers.kill(set(range(self.size)) - {SERVER}):
                 self.stop(rank)
-            self.kill(others)
         else:
             self._sign(SERVER, _FAILURE_TAG)
             with contextlib.suppress(GktError):
-                while SERVER not in self._dead:  # nor says stop
+                while SERVER not in self.peers.dead:  # nor says stop
                     self.keep_in_touch()
                     time.sleep(_LONGEST_SLEEP_S)
-            if SERVER in self._dead:
-                self.kill(self._neighbours.keys() - {self.rank})  # one that hangs would keep the job
+            if SERVER in self.peers.dead:
+                self.peers.kill(set(range(self.size)) - {self.rank})  # one that hangs would keep the job
         _exit(status)
 
     def _pieces(self, buffer: Tensor) -> tuple[Tensor, ...]:
@@ -443,15 +397,6 @@ def _poll(ready: Callable[[], bool], shortest_sleep_s: float = _SHORTEST_SLEEP_S
     while not ready():
         waited = time.perf_counter() - began
         time.sleep(min(max(waited * _SLEEP_SHARE, shortest_sleep_s), _LONGEST_SLEEP_S))
-
-
-def _processes_of_node(comm: MPI.Intracomm) -> dict[int, int]:
-    """Return the process number of each rank on this node."""
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
-    found = np.empty((node.size, 2), np.int64)
-    node.Allgather(np.array([comm.rank, os.getpid()], np.int64), found)
-    node.Free()
-    return {int(rank): int(process) for rank, process in found}
 
 
 def _exit(status: int) -> None:

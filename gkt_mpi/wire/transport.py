@@ -35,7 +35,6 @@ class Transport(Protocol):
     size: int
     ledger: Ledger
     timeline: Timeline  # of this rank; the transport notes the receiving of payloads
-    timeout_s: float  # a rank that is waited for and says nothing for so long is lost
     on_wait: Callable[[], None]  # called again and again while this rank waits; what it raises ends the wait
 
     def send(self, rank: int, message: Message) -> None:
@@ -51,6 +50,9 @@ class Transport(Protocol):
         next call receives the next message. Raises `LostRankError` once for each rank that is lost; nothing is sent
         to it any more. On a worker that is the server only, and `Interrupted` is raised when the server says stop.
         """
+
+    def set_timeout(self, seconds: float) -> None:
+        """Count a rank as lost that is waited for and says nothing for so long; before the first call none is."""
 
     def stop(self, rank: int) -> None:
         """Tell a worker to stop at once, whatever it does and whatever messages are on their way to it."""

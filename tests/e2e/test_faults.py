@@ -157,9 +157,7 @@ def test_a_bad_client_stops_the_run_or_is_dropped_as_asked(tmp_path, what):
     done = plant(3, [f"2,worker while uploading,3,{what}"], tmp_path, rounds=ROUNDS)
     assert done.status == 1
     assert "client 1 in round 1 sent" in done.err and "--faults.on_bad_client drop" in done.err
-    done = plant(
-        3, [f"2,worker while uploading,1,{what}"], tmp_path, rounds=ROUNDS, faults__on_bad_client="drop"
-    )
+    done = plant(3, [f"2,worker while uploading,1,{what}"], tmp_path, rounds=ROUNDS, faults__on_bad_client="drop")
     assert done.status == 0, done.err
     assert "dropped in this round: client 1 in round 1 sent" in done.out
     assert [record["dropped_clients"] for record in read_metrics(tmp_path / "runs" / "run")] == [0, 1, 0]

@@ -121,6 +121,14 @@ class Hostile:
         while not announced.Test():
             time.sleep(1e-4)
 
+    def sign_with_bytes(self):
+        """A sign of life, or of failure, is empty; what is not is no sign, however large."""
+        size = int(self.random.choice([1, 8, 136, 2_000_000]))
+        tag = int(self.random.choice([3, 4]))
+        sent = self.comm.Issend([np.zeros(size, np.uint8), MPI.BYTE], 0, tag)
+        while not sent.Test():
+            time.sleep(1e-4)
+
     def too_short(self):
         header, payload = self.block()
         place = int(self.random.integers(0, 4))

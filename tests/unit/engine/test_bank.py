@@ -180,3 +180,14 @@ def test_a_file_that_cannot_be_made_is_a_clear_error(tmp_path):
     with pytest.raises(ConfigError, match="needs 1,152,921,504,606,846,976 bytes in .*, but: file too large"):
         FeatureRows([2**53], 128, BankConfig(0), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("order", ["mixed", "by_client"])
+def test_what_was_reopened_is_in_no_batch_until_it_has_arrived_again(full, order):
+    assert full.reopen(1) == 5
+    assert (full.num_arrived, full.num_missing(1)) == (5, 5)
+    for batches in (full.train_batches(order, 3, torch_generator(0, "epoch")), full.all_batches(3)):
+        rows = torch.cat([batch.row for batch in batches])
+        assert rows.sort().values.tolist() == [0, 1, 2, 8, 9]
+    deliver(full, block(1, 0, 5))
+    assert torch.cat([batch.row for batch in full.all_batches(3)]).tolist() == list(range(10))

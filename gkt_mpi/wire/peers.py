@@ -1,0 +1,106 @@
+"""Which ranks of a communicator are still there: the dead, as MPI tells of them, and the silent.
+
+With fault tolerance (`mpirun --with-ft ulfm` of Open MPI 5) MPI raises an error in a call that a dead rank has to do
+with, and all goes on with the others once the death is acknowledged; without, mpirun ends the job. The silent are
+those that were waited for too long. They may come back to life, but nobody believes them any more.
+"""
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections import deque
+
+import numpy as np
+from mpi4py import MPI
+
+from gkt_mpi.errors import LostRankError
+from gkt_mpi.wire.transport import SERVER
+
+_DIED = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
+
+
+class Peers:
+    """The other ranks, as this one knows them."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.timeout_s = math.inf
+        self.dead: set[int] = set()
+        self.silent: set[int] = set()
+        self._comm = comm
+        self._news: deque[int] = deque()  # the dead of whom nobody has been told yet
+        self._heard = dict.fromkeys(range(comm.size), time.monotonic())  # when each rank last said something
+        self._last_look = time.monotonic()
+        self._process_of = _processes_of_node(comm)
+
+    @property
+    def lost(self) -> set[int]:
+        """The ranks that nothing is sent to any more."""
+        return self.dead | self.silent
+
+    def note(self, error: MPI.Exception) -> None:
+        """Find out who has died; raises `error` again when it tells of something else."""
+        if error.Get_error_class() not in _DIED:
+            raise error
+        failed = self._comm.Get_failed()
+        self._comm.Ack_failed()
+        for rank in failed.Translate_ranks(None, self._comm.Get_group()):
+            self.bury(rank)
+
+    def bury(self, rank: int) -> None:
+        """Count a rank among the dead."""
+        if rank not in self.lost:
+            self._news.append(rank)
+        self.dead.add(rank)
+
+    def tell(self) -> None:
+        """Raise `LostRankError` for a rank that has died since; to a worker only the server matters."""
+        while self._news:
+            rank = self._news.popleft()
+            if SERVER in (self._comm.rank, rank):
+                raise LostRankError(rank, "has died")
+
+    def tell_of(self, rank: int) -> None:
+        """Raise `LostRankError` if this rank has died, in the middle of a message."""
+        if rank in self.dead:
+            self._news = deque(other for other in self._news if other != rank)
+            raise LostRankError(rank, "has died in the middle of a message")
+
+    def hear(self, rank: int) -> None:
+        """Note that a rank has said something, or has just been asked: its time to answer begins."""
+        self._heard[rank] = time.monotonic()
+
+    def begin_wait(self) -> None:
+        """Note that this rank has only now begun to listen."""
+        self._last_look = time.monotonic()
+
+    def miss(self, awaited: set[int]) -> None:
+        """Raise `LostRankError` for a rank of `awaited` that has been silent for `timeout_s`; for each only once.
+
+        To be called between looks for messages.
+        """
+        now = time.monotonic()
+        if now - self._last_look > self.timeout_s / 2:  # it was this process that stood still
+            self._heard = dict.fromkeys(self._heard, now)
+        self._last_look = now
+        for rank in awaited - self.lost:
+            if now - self._heard[rank] > self.timeout_s:
+                self.silent.add(rank)
+                raise LostRankError(rank, f"has not answered for {self.timeout_s:g} s")
+
+    def kill(self, ranks: set[int]) -> set[int]:
+        """Kill the processes of those ranks that run on this node; return the ranks that run on others."""
+        for rank in ranks & self._process_of.keys():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process_of[rank], signal.SIGKILL)
+        return ranks - self._process_of.keys()
+
+
+def _processes_of_node(comm: MPI.Intracomm) -> dict[int, int]:
+    """Return the process number of each rank on this node."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
+    found = np.empty((node.size, 2), np.int64)
+    node.Allgather(np.array([comm.rank, os.getpid()], np.int64), found)
+    node.Free()
+    return {int(rank): int(process) for rank, process in found}
