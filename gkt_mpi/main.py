@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -48,28 +47,31 @@ from gkt_mpi.wire.transport import SERVER, Transport
 if TYPE_CHECKING:
     from rich.console import Console
 
-_SERVER_FIRST_S = 5.0
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank and return its exit status: 0, 2 when the configuration cannot work, 75 when interrupted."""
     rank = _launched_rank()
+    config, refusal = None, None
     try:
         with contextlib.ExitStack() as silence:
-            if rank != SERVER:  # --help and errors of the command line are the server's to print
+            if rank != SERVER:  # --help is the server's to print
                 silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
             config = parse(arguments)
     except ConfigError as error:
-        return _refuse(error, rank)
+        refusal = error
     try:
         from gkt_mpi.wire import mpi
     except (ImportError, RuntimeError) as error:
-        return _refuse(ConfigError(f"MPI cannot be started ({error}); try: pip install gkt_mpi[mpi]"), rank)
-    transport = mpi.MpiTransport(cuda_aware=mpi.is_cuda_aware(config.wire.cuda_aware))
+        return _refuse(refusal or ConfigError(f"MPI cannot be started ({error}); try: pip install gkt_mpi[mpi]"), rank)
+    transport = mpi.MpiTransport(cuda_aware=config is not None and mpi.is_cuda_aware(config.wire.cuda_aware))
     launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if transport.size == 1 < launched:
         text = f"mpirun started {launched} processes, but each sees itself alone: mpirun and the MPI library that "
         return _refuse(ConfigError(text + "mpi4py loads come from two installations; use mpirun of the same one"), rank)
+    speaker = transport.first_with(refusal is not None)
+    if speaker is not None:  # the others have the same against the configuration, or nothing
+        return _refuse(refusal, rank) if refusal and rank == speaker else ConfigError.exit_status
+    assert config is not None
     interrupt = Interrupt()
     try:
         if rank == SERVER:
@@ -303,15 +305,8 @@ def _launched_rank() -> int:
 
 
 def _refuse(error: GktError, rank: int) -> int:
-    """Print the error as one line and return the exit status; the server goes first, for all who found the same.
-
-    mpirun ends the job at the first status that is not 0. Another rank therefore waits: only if the server has
-    nothing against its own configuration is it this rank's to speak, say because its node has another file.
-    """
-    where = ""
-    if rank != SERVER:
-        time.sleep(_SERVER_FIRST_S)
-        where = f"[rank {rank}] "
+    """Print the error as one line and return the exit status."""
+    where = "" if rank == SERVER else f"[rank {rank}] "
     print(f"{where}gkt_mpi: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return error.exit_status
 

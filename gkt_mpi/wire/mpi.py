@@ -229,7 +229,7 @@ class MpiTransport:
                 self.comm.Recv([words, MPI.BYTE], source, _HEADER_TAG)
                 return source, words
             self._pass_over(source, tag, size)
-            if tag != _PAYLOAD_TAG or source not in self._refused:
+            if tag == _HEADER_TAG or source not in self._refused:
                 self._refused.add(source)
                 raise WireError(f"rank {source} sent {size} bytes that are no header and that no header announced")
 
@@ -329,6 +329,12 @@ class MpiTransport:
                 data = torch.empty(data.shape, dtype=torch.uint8, pin_memory=True).copy_(data, non_blocking=True)
             stream.synchronize()
         return data
+
+    def first_with(self, flag: bool) -> int | None:
+        """Return the lowest rank whose flag is set, if any; all ranks call this."""
+        lowest = np.array([self.rank if flag else self.size])
+        self.comm.Allreduce(MPI.IN_PLACE, lowest, op=MPI.MIN)
+        return int(lowest[0]) if lowest[0] < self.size else None
 
     def farewell(self, status: int) -> None:
         """Wait until all ranks are ready to end, and end this process with `status` at once if some have been lost.

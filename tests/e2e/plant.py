@@ -45,7 +45,7 @@ class Faults:
     """What can happen besides signals; each is called in place of the method there, and calls it."""
 
     @staticmethod
-    def fail(where, method, *arguments):
+    def fail(where, method, *arguments, **options):
         raise ZeroDivisionError(f"planted in the {where}")
 
     @staticmethod

@@ -123,11 +123,9 @@ class Hostile:
 
     def sign_with_bytes(self):
         """A sign of life, or of failure, is empty; what is not is no sign, however large."""
-        size = int(self.random.choice([1, 8, 136, 2_000_000]))
-        tag = int(self.random.choice([3, 4]))
-        sent = self.comm.Issend([np.zeros(size, np.uint8), MPI.BYTE], 0, tag)
-        while not sent.Test():
-            time.sleep(1e-4)
+        header, _ = self.block()
+        size, tag = int(self.random.choice([1, 8, 136, 2_000_000])), int(self.random.choice([3, 4]))
+        self.post(header.pack(), [torch.zeros(size, dtype=torch.uint8)], payload_tag=tag)
 
     def too_short(self):
         header, payload = self.block()
