@@ -69,12 +69,6 @@ class Faults:
         return upload(self, client, round, rows, feature, logit)
 
     @staticmethod
-    def infinity(where, upload, self, client, round, rows, feature, logit):
-        logit = logit.clone()
-        logit[-1, -1] = float("inf")
-        return upload(self, client, round, rows, feature, logit)
-
-    @staticmethod
     def labels(where, upload, self, client, round, rows, feature, logit):
         label = client.shard.label.clone()
         client.shard.label[rows.start] = 99

@@ -105,38 +105,42 @@ def test_without_fault_tolerance_a_death_ends_the_job_at_once_and_says_how_to_re
     assert results(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize(
-    "fault",
-    ["server while taking a block in,6,kill", "server while saving,3,kill", "server while logging,2,kill"],
-)
-def test_the_servers_death_ends_the_job_and_a_resume_loses_the_round_in_hand(undisturbed, tmp_path, fault):
-    done = plant(3, [f"0,{fault}"], tmp_path, rounds=ROUNDS)
-    assert done.status != 0
-    assert "the server; start the same command again to resume" in done.err
-    assert not left_behind(tmp_path)
+def test_the_servers_death_ends_the_job_and_a_resume_loses_the_round_in_hand(undisturbed, tmp_path):
+    """Killed, resumed and killed again: in the middle of an upload, of a checkpoint, and before the log has its line."""
+    for where, call in (("taking a block in", 6), ("saving", 1), ("logging", 1)):
+        done = plant(3, [f"0,server while {where},{call},kill"], tmp_path, rounds=ROUNDS)
+        assert done.status != 0
+        assert "the server; start the same command again to resume" in done.err
+        assert not left_behind(tmp_path)
     resumed = plant(2, [], tmp_path, rounds=ROUNDS)
-    assert resumed.status == 0 and "resumed after round" in resumed.out
+    assert resumed.status == 0 and "resumed after round 2" in resumed.out, resumed.out
     assert results(tmp_path) == undisturbed
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"),
+    "signals",
     [
-        ("SIGTERM", "0,server while receiving,1,term"),  # no checkpoint yet
-        ("SIGUSR1", "0,server while training,7,usr1"),
-        ("SIGINT", "0,server while evaluating,2,int"),
-        ("SIGTERM", "0,server at the end,1,term"),
-        ("SIGUSR1", "1,worker while training,2,usr1-launcher"),  # the launch wrapper, as a batch script would
-        ("SIGUSR1", "1,worker while training,5,term-launcher"),  # which passes SIGTERM and Ctrl-C on as SIGUSR1
-        ("SIGUSR1", "0,server while predicting,1,int-launcher"),
+        (  # to the server
+            ("SIGTERM", "0,server while receiving,1,term"),  # no checkpoint yet
+            ("SIGUSR1", "0,server while training,7,usr1"),
+            ("SIGINT", "0,server while evaluating,2,int"),
+            ("SIGTERM", "0,server at the end,1,term"),
+        ),
+        (  # to the launch wrapper, as a batch script or a person does: it passes SIGUSR1 on, whatever it gets
+            ("SIGUSR1", "1,worker while training,2,usr1-launcher"),
+            ("SIGUSR1", "1,worker while training,5,term-launcher"),
+            ("SIGUSR1", "0,server while predicting,1,int-launcher"),
+        ),
     ],
+    ids=["server", "launcher"],
 )
-def test_a_signal_saves_the_run_and_ends_it_with_status_75(undisturbed, tmp_path, name, fault):
-    """Also with checkpoints that are rarer than rounds; resumed on another number of ranks."""
-    done = plant(4, [fault], tmp_path, rounds=ROUNDS, checkpoint__every=10)
-    assert is_interrupted(tmp_path, done, name)
-    assert list((tmp_path / "runs" / "run" / "checkpoints").glob("*.pt"))
-    assert not left_behind(tmp_path)
+def test_a_signal_saves_the_run_and_ends_it_with_status_75(undisturbed, tmp_path, signals):
+    """One after the other at a run that is resumed in between, with checkpoints that are rarer than rounds."""
+    for name, fault in signals:
+        done = plant(3, [fault], tmp_path, rounds=ROUNDS, checkpoint__every=10)
+        assert is_interrupted(tmp_path, done, name)
+        assert list((tmp_path / "runs" / "run" / "checkpoints").glob("*.pt"))
+        assert not left_behind(tmp_path)
     resumed = plant(2, [], tmp_path, rounds=ROUNDS, checkpoint__every=10)
     assert resumed.status == 0, resumed.err
     assert summary(tmp_path)["status"] == "completed"
@@ -151,7 +155,7 @@ def test_a_signal_that_finds_the_run_stuck_ends_it_by_force_in_time(tmp_path):
     assert not left_behind(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["nan", "infinity", "labels", "twice"])
+@pytest.mark.parametrize("what", ["nan", "labels", "twice"])
 def test_a_bad_client_stops_the_run_or_is_dropped_as_asked(tmp_path, what):
     """Client 1 is bad in the second of three rounds."""
     done = plant(3, [f"2,worker while uploading,3,{what}"], tmp_path, rounds=ROUNDS)
@@ -196,6 +200,6 @@ def test_a_full_disk_is_one_clear_error_and_what_was_saved_stays_valid(
 
 
 def test_a_short_soak_is_survived():
-    """Two runs with faults drawn from a seed; `make soak` is the long form."""
+    """One run with faults drawn from a seed; `make soak` is the long form."""
     shown = io.StringIO()
-    assert soak.soak(seed=3, seconds=200, runs=2, say=Console(file=shown, width=100)), shown.getvalue()
+    assert soak.soak(seed=3, seconds=200, runs=1, say=Console(file=shown, width=100)), shown.getvalue()
