@@ -106,7 +106,7 @@ def test_without_fault_tolerance_a_death_ends_the_job_at_once_and_says_how_to_re
 
 
 def test_the_servers_death_ends_the_job_and_a_resume_loses_the_round_in_hand(undisturbed, tmp_path):
-    """Killed, resumed and killed again: in the middle of an upload, of a checkpoint, and before the log has its line."""
+    """Killed, resumed, killed again: in the middle of an upload, of a checkpoint, and before the log has its line."""
     for where, call in (("taking a block in", 6), ("saving", 1), ("logging", 1)):
         done = plant(3, [f"0,server while {where},{call},kill"], tmp_path, rounds=ROUNDS)
         assert done.status != 0
