@@ -39,7 +39,7 @@ esac
 
 # In a session of its own the launcher does not get the terminal's Ctrl-C; if this script is killed, it gets SIGTERM.
 set -- "$launcher" "$@"
-command -v setpriv >/dev/null && set -- setpriv --pdeathsig TERM "$@"
+setpriv --pdeathsig TERM true 2>/dev/null && set -- setpriv --pdeathsig TERM "$@"
 command -v setsid >/dev/null && set -- setsid "$@"
 "$@" &
 job=$!
