@@ -3,7 +3,7 @@
 A fault is "RANK,WHERE,CALL,WHAT": on that rank, when it comes to that place for the CALL-th time (from 1; 0: every
 time), that happens. WHERE is one of PLACES. WHAT is a method of `Faults`, or a real signal: kill, stop, cont, term,
 usr1, int, to the process itself or to another (kill-2: rank 2; term-launcher: what the test has started). Process
-numbers are found in the folder PLANT_PIDS.
+numbers are found in the folder PLANT_PIDS; what has happened is added to the file "struck" there.
 """
 
 import contextlib
@@ -98,11 +98,14 @@ def plant(where, faults):
     def planted(*arguments, **options):
         nonlocal calls
         calls += 1
-        for call, what in faults:
-            if call in (0, calls) and hasattr(Faults, what):
+        for call, what, fault in faults:
+            if call not in (0, calls):
+                continue
+            with open(PIDS / "struck", "a") as file:
+                file.write(fault + "\n")
+            if hasattr(Faults, what):
                 return getattr(Faults, what)(where, method, *arguments, **options)
-            if call in (0, calls):
-                send_signal(*what.split("-"))
+            send_signal(*what.split("-"))
         return method(*arguments, **options)
 
     is_static = isinstance(vars(owner).get(name), classmethod | staticmethod)
@@ -117,7 +120,7 @@ def main_with_faults(faults, arguments):
     for fault in faults:
         rank, where, call, what = fault.split(",")
         if int(rank) == MPI.COMM_WORLD.rank:
-            mine.setdefault(where, []).append((int(call), what))
+            mine.setdefault(where, []).append((int(call), what, fault))
     for where, found in mine.items():
         plant(where, found)
     return main(arguments)

@@ -19,6 +19,12 @@ def plant(ranks: int, faults: list[str], path: Path, mpi_options: tuple[str, ...
     return mpirun(ranks, program, 120, mpi_options, env={"PLANT_PIDS": str(pids)}, on_start=lambda pid: note(str(pid)))
 
 
+def struck(path: Path) -> list[str]:
+    """Return the planted faults that have happened in the runs of a folder, in order."""
+    file = path / "pids" / "struck"
+    return file.read_text().splitlines() if file.exists() else []
+
+
 def results(path: Path, name: str = "run") -> list[dict]:
     """Return what a run has learnt, round by round: every figure that no fault may change."""
     return [{key: record.get(key) for key in RESULTS} for record in read_metrics(path / "runs" / name)]
