@@ -176,16 +176,10 @@ def serve(
             precision = PRECISIONS.index(compute.precision)
             transport.send(rank, Setup(num_classes, file.image_shape, precision, _digest(config)))
         interrupt.defer(config.checkpoint.grace_s, lambda: abort(Interrupted.exit_status))
-        try:
-            ALGORITHMS[config.algorithm].run_server(server)
-        except Interrupted as error:
-            rounds_done = server.end_early()
-            say(f"{error} after {rounds_done} of {config.rounds} rounds; start the same command again to resume")
-            return error.exit_status
-        except GktError:
-            with contextlib.suppress(GktError):  # the error at hand is the one to tell
-                server.save()
-            raise
+        interrupted = _run_algorithm(config, server)
+    if interrupted is not None:
+        say(interrupted)
+        return Interrupted.exit_status
     console.print(summary_table(log.summary, config.name))
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     try:
@@ -193,6 +187,20 @@ def serve(
     except GktError as error:  # the run itself is complete, and its report can be written later
         console.print(f"no report: {error}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _run_algorithm(config: RunConfig, server: Server) -> str | None:
+    """Run the server's side of the algorithm; what is done is saved. Return what to say if a signal ended it."""
+    try:
+        ALGORITHMS[config.algorithm].run_server(server)
+    except Interrupted as error:
+        rounds_done = server.end_early()
+        return f"{error} after {rounds_done} of {config.rounds} rounds; start the same command again to resume"
+    except GktError:
+        with contextlib.suppress(GktError):  # the error at hand is the one to tell
+            server.save()
+        raise
+    return None
 
 
 def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bool]) -> None:

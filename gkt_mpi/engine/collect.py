@@ -36,33 +36,7 @@ def collect_uploads(
     whatever it still sends is refused. A block's features are checked in another thread while the next block is
     received. Nothing of a bad client stays in the bank, and its report is left out; the round goes on.
     """
-    reports: dict[int, ClientReport] = {}
-    faults: dict[int, str] = {}  # why a client is bad
-
-    def refuse(error: WireError) -> None:
-        """Tell why a message was refused, and remember whose it was."""
-        events.on_refusal(str(error))
-        if error.client is not None:
-            faults.setdefault(error.client, str(error))
-            if error.closes_upload:
-                close(error.client)
-
-    def settle(check: "Future[None] | None") -> None:
-        """Wait for the check of the block before, if there is one."""
-        try:
-            if check is not None:
-                check.result()
-        except WireError as error:
-            refuse(error)
-
-    def close(client: int) -> None:
-        """Take a client out of what is expected; drop what has come of it when it is bad."""
-        del expected[client]
-        if client in faults:
-            bank.reopen(client)
-            reports.pop(client, None)
-            events.on_bad_client(client, faults[client])
-
+    intake = _Intake(bank, expected, events)
     with ThreadPoolExecutor(1, "check") as checker:
         check: Future[None] | None = None
         while expected:
@@ -71,24 +45,61 @@ def collect_uploads(
             try:
                 _, message = transport.receive(contract)
             except WireError as error:
-                refuse(error)
+                intake.refuse(error)
             except LostRankError as error:
                 lost = error
-            settle(check)
+            intake.settle(check)
             check = None
             if lost is not None:
-                events.on_lost_rank(lost, reports)
+                events.on_lost_rank(lost, intake.reports)
             elif isinstance(message, FeatureBlock):
                 bank.claim(message)
                 check = checker.submit(bank.check, message)
                 events.on_block(len(message.sample_id))
             elif isinstance(message, ClientReport):
-                fault = _fault(message, bank)
-                if fault is not None:
-                    faults.setdefault(message.client, fault)
-                reports[message.client] = message
-                close(message.client)
-    return reports
+                intake.take(message)
+    return intake.reports
+
+
+class _Intake:
+    """What has come of a round so far: the good reports, and which clients are bad."""
+
+    def __init__(self, bank: Bank, expected: dict[int, int], events: Events) -> None:
+        self.reports: dict[int, ClientReport] = {}
+        self._faults: dict[int, str] = {}  # why a client is bad
+        self._bank, self._expected, self._events = bank, expected, events
+
+    def refuse(self, error: WireError) -> None:
+        """Tell why a message was refused, and remember whose it was."""
+        self._events.on_refusal(str(error))
+        if error.client is not None:
+            self._faults.setdefault(error.client, str(error))
+            if error.closes_upload:
+                self._close(error.client)
+
+    def settle(self, check: "Future[None] | None") -> None:
+        """Wait for the check of the block before, if there is one."""
+        try:
+            if check is not None:
+                check.result()
+        except WireError as error:
+            self.refuse(error)
+
+    def take(self, report: ClientReport) -> None:
+        """Keep a report if its client is good."""
+        fault = _fault(report, self._bank)
+        if fault is not None:
+            self._faults.setdefault(report.client, fault)
+        if report.client not in self._faults:
+            self.reports[report.client] = report
+        self._close(report.client)
+
+    def _close(self, client: int) -> None:
+        """Take a client out of what is expected; drop what has come of it when it is bad."""
+        del self._expected[client]
+        if client in self._faults:
+            self._bank.reopen(client)
+            self._events.on_bad_client(client, self._faults[client])
 
 
 def _fault(report: ClientReport, bank: Bank) -> str | None:
