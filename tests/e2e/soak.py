@@ -43,24 +43,26 @@ STARTS_AT_MOST = 6  # of one run
 
 def draw(dice: random.Random) -> tuple[str, str]:
     """Return a kind of fault, and a fault of this kind for plant.py."""
-    worker, other = dice.sample(range(1, RANKS), 2)
+    worker = dice.randrange(1, RANKS)
     kind = dice.choice(list(KINDS))
-    places = ON_WORKERS if kind.startswith("worker") else ON_SERVER
+    what, places = KINDS[kind]
     where = dice.choice(list(places))
     call = dice.randint(1, places[where])
-    rank = worker if kind.startswith("worker") else 0
-    return kind, f"{rank},{where},{call},{KINDS[kind].format(worker=worker, other=other)}"
+    rank = 0 if where.startswith("server") else worker
+    return kind, f"{rank},{where},{call},{what.format(worker=worker)}"
 
 
 KINDS = {
-    "worker killed": "kill",
-    "worker killed while the server works": "kill-{worker}",
-    "worker hangs": "stop",
-    "server killed": "kill",
-    "SIGTERM to the server": "term",
-    "SIGUSR1 to the server": "usr1",
-    "SIGINT to the server": "int",
-    "SIGTERM to the launcher": "term-launcher",
+    "worker killed": ("kill", ON_WORKERS),
+    "worker killed while the server works": ("kill-{worker}", ON_SERVER),
+    "worker hangs": ("stop", ON_WORKERS),
+    "client uploads NaN, which stops the run": ("nan", {"worker while uploading": 3}),
+    "server killed": ("kill", ON_SERVER),
+    "server killed, and its newest checkpoint cut off": ("damage", {"server while logging": 3}),
+    "SIGTERM to the server": ("term", ON_SERVER),
+    "SIGUSR1 to the server": ("usr1", ON_SERVER),
+    "SIGINT to the server": ("int", ON_SERVER),
+    "SIGTERM to the launcher": ("term-launcher", ON_WORKERS | ON_SERVER),
 }
 
 
