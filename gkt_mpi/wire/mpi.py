@@ -147,7 +147,7 @@ class MpiTransport:
 
         See `Transport.receive` for what it raises.
         """
-        source, words = self._receive_header(contract.awaited)
+        source, words = self._receive_header(lambda: contract.awaited)
         started = time.perf_counter()
         try:
             header = Header.unpack(words, source)
@@ -210,7 +210,7 @@ class MpiTransport:
         if self.rank != SERVER:
             self.keep_in_touch()
 
-    def _receive_header(self, awaited: set[int]) -> tuple[int, np.ndarray]:
+    def _receive_header(self, awaited: Callable[[], set[int]]) -> tuple[int, np.ndarray]:
         """Wait for the next header, past what is left of refused messages; return its sender and its words."""
         self.peers.begin_wait()
         while True:
@@ -241,7 +241,7 @@ class MpiTransport:
         staged = flat.is_cuda and not self._cuda_aware
         memory = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=True) if staged else flat
         for piece in self._pieces(memory):
-            _, tag, size = self._next({source}, source)
+            _, tag, size = self._next(lambda: {source}, source)
             if tag != _PAYLOAD_TAG or size != len(piece):
                 found = f"{size} bytes" if tag == _PAYLOAD_TAG else "another header"
                 raise WireError(f"rank {source} sent {found} where its header announced {len(piece)} bytes of payload")
@@ -270,7 +270,7 @@ class MpiTransport:
             self.peers.bury(source)
             self.peers.tell_of(source)
 
-    def _next(self, awaited: set[int], source: int = MPI.ANY_SOURCE) -> tuple[int, int, int]:
+    def _next(self, awaited: Callable[[], set[int]], source: int = MPI.ANY_SOURCE) -> tuple[int, int, int]:
         """Wait until something can be received; return its sender, tag and bytes without receiving it.
 
         The bytes of a message over 2 GiB are some negative number. Raises `LostRankError` when another rank is lost,
@@ -297,7 +297,7 @@ class MpiTransport:
             if source == MPI.ANY_SOURCE:
                 self.peers.tell()
             self.peers.tell_of(source)
-            self.peers.miss(awaited)
+            self.peers.miss(awaited())
             self.on_wait()
             return False
 
