@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -181,12 +182,17 @@ def serve(
         say(interrupted)
         return Interrupted.exit_status
     console.print(summary_table(log.summary, config.name))
-    console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
-    try:
-        console.print(f"report: {write_report([folder])}", soft_wrap=True, highlight=False)
-    except GktError as error:  # the run itself is complete, and its report can be written later
-        console.print(f"no report: {error}", soft_wrap=True, highlight=False)
+    say(f"run folder: {folder}")
+    _report(folder, say)
     return 0
+
+
+def _report(folder: Path, say: Callable[[str], None]) -> None:
+    """Write the report of a complete run and say where it is; without one the run is still complete."""
+    try:
+        say(f"report: {write_report([folder])}")
+    except GktError as error:
+        say(f"no report: {error}")
 
 
 def _run_algorithm(config: RunConfig, server: Server) -> str | None:
