@@ -8,12 +8,28 @@ ARGS ?=
 JSON ?=
 MPIRUN ?= mpirun
 MPIFLAGS ?=
+CONFIG ?=
+PARTITION ?=
+ALPHA ?=
+SERVER ?=
+ROUNDS ?=
+SEED ?=
+SEEDS ?= 0
+RUN ?=
 
 python = "$(VENV)/bin/python"
 env = PYTHON="$(PYTHON)" CONSTRAINTS="$(CONSTRAINTS)" sh launch/make_env.sh "$(VENV)"
 mpirun = VENV="$(VENV)" MPIRUN="$(MPIRUN)" sh launch/mpirun.sh -np $(NP) $(MPIFLAGS)
+program = python -m gkt_mpi.main --config "$(CONFIG)" --out "$(OUT)"
+has_config = test -n "$(CONFIG)" || { echo "gkt_mpi: say what to run: CONFIG=launch/configs/paper/cifar10_homo_resnet56.yaml" >&2; exit 2; }
+given = $(if $(findstring command,$(origin $(name))),$(name)="$($(name))")
+# What a run can be told in one word; its name, and so its folder, says which (but for ROUNDS: a run can be prolonged).
+knobs = $(if $(PARTITION),--data.partition $(PARTITION)) $(if $(ALPHA),--data.alpha $(ALPHA)) \
+	$(if $(SERVER),--server.model $(SERVER)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
+folder_name = $(notdir $(basename $(CONFIG)))$(if $(PARTITION),-$(PARTITION))$(if $(ALPHA),-alpha$(ALPHA))$(if \
+	$(SERVER),-$(SERVER))$(if $(SEED),-seed$(SEED))
 
-.PHONY: help digits cifar10 cifar100 cinic10 test soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round \
+.PHONY: help env digits cifar10 cifar100 cinic10 run check-cluster paper test test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round \
 	bench-clients check clean
 .DEFAULT_GOAL := help
 
@@ -23,25 +39,49 @@ help:  ## this list
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
 	@echo
 	@echo "  VENV=$(VENV)  Python environment; an existing one is used as it is"
-	@echo "  NP=5 or 21  ranks: one server, the others are workers"
+	@echo "  NP=5, 17 or 21  ranks: one server, the others are workers"
+	@echo "  PARTITION=hetero ALPHA=0.5 SERVER=resnet110 ROUNDS=200 SEED=1  for cifar10, cifar100, cinic10 and run"
+	@echo "  CONFIG=launch/configs/paper/cifar10_homo_resnet56.yaml  for run and check-cluster"
+	@echo "  SEEDS=\"$(SEEDS)\"  RUN=1  for paper: with which seeds; run, and not only print"
 	@echo "  OUT=$(OUT)  folder of run folders"
-	@echo "  ARGS=\"--seed 1 --server.model resnet110\"  passed to the program"
+	@echo "  ARGS=\"--client.lr 0.003\"  passed to the program"
 	@echo "  JSON=bench.json  also write a benchmark's table here"
 	@echo "  MPIRUN=$(MPIRUN)  MPIFLAGS=\"--hostfile hosts\"  the launcher and its flags"
 	@echo "  PYTHON=$(PYTHON)  CONSTRAINTS=$(CONSTRAINTS)  how the environment is made"
+	@echo
+	@echo "make -n TARGET shows the commands and runs nothing."
+
+env:  ## only set up the environment: on a cluster, where jobs may reach no network
+	@$(env) mpi
 
 digits: NP ?= 5
+digits: CONFIG = launch/configs/digits.yaml
 digits:  ## set everything up and train on handwritten digits: 4 clients, about a minute
 	@$(env) mpi
-	@$(mpirun) python -m gkt_mpi.main --config launch/configs/digits.yaml --out "$(OUT)" --checkpoint.resume never $(ARGS)
+	@$(mpirun) $(program) --checkpoint.resume never $(ARGS)
 
 cifar10 cifar100 cinic10: NP ?= 21
 cifar10:  ## train on CIFAR-10 as in the paper; the archive lies in data/ (ARGS="--data.download true" fetches it)
 cifar100:  ## the same on CIFAR-100
 cinic10:  ## the same on CINIC-10, unpacked in data/CINIC-10
-cifar10 cifar100 cinic10:
+cifar10 cifar100 cinic10: CONFIG = launch/configs/$@.yaml
+run check-cluster: NP ?= 17
+run:  ## run any configuration: CONFIG=FILE
+cifar10 cifar100 cinic10 run:
+	@$(has_config)
 	@$(env) mpi
-	@$(mpirun) python -m gkt_mpi.main --config launch/configs/$@.yaml --out "$(OUT)" $(ARGS)
+	@$(mpirun) $(program) --name "$(folder_name)" $(knobs) $(ARGS)
+
+check-cluster:  ## before a long run: look at every rank, what it has and whether it is reached (CONFIG=...)
+	@$(has_config)
+	@$(env) mpi
+	@$(mpirun) $(program) --check $(knobs) $(ARGS)
+
+paper:  ## the runs of the paper's main table: printed, or with RUN=1 run one after the other (SEEDS="0 1 2")
+	@for config in $(sort $(wildcard $(addprefix launch/configs/paper/,*_homo_*.yaml *_hetero_*.yaml))); do for seed in $(SEEDS); do \
+	    echo 'make run CONFIG='$$config SEED=$$seed '$(strip $(foreach name,NP OUT VENV ROUNDS ARGS MPIFLAGS,$(given)))'; \
+	    $(if $(RUN),$(MAKE) --no-print-directory run CONFIG=$$config SEED=$$seed || exit;) \
+	done; done
 
 test:  ## all tests, two files at a time
 	@$(env) mpi dev

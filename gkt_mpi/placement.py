@@ -4,10 +4,12 @@ GPU: ranks of one node share its GPUs by their local rank. The server gets a GPU
 or more (`placement.server_gpu: exclusive`); the others go round-robin over the rest. A YAML map overrides:
 
     node-a: [1, 2, 2, 2]    # on host node-a, one rank on GPU 0, two each on GPUs 1, 2 and 3
+    localhost: [4]          # on every host without a line of its own, four ranks on GPU 0
 
 CPU: the cores this process may use are divided among the ranks of the node.
 """
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -15,6 +17,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -104,9 +107,10 @@ def gpu_by_rule(local_rank: int, num_gpus: int, keep_first: bool) -> int:
 
 def gpu_from_map(gpu_map: dict[str, list[int]], host: str, local_rank: int, local_size: int, num_gpus: int) -> int:
     """Return the GPU of a rank from `host: [ranks on GPU 0, ranks on GPU 1, ...]`. Raises `ConfigError`."""
-    if host not in gpu_map:
+    line = next((name for name in (host, host.partition(".")[0], "localhost") if name in gpu_map), None)
+    if line is None:
         raise ConfigError(f"placement.gpu_map has no line for host {host}; it has {', '.join(gpu_map) or 'none'}")
-    ranks = gpu_map[host]
+    ranks = gpu_map[line]
     if len(ranks) > num_gpus or sum(ranks) != local_size:
         raise ConfigError(
             f"placement.gpu_map gives host {host} {sum(ranks)} ranks on {len(ranks)} GPUs, but {local_size} ranks run "
@@ -130,6 +134,20 @@ def keep_freed_memory() -> None:
 def peak_mib() -> float:
     """Return the largest memory this process has used so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def available_memory_mib() -> float:
+    """Return the memory that is left to this process, in MiB: the node's, or less where a job or container has less."""
+    with open("/proc/meminfo") as file:
+        found = dict(line.split(":") for line in file)
+    left = int(found["MemAvailable"].split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # control groups of version 2
+        group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
+        folder = Path("/sys/fs/cgroup", group)
+        for level in (folder, *folder.parents):
+            if (level / "memory.max").exists() and (limit := (level / "memory.max").read_text().strip()) != "max":
+                left = min(left, int(limit) - int((level / "memory.current").read_text()))
+    return left / 2**20
 
 
 def _read_map(path: str) -> dict[str, list[int]]:

@@ -1,0 +1,44 @@
+"""launch/configs/paper holds one file for each experiment of the paper, and each is what its name says."""
+
+import itertools
+
+import pytest
+
+from gkt_mpi.config import RunConfig, parse
+from tests.conftest import ROOT
+from tests.unit.test_config import leaves
+
+FOLDER = ROOT / "launch/configs/paper"
+DATA = ("cifar10", "cifar100", "cinic10")
+MAIN = {
+    f"{data}_{partition}_{server}": {"data.name": data, "data.partition": partition, "server.model": server}
+    for data, partition, server in itertools.product(DATA, ("homo", "hetero"), ("resnet56", "resnet110"))
+}
+LOSSES = {
+    f"{data}_losses_{which}": {"data.name": data, "distill.on_client": on, "distill.on_server": on}
+    for data, (which, on) in itertools.product(DATA, (("both", True), ("none", False)))
+}
+EDGES = {f"cifar10_edge_{edge}": {"data.name": "cifar10", "client.model": edge} for edge in ("resnet4", "resnet6")}
+CLIENTS = {f"cifar100_clients_{num}": {"data.name": "cifar100", "clients": num} for num in (8, 64, 128)}
+EXPERIMENTS = MAIN | LOSSES | EDGES | CLIENTS
+# What the paper and its released script set in every experiment, written out here a second time.
+PAPER = {
+    **{"algorithm": "fedgkt", "rounds": 200, "clients": 16, "data.partition": "homo", "data.alpha": 0.5},
+    **{"client.model": "resnet8", "client.epochs": 1, "client.optimizer": "adam", "client.lr": 0.001},
+    **{"client.batch_size": 256, "client.weight_decay": 1e-4, "server.model": "resnet56", "server.epochs": 20},
+    **{"server.optimizer": "adam", "server.lr": 0.001, "server.batch_size": 256, "server.weight_decay": 1e-4},
+    **{"server.schedule": "plateau", "distill.temperature": 3.0, "distill.alpha": 1.0},
+    **{"distill.on_client": True, "distill.on_server": False, "data.augment": True, "data.limit": None},
+}
+
+
+def test_there_is_a_file_for_every_experiment_and_no_other():
+    assert {path.stem for path in FOLDER.iterdir()} == EXPERIMENTS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_an_experiment_is_what_its_name_says_and_else_as_in_the_paper(name):
+    found = dict(leaves(parse(["--config", str(FOLDER / f"{name}.yaml")])))
+    expected = dict(leaves(RunConfig())) | PAPER | EXPERIMENTS[name] | {"name": name}
+    assert found == expected
+    assert f"mpirun -np {found['clients'] + 1} " in (FOLDER / f"{name}.yaml").read_text()
