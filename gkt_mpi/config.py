@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from types import NoneType
@@ -82,19 +83,31 @@ def make_parser() -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="python -m gkt_mpi.main", description=_DESCRIPTION, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below.")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        default=SUPPRESS,  # it is no part of the configuration
+        help="Look at every rank and whether the run can begin; train nothing.",
+    )
     parser.add_class_arguments(RunConfig)
     return parser
 
 
 def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     """Return the configuration of a command line (None: this process's). Raises `ConfigError` in one line."""
+    return parse_command(arguments)[0]
+
+
+def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, bool]:
+    """Return the configuration of a command line, and whether it only asks for a check; see `parse`."""
     parser = make_parser()
     try:
         values = parser.parse_args(arguments)
         _refuse_empty(values, RunConfig)
         made: Any = parser.instantiate(values)
         del made.config
-        return RunConfig(**vars(made))
+        is_check = made.pop("check", False)
+        return RunConfig(**vars(made)), is_check
     except (ArgumentError, ValueError, TypeError, OSError, RecursionError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{text} (see python -m gkt_mpi.main --help)") from error

@@ -4,15 +4,18 @@ Parse the configuration, start MPI, find this rank's place, and become the serve
 """
 
 import contextlib
+import faulthandler
 import hashlib
 import math
 import os
 import platform
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +24,7 @@ import torch
 
 from gkt_mpi import __version__
 from gkt_mpi.algorithms import ALGORITHMS
-from gkt_mpi.config import RunConfig, parse
+from gkt_mpi.config import RunConfig, parse_command
 from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import ImageFile, file_path, prepare
 from gkt_mpi.data.partition import count_by_class, partition
@@ -40,6 +43,7 @@ from gkt_mpi.observe.progress import Progress, make_console, partition_table, su
 from gkt_mpi.observe.report import write_report
 from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.placement import Placement, place
+from gkt_mpi.preflight import preflight
 from gkt_mpi.seeding import numpy_generator, torch_generator
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.messages import Setup, Stop
@@ -51,13 +55,14 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank and return its exit status: 0, 2 when the configuration cannot work, 75 when interrupted."""
+    faulthandler.register(signal.SIGUSR2)  # kill -USR2 prints what every thread is doing
     rank = _launched_rank()
-    config, refusal = None, None
+    config, is_check, refusal = None, False, None
     try:
         with contextlib.ExitStack() as silence:
             if rank != SERVER:  # --help is the server's to print
                 silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
-            config = parse(arguments)
+            config, is_check = parse_command(arguments)
     except ConfigError as error:
         refusal = error
     try:
@@ -79,7 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             interrupt.install()
         else:
             ignore_signals()
-        status = run_rank(config, transport, mpi.node_place(), interrupt, transport.abort)
+        if is_check:
+            software = _software() | mpi.describe(config.wire.cuda_aware)
+            status = preflight(config, transport, mpi.node_place(), software)
+        else:
+            status = run_rank(config, transport, mpi.node_place(), interrupt, transport.abort)
         transport.farewell(status)
         return status
     except BaseException as error:  # whatever it is, no rank may be left waiting
@@ -334,6 +343,12 @@ def _describe(error: BaseException) -> str:
 
 def _versions() -> str:
     return f"gkt_mpi {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _software() -> dict[str, str]:
+    """Return the versions of what every rank must have the same of."""
+    packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "mpi4py")}
+    return {"gkt_mpi": __version__, "Python": platform.python_version(), **packages}
 
 
 if __name__ == "__main__":

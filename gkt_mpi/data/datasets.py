@@ -150,6 +150,22 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
     return ImageFile(path)
 
 
+def look_for(config: DataConfig) -> ImageFile | str:
+    """Return the data set's HDF5 file, or one sentence of how `prepare` will make it. Nothing is made or fetched.
+
+    Raises `DataError` where it could not be made.
+    """
+    path = file_path(config)
+    source = SOURCES[config.name](path.parent, False, config.synthetic)
+    if path.exists() and not _is_stale(path, source):
+        return ImageFile(path)
+    if not source.missing:
+        return f"{path} is made when the run begins"
+    if not (config.download and config.name.startswith("cifar")):
+        raise DataError(source.missing)
+    return f"{config.name} is downloaded into {path.parent} when the run begins"
+
+
 def file_path(config: DataConfig) -> Path:
     """Return where the HDF5 file of the configured data set lies (or will)."""
     stem: str = config.name

@@ -18,6 +18,7 @@ _FIELDS = {  # what a header of each kind says, beside kind and payload_bytes; a
     Kind.BLOCK: ("client", "round", "first", "num_samples", *_SIZES, "row_bytes", "codec"),
     Kind.REPORT: ("client", "round", "state_bytes", "num_spans"),
     Kind.STOP: (),
+    Kind.CHECK: ("state_bytes",),
 }
 
 
@@ -100,6 +101,8 @@ class Contract:
                 expect(header.num_classes == self.num_classes, "num_classes", self.num_classes)
             case Kind.BLOCK:
                 self._check_block(header, expect)
+            case Kind.CHECK:
+                expect(1 <= header.state_bytes <= self.state_bytes, "state_bytes", f"1 to {self.state_bytes}")
             case Kind.REPORT:
                 expect(0 <= header.num_spans <= self.max_spans, "num_spans", f"0 to {self.max_spans}")
         if header.kind in (Kind.HOST, Kind.REPORT):

@@ -6,6 +6,7 @@
     FeatureBlock  worker -> server   some of a client's features, logits, labels, keyed by sample id
     ClientReport  worker -> server   the client has uploaded everything: its metrics and its state
     Stop          server -> worker   the run is over
+    Check         both ways          some bytes, before a run (preflight.py)
 
 TrainRequest and FeatureBlock are the algorithm: what a deployment would send. The others exist because the
 edge is simulated. The ledger counts the bytes of the two kinds apart.
@@ -40,6 +41,7 @@ class Kind(IntEnum):
     BLOCK = 4
     REPORT = 5
     STOP = 6
+    CHECK = 7
 
 
 class Header(NamedTuple):
@@ -103,6 +105,8 @@ def payload_layout(header: Header) -> list[tuple[torch.dtype, tuple[int, ...]]]:
             ]
         case Kind.REPORT:
             return [(torch.float64, (len(fields(ClientMetrics)),)), state, spans]
+        case Kind.CHECK:
+            return [state]
         case _:
             return []
 
@@ -268,7 +272,24 @@ class Stop:
         return ()
 
 
-Message = Setup | HostClient | TrainRequest | FeatureBlock | ClientReport | Stop
+@dataclass(frozen=True)
+class Check:
+    """Any rank to any other, where no run goes on: some bytes."""
+
+    content: Tensor  # uint8 (n,)
+
+    column: ClassVar[Column] = "simulation"
+
+    def header(self) -> Header:
+        """Return the header, without `payload_bytes`."""
+        return Header(Kind.CHECK, state_bytes=len(self.content))
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        """Return the payload."""
+        return (self.content,)
+
+
+Message = Setup | HostClient | TrainRequest | FeatureBlock | ClientReport | Stop | Check
 
 
 def to_wire(message: Message) -> tuple[Header, tuple[Tensor, ...]]:
@@ -296,5 +317,7 @@ def from_wire(header: Header, buffers: Sequence[Tensor]) -> Message:
         case Kind.REPORT:
             metrics, state, spans = buffers
             return ClientReport(header.client, header.round, ClientMetrics(*metrics.tolist()), state, spans)
+        case Kind.CHECK:
+            return Check(*buffers)
         case _:
             return Stop()

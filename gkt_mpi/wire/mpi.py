@@ -388,6 +388,14 @@ def ask_cuda_support(library: object) -> bool:
     return query is not None and query() == 1
 
 
+def describe(cuda_aware: CudaAware) -> dict[str, str]:
+    """Return what a user may want to know of the MPI library in use."""
+    library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip("\0 ")
+    survives = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - Open MPI's own name
+    properties = {"CUDA-aware": is_cuda_aware(cuda_aware), "survives lost workers": survives}
+    return {"MPI": library, **{name: "yes" if holds else "no" for name, holds in properties.items()}}
+
+
 def _memory(data: Tensor) -> list[object]:
     """Return bytes (a uint8 tensor) in the form that mpi4py takes."""
     return [data if data.is_cuda else data.numpy(), MPI.BYTE]

@@ -1,0 +1,155 @@
+"""The batch scripts of launch/ on a real Slurm of two nodes (cluster.py): submitted as a person submits them.
+
+Options on sbatch's command line make the jobs small: fewer ranks, fewer images, less time.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, figures, read_metrics
+from tests.slurm.cluster import ask, missing, slurm, wait_until
+
+VENV = str(Path(sys.executable).parent.parent)
+SMALL = "--rounds 1 --server.epochs 1 --data.limit 60 --data.test_limit 20 --placement.device cpu --placement.threads 1".split()
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """What a login shell on the cluster would have."""
+    if lacking := missing():
+        pytest.skip(f"no Slurm can be started: {lacking}")
+    with slurm(tmp_path_factory.mktemp("slurm")) as found:
+        yield found | {"VENV": VENV, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def submit(environment, tmp_path):
+    """A function that submits a script of launch/ from the project's folder and returns the job's number."""
+
+    def sbatch(options: list[str], script: str, *arguments: str, **variables: str) -> str:
+        command = ["sbatch", "--parsable", f"--output={tmp_path}/%x-%j.out", *options, f"launch/{script}", *arguments]
+        env = environment | {"OUT": f"{tmp_path}/the runs"} | variables
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return sbatch
+
+
+def field(environment, job: str, name: str) -> str:
+    words = ask(environment, "scontrol", "show", "job", "--oneliner", job).split()
+    return next(word.split("=", 1)[1] for word in words if word.startswith(f"{name}="))
+
+
+def wait_for_end(environment, job: str, timeout_s: float = 240) -> str:
+    """Wait until a job is done and return its state."""
+    ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    wait_until(lambda: field(environment, job, "JobState") in ended, timeout_s, f"job {job} has not ended")
+    return field(environment, job, "JobState")
+
+
+def output(tmp_path: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(tmp_path.glob("*.out")))
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "where"),
+    [
+        ("cifar10", ["--ntasks=3"], "3 ranks on 1 node"),
+        ("cifar100", ["--nodes=2", "--ntasks=4", "--gpus-per-node=2"], "4 ranks on 2 node"),
+        ("cinic10", ["--nodes=2", "--ntasks=3", "--gpus-per-task=1"], "3 ranks on 2 node"),
+    ],
+)
+def test_a_job_completes(data, options, where, environment, submit, tmp_path, real_images):
+    job = submit(options, f"{data}.sbatch", *SMALL, f"--data.dir={real_images}")
+    assert wait_for_end(environment, job) == "COMPLETED", output(tmp_path)
+    said = (tmp_path / f"{data}-{job}.out").read_text()
+    assert where in said and "final test accuracy" in said
+    summary = json.loads((tmp_path / "the runs" / data / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"]) == ("completed", 1)
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "cinic10"])
+def test_slurm_takes_a_script_as_it_is(data, environment):
+    done = subprocess.run(
+        ["sbatch", "--test-only", f"launch/{data}.sbatch"], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and "using 21 processors on nodes node1" in done.stderr, done.stderr
+
+
+def test_a_warned_job_is_queued_again_by_itself_and_ends_with_the_figures_of_an_undisturbed_one(
+    environment, submit, tmp_path
+):
+    """Slurm's own warning, half a minute before a time limit that is too short for the run."""
+    work = [*SMALL, "--data.name=synthetic", f"--data.dir={tmp_path}/images", "--data.limit=600", "--rounds=24"]
+    calm = submit(["--ntasks=3", "--time=10"], "cifar10.sbatch", *work, NAME="calm")
+    assert wait_for_end(environment, calm) == "COMPLETED", output(tmp_path)
+    # Slurm counts a limit in minutes and looks at it now and then: the warning comes 15 to 75 s after the start.
+    warned = submit(["--ntasks=3", "--time=2", "--signal=B:USR1@90"], "cifar10.sbatch", *work, NAME="warned")
+    assert wait_for_end(environment, warned, 600) == "COMPLETED", output(tmp_path)
+    said = (tmp_path / f"cifar10-{warned}.out").read_text()
+    assert int(field(environment, warned, "Restarts")) >= 1
+    assert said.count("Slurm warns") == said.count("queued again") == int(field(environment, warned, "Restarts"))
+    assert "resumed after round" in said
+    runs = [read_metrics(tmp_path / "the runs" / name) for name in ("calm", "warned")]
+    assert figures(runs[0]) == figures(runs[1]) and len(runs[1]) == 24
+    summaries = [json.loads((tmp_path / "the runs" / name / "summary.json").read_text()) for name in ("calm", "warned")]
+    assert summaries[0]["final_test_accuracy"] == summaries[1]["final_test_accuracy"]
+
+
+def test_a_job_that_gets_nowhere_between_start_and_warning_is_not_queued_for_ever(environment, submit, tmp_path):
+    """The second start does no whole round before it is warned: here, since the warning comes at once."""
+    work = [*SMALL, "--data.name=synthetic", f"--data.dir={tmp_path}/images", "--rounds=1000"]
+    job = submit(["--ntasks=2", "--time=10"], "cifar10.sbatch", *work, "--data.limit=1000", "--server.epochs=1000")
+    log = tmp_path / f"cifar10-{job}.out"
+    checkpoints = tmp_path / "the runs" / "cifar10" / "checkpoints"
+    for start in (1, 2):
+        wait_until(lambda n=start: log.exists() and log.read_text().count("clients on 1 workers") == n, 200, "no start")
+        if start == 2:
+            wait_until(lambda: "resumed after round 0" in log.read_text(), 60, "not resumed")
+        ask(environment, "scancel", "--batch", "--signal=USR1", job)
+    assert wait_for_end(environment, job) == "FAILED", output(tmp_path)
+    assert "no round was done in all this time" in log.read_text()
+    assert field(environment, job, "ExitCode") == "75:0" and [p.name for p in checkpoints.iterdir()] == ["round-00000.pt"]
+
+
+def test_an_array_runs_a_seed_each_in_a_folder_each(environment, submit, tmp_path):
+    work = [*SMALL, "--data.name=synthetic", f"--data.dir={tmp_path}/images"]
+    job = submit(["--ntasks=2", "--array=3,5"], "cifar100.sbatch", *work)
+    for seed in (3, 5):
+        assert wait_for_end(environment, f"{job}_{seed}") == "COMPLETED", output(tmp_path)
+    configs = [(tmp_path / "the runs" / f"cifar100-seed{seed}" / "config.yaml").read_text() for seed in (3, 5)]
+    assert [f"seed: {seed}\n" in config for seed, config in zip((3, 5), configs, strict=True)] == [True, True]
+    losses = [read_metrics(tmp_path / "the runs" / f"cifar100-seed{s}")[0]["server_train_loss"] for s in (3, 5)]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "variables", "message"),
+    [
+        (["--ntasks=1"], [], {}, "a server and a worker are two ranks at least, but this job has 1"),
+        (["--ntasks=2"], ["--name", "x"], {}, "choose the run folder by NAME="),
+        (["--ntasks=2"], [], {"VENV": "/no/such"}, "there is no Python environment /no/such; run make env"),
+        (["--ntasks=2"], ["--server.model=resnet20"], {}, "server.model"),
+    ],
+)
+def test_a_job_that_cannot_work_ends_at_once_with_one_clear_line(
+    options, arguments, variables, message, environment, submit, tmp_path
+):
+    job = submit(options, "cinic10.sbatch", *arguments, **variables)
+    assert wait_for_end(environment, job) == "FAILED"
+    assert message in (tmp_path / f"cinic10-{job}.out").read_text()
+    assert field(environment, job, "ExitCode") == "2:0"
+
+
+def test_nodes_that_the_ranks_do_not_fill_are_a_clear_error(environment, tmp_path):
+    """Slurm itself gives a job no more nodes than ranks; srun's way of asking is stopped by the script."""
+    env = environment | {"SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_ID": "1"}
+    command = ["bash", "launch/slurm_job.sh", "launch/configs/cifar10.yaml"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "2 ranks do not fill 3 nodes" in done.stderr
