@@ -87,6 +87,11 @@ test:  ## all tests, two files at a time
 	@$(env) mpi dev
 	@$(python) -m pytest -n 2 --dist loadfile $(ARGS)
 
+test-slurm:  ## the batch scripts on a real Slurm, started for the tests: needs root, slurm-wlm and munge
+	@$(env) mpi dev
+	@$(python) -c 'import sys; from tests.slurm.cluster import missing; sys.exit(missing() or 0)'
+	@$(python) -m pytest tests/slurm $(ARGS)
+
 soak:  ## throw random faults at small runs, against the figures of an undisturbed one (ten minutes; ARGS="--seed 1")
 	@$(env) mpi dev
 	@$(python) -m tests.e2e.soak $(ARGS)

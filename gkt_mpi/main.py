@@ -220,6 +220,7 @@ def _run_algorithm(config: RunConfig, server: Server) -> str | None:
 
 def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bool]) -> None:
     """Build a worker of a run as the server describes it, and serve until the server says stop."""
+    transport.end_if_silent(2 * config.faults.timeout_s)  # the server gives it up before
     setup = receive_setup(transport)
     if setup is None:
         return

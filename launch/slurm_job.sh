@@ -47,7 +47,7 @@ while kill -0 $run 2>/dev/null; do # a signal ends the waiting, not the run
 done
 
 if [ $status = 75 ] && [ -z "$ended" ]; then
-    if [ -n "$before" ] && [ "$before" = "$(checkpoints)" ]; then
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge 1 ] && [ "$before" = "$(checkpoints)" ]; then
         echo "slurm_job.sh: not queued again, since no round was done in all this time; give the job more --time" >&2
     else
         echo "queued again, to go on from the newest checkpoint"

@@ -67,11 +67,22 @@ def run(
     return Done(process.returncode, out, err)
 
 
-def mpirun(ranks: int, program: list, timeout_s: float = 300, mpi_options: Sequence[str] = (), **options) -> Done:
-    """Run a Python program (what follows `python`) on so many ranks, through the launch wrapper."""
+def mpirun(
+    ranks: int,
+    program: list,
+    timeout_s: float = 300,
+    mpi_options: Sequence[str] = (),
+    begin: Sequence[str] = (),
+    **options,
+) -> Done:
+    """Run a Python program (what follows `python`) on so many ranks, through the launch wrapper.
+
+    `begin` are words to which the command is given as one more: what starts it on another host.
+    """
     venv = str(Path(sys.executable).parent.parent)
     launch = ["sh", str(ROOT / "launch/mpirun.sh"), "-np", str(ranks), *mpi_options]
     command = [*launch, sys.executable, *map(str, program)]
+    command = [*begin, shlex.join(command)] if begin else command
     return run(command, timeout_s, env={"VENV": venv} | options.pop("env", {}), **options)
 
 

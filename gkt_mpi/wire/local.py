@@ -70,6 +70,9 @@ class LocalTransport:
     def set_timeout(self, seconds: float) -> None:
         """Do nothing: a thread cannot be lost."""
 
+    def end_if_silent(self, seconds: float) -> None:
+        """Do nothing: a debugger may hold a thread for any time."""
+
     def stop(self, rank: int) -> None:
         """Tell a worker to stop at once."""
         self._world.stopped[rank].set()

@@ -16,7 +16,9 @@ Ranks can be lost (peers.py). A sign, a message of no bytes under a tag of its o
 
 import contextlib
 import ctypes
+import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
@@ -77,6 +79,7 @@ class MpiTransport:
         self._leaving: deque[tuple[int, list[MPI.Request], list[Tensor]]] = deque()
         self._abandoned: list[tuple[int, list[MPI.Request], list[Tensor]]] = []  # MPI may still read this memory
         self._num_left = 0
+        self._patience_s = 0.0  # without end
         self._last_sign = time.monotonic()
         self._aside: list[MPI.Message | None] = []  # what cannot be received
         self._refused: set[int] = set()  # ranks whose last message was refused, and may have payload left
@@ -169,6 +172,11 @@ class MpiTransport:
         """Count a rank as lost that is waited for and says nothing for so long."""
         self.peers.timeout_s = seconds
 
+    def end_if_silent(self, seconds: float) -> None:
+        """Have this worker end, by SIGALRM, when it has not said that it is alive for so long."""
+        faulthandler.register(signal.SIGALRM, chain=True)  # which first tells where it hung
+        self._patience_s = seconds
+
     def stop(self, rank: int) -> None:
         """Tell a worker to stop at once."""
         if rank not in self.peers.dead:
@@ -182,6 +190,7 @@ class MpiTransport:
         if now - self._last_sign > _SIGN_EVERY_S:
             self._last_sign = now
             self._sign(SERVER)
+            signal.setitimer(signal.ITIMER_REAL, self._patience_s)
         try:
             is_stopped = self.comm.Iprobe(SERVER, _SIGN_TAG)
         except MPI.Exception as error:
@@ -341,6 +350,7 @@ class MpiTransport:
 
         MPI's own end would wait for all of them, the dead and the silent too.
         """
+        signal.setitimer(signal.ITIMER_REAL, 0)
         nobody_died = np.array([not self.peers.lost], np.int32)
         if self.is_fault_tolerant:
             self.peers.kill(self.peers.silent)

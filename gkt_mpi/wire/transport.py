@@ -54,6 +54,12 @@ class Transport(Protocol):
     def set_timeout(self, seconds: float) -> None:
         """Count a rank as lost that is waited for and says nothing for so long; before the first call none is."""
 
+    def end_if_silent(self, seconds: float) -> None:
+        """Have this worker's process end, and tell where it hung, when it has not been in touch for so long.
+
+        The server, which has given it up by then, cannot end it on another node, and mpirun would wait for it.
+        """
+
     def stop(self, rank: int) -> None:
         """Tell a worker to stop at once, whatever it does and whatever messages are on their way to it."""
 

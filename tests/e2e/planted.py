@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import arguments, read_metrics
@@ -10,13 +11,22 @@ from tests.launch import Done, mpirun
 RESULTS = ("round", "test_accuracy", "client_test_accuracy", "server_train_loss", "client_train_loss")
 
 
-def plant(ranks: int, faults: list[str], path: Path, mpi_options: tuple[str, ...] = (), **changes) -> Done:
+def plant(
+    ranks: int,
+    faults: list[str],
+    path: Path,
+    mpi_options: Sequence[str] = (),
+    begin: Sequence[str] = (),
+    **changes,
+) -> Done:
     """Run gkt_mpi.main on so many ranks with these faults and changes of the tiny configuration, in a folder."""
     pids = path / "pids"
     pids.mkdir(exist_ok=True)
     program = ["tests/e2e/plant.py", *faults, "--", *arguments(path, **changes)]
     note = (pids / "launcher").write_text
-    return mpirun(ranks, program, 120, mpi_options, env={"PLANT_PIDS": str(pids)}, on_start=lambda pid: note(str(pid)))
+    return mpirun(
+        ranks, program, 120, mpi_options, begin, env={"PLANT_PIDS": str(pids)}, on_start=lambda pid: note(str(pid))
+    )
 
 
 def struck(path: Path) -> list[str]:

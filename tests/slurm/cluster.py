@@ -1,7 +1,7 @@
 """A real Slurm of the tests' own on this machine: munged, slurmctld and a slurmd for each of its two nodes.
 
-Everything lies in one temporary folder, on ports of its own, beside whatever Slurm the machine may have. Needs root, and
-what Debian has as slurm-wlm and munge; `missing` says so.
+Everything lies in one temporary folder, on ports of its own, beside whatever Slurm the machine may have. Needs
+root, and what Debian has as slurm-wlm and munge; `missing` says so.
 """
 
 import contextlib
@@ -113,7 +113,9 @@ def wait_until(holds, timeout_s: float, otherwise: str) -> None:
 
 def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
     def is_idle() -> bool:
-        done = subprocess.run(["sinfo", "-h", "-o", "%T %D"], env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["sinfo", "-h", "-o", "%T %D"], env=environment, capture_output=True, text=True, timeout=60
+        )
         return done.stdout.split() == ["idle", str(len(NODES))]
 
     try:

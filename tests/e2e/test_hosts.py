@@ -1,0 +1,103 @@
+"""Several hosts (hosts.py), as mpirun meets them with a host file: the same figures, and the same care for the lost."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import arguments
+from tests.e2e.hosts import hosts, missing
+from tests.e2e.planted import left_behind, plant, results
+from tests.launch import mpirun, run
+
+NAMES = ["node1", "node2", "node3"]
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory):
+    """The path of a launch agent that reaches three hosts."""
+    if lacking := missing():
+        pytest.skip(lacking)
+    with hosts(NAMES, tmp_path_factory.mktemp("hosts")) as path:
+        yield path
+
+
+def options(agent, host_file="four_gpus_a_node"):
+    """What mpirun is told: a host file of the project as it is, the agent in place of ssh, and to deal ranks out."""
+    return ["--hostfile", f"hostfiles/{host_file}", "--prtemca", "plm_ssh_agent", agent, "--map-by", "node"]
+
+
+@pytest.fixture(scope="module")
+def on_one_host(tmp_path_factory):
+    """What the run learns on one host."""
+    path = tmp_path_factory.mktemp("one")
+    assert plant(3, [], path).status == 0
+    return results(path)
+
+
+@pytest.mark.parametrize(
+    ("host_file", "expected"),
+    [
+        ("two_nodes", {"node1": 11, "node2": 10}),
+        ("four_gpus_a_node", {"node1": 7, "node2": 7, "node3": 7}),
+        ("mix", {"node1": 11, "node2": 8, "node3": 2}),
+    ],
+)
+def test_mpirun_takes_a_host_file_as_it_is(host_file, expected, agent):
+    begin = ["sh", "launch/mpirun.sh", "--hostfile", f"hostfiles/{host_file}", "--prtemca", "plm_ssh_agent", agent]
+    venv = str(Path(sys.executable).parent.parent)
+    done = run([agent, "node1", " ".join([*begin, "-np", "21", "hostname"])], env={"VENV": venv})
+    assert done.status == 0, done.err
+    names = done.out.split()
+    assert {name: names.count(name) for name in names} == expected
+
+
+def test_the_figures_are_those_of_one_host(agent, on_one_host, tmp_path):
+    done = plant(4, [], tmp_path, options(agent), [agent, "node1"])
+    assert (done.status, done.err) == (0, ""), done.out + done.err
+    assert results(tmp_path) == on_one_host
+
+
+def test_a_worker_that_dies_on_another_host_is_survived(agent, on_one_host, tmp_path):
+    faults = ["1,worker in the middle of a block,6,kill", "2,worker while training,4,kill"]
+    done = plant(4, faults, tmp_path, options(agent), [agent, "node1"])
+    assert done.status == 0, done.out + done.err
+    assert results(tmp_path) == on_one_host
+    assert "rank 1 has died" in done.out and "rank 2 has died" in done.out
+    assert not left_behind(tmp_path)
+
+
+def check(agent, tmp_path, *changes, ranks=4, env=()):
+    program = ["-m", "gkt_mpi.main", "--check", *arguments(tmp_path), *changes]
+    return mpirun(ranks, program, 120, options(agent), [agent, "node1"], env=dict(env))
+
+
+def test_a_look_at_every_rank_shows_the_hosts_and_ends_with_ready(agent, tmp_path):
+    done = check(agent, tmp_path)
+    assert done.status == 0, done.out + done.err
+    rows = [line.split()[:4] for line in done.out.splitlines() if line[:1].isdigit()]
+    hosts_of_ranks = ["node1", "node2", "node3", "node1"]
+    assert rows == [[str(i), host, "worker" if i else "server", "cpu"] for i, host in enumerate(hosts_of_ranks)]
+    assert done.out.splitlines()[-1] == "ready"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out", "data.dir"])
+def test_a_folder_that_a_host_does_not_see_is_to_be_mended(name, agent, tmp_path):
+    hidden = tmp_path / ("runs" if name == "out" else "data")
+    hidden.mkdir()
+    done = check(agent, tmp_path, env={"HIDDEN_ON_node3": str(hidden)})
+    assert done.status == 2, done.out + done.err
+    expected = f"it does not see the server's {name}, {hidden}; set {name} to a shared folder"
+    assert done.out.splitlines()[-1] == f"mend this first: rank 2 on node3: {expected}"
+
+
+def test_a_worker_that_hangs_on_another_host_is_given_up_and_ends_by_itself(agent, on_one_host, tmp_path):
+    """The server cannot kill it, and mpirun waits for it: it tells where it hung, and goes."""
+    faults = ["2,worker while training,4,hang"]
+    done = plant(4, faults, tmp_path, options(agent), [agent, "node1"], faults__timeout_s=4)
+    assert done.status == 0, done.out + done.err
+    assert "rank 2 has not answered for 4 s" in done.out
+    assert "most recent call first" in done.err and "plant.py" in done.err
+    assert results(tmp_path) == on_one_host
+    assert not left_behind(tmp_path)
