@@ -1,14 +1,11 @@
 """Several hosts (hosts.py), as mpirun meets them with a host file: the same figures, and the same care for the lost."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.conftest import arguments
 from tests.e2e.hosts import hosts, missing
 from tests.e2e.planted import left_behind, plant, results
-from tests.launch import mpirun, run
+from tests.launch import mpirun
 
 NAMES = ["node1", "node2", "node3"]
 
@@ -44,9 +41,10 @@ def on_one_host(tmp_path_factory):
     ],
 )
 def test_mpirun_takes_a_host_file_as_it_is(host_file, expected, agent):
-    begin = ["sh", "launch/mpirun.sh", "--hostfile", f"hostfiles/{host_file}", "--prtemca", "plm_ssh_agent", agent]
-    venv = str(Path(sys.executable).parent.parent)
-    done = run([agent, "node1", " ".join([*begin, "-np", "21", "hostname"])], env={"VENV": venv})
+    # Open MPI's launcher now and then waits for ever when all programs have ended before all hosts have reported.
+    program = "import socket, time; time.sleep(1); print(socket.gethostname())"
+    mpi_options = ["--hostfile", f"hostfiles/{host_file}", "--prtemca", "plm_ssh_agent", agent]
+    done = mpirun(21, ["-c", program], 120, mpi_options, [agent, "node1"])
     assert done.status == 0, done.err
     names = done.out.split()
     assert {name: names.count(name) for name in names} == expected
