@@ -44,6 +44,7 @@ command -v setsid >/dev/null && set -- setsid "$@"
 "$@" &
 job=$!
 trap 'kill -USR1 $job; trap "kill -TERM $job" TERM INT HUP USR1' TERM INT HUP USR1
+trap 'kill -USR2 $job' USR2 # every rank prints where it is
 status=0
 wait $job || status=$?
 while kill -0 $job 2>/dev/null; do # a signal ends the waiting, not the job

@@ -203,3 +203,12 @@ def test_a_short_soak_is_survived():
     """One run with faults drawn from a seed; `make soak` is the long form."""
     shown = io.StringIO()
     assert soak.soak(seed=3, seconds=200, runs=1, say=Console(file=shown, width=100)), shown.getvalue()
+
+
+def test_every_rank_tells_where_it_is_when_asked_and_goes_on(undisturbed, tmp_path):
+    """SIGUSR2 to the launch wrapper, which passes it to mpirun, which passes it to all ranks."""
+    done = plant(3, ["0,server while training,4,usr2-launcher"], tmp_path, rounds=ROUNDS)
+    assert done.status == 0, done.out + done.err
+    told = done.out + done.err
+    assert told.count("Current thread") == 3 and "engine/server.py" in told
+    assert results(tmp_path) == undisturbed

@@ -45,6 +45,19 @@ def test_a_documented_command_works(command, tmp_path):
         words = words[1:]
     if words[0] == "make":
         check_make(words)
+    elif words[0] == "sbatch":  # Slurm itself is asked in tests/slurm
+        script = next(i for i, word in enumerate(words) if word.endswith(".sbatch"))
+        config = re.search(r"slurm_job.sh (\S+)", (ROOT / words[script]).read_text())[1]
+        check_program(["gkt_mpi.main", "--config", config, *words[script + 1 :]])
+    elif "launch/run_FedGKT.sh" in words:
+        words = words[words.index("sh") : words.index(">") if ">" in words else None]
+        launcher = tmp_path / "launcher"
+        launcher.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\nprintf "%s\\n" "$@"\n')
+        launcher.chmod(0o755)
+        done = run(words, env={"MPIRUN": str(launcher), "VENV": VENV})
+        assert done.status == 0, done.err
+        if "--help" not in words:
+            check_program(done.out.splitlines())
     elif words[:3] == ["python", "-m", "gkt_mpi.observe.report"]:
         config = parse(arguments(tmp_path, name="digits", rounds=1))
         run_in_threads(config, 2)
@@ -62,7 +75,8 @@ def test_every_variable_and_target_of_make_is_documented_by_make_itself():
     text = (ROOT / "Makefile").read_text()
     for name in re.findall(r"^([A-Z]+) \?=", text, flags=re.MULTILINE):
         assert f"{name}=" in done.out
-    for name in ("digits", "cifar10", "cifar100", "cinic10", "test", "test-mpi-%", "bench-wire", "check", "clean"):
+    targets = re.findall(r"^([a-z0-9%-]+(?: [a-z0-9%-]+)*):(?!=)", text, flags=re.MULTILINE)
+    for name in {name for line in targets for name in line.split()}:
         assert re.search(rf"^  {re.escape(name)} ", done.out, flags=re.MULTILINE)
 
 

@@ -4,6 +4,8 @@ Options on sbatch's command line make the jobs small: fewer ranks, fewer images,
 """
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,22 @@ def test_a_job_completes(data, options, where, environment, submit, tmp_path, re
     assert where in said and "final test accuracy" in said
     summary = json.loads((tmp_path / "the runs" / data / "summary.json").read_text())
     assert (summary["status"], summary["rounds"]) == ("completed", 1)
+
+
+def documented_lines():
+    text = (ROOT / "README.md").read_text() + (ROOT / "launch/cifar10.sbatch").read_text().replace(
+        "#   sbatch", "sbatch"
+    )
+    return sorted(set(re.findall(r"^sbatch [^#\n]*?\S(?=   |\n)", text, flags=re.MULTILINE)))
+
+
+@pytest.mark.parametrize("line", documented_lines())
+def test_slurm_takes_a_documented_line(line, environment):
+    if "--nodes=6" in line:
+        line = line.replace("--nodes=6 --ntasks=21", "--nodes=2 --ntasks=8")  # there are two nodes with four GPUs
+    command = ["sbatch", "--test-only", *shlex.split(line)[1:]]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("data", ["cifar10", "cifar100", "cinic10"])

@@ -1,0 +1,97 @@
+"""What a look at every rank finds; hosts, folders and MPI itself are looked at in tests/e2e/test_hosts.py."""
+
+import dataclasses
+
+import pytest
+
+from gkt_mpi import preflight as rooms
+from gkt_mpi.data.datasets import prepare
+from gkt_mpi.preflight import preflight
+from gkt_mpi.wire.local import run_local
+
+SOFTWARE = {"torch": "2", "MPI": "a library", "survives lost workers": "no"}
+
+
+def check(config, capsys, ranks=3, software=lambda rank: SOFTWARE, configs=None):
+    """Return the server's exit status and what it prints, line by line."""
+
+    def run(transport):
+        its = (configs or {}).get(transport.rank, config)
+        return preflight(its, transport, (transport.rank, ranks, True), dict(software(transport.rank)))
+
+    status = run_local(ranks, run, 60)
+    assert status[1:] == [0] * (ranks - 1)
+    return status[0], capsys.readouterr().out.splitlines()
+
+
+def test_a_sound_run_is_ready_and_leaves_nothing_behind(tiny, capsys, tmp_path):
+    status, lines = check(tiny(), capsys)
+    assert (status, lines[-1]) == (0, "ready")
+    assert list(tmp_path.iterdir()) == []
+    assert sum(line.startswith(("0 ", "1 ", "2 ")) for line in lines) == 3
+    assert any(line.split() == ["MPI", "a", "library"] for line in lines)
+    assert any("is made when the run begins" in line for line in lines)
+    assert any("a worker that dies ends the run" in line for line in lines)
+
+
+def test_folders_that_were_there_stay(tiny, capsys, tmp_path):
+    prepare(tiny().data, lambda done, total: None)
+    (tmp_path / "runs").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert check(tiny(), capsys)[0] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_missing_data_is_to_be_mended(tiny, capsys):
+    status, lines = check(tiny(data__name="cinic10"), capsys)
+    assert status == 2 and lines[-1].startswith("mend this first: cinic10 was not found")
+    status, lines = check(tiny(data__name="cifar10", data__download=True), capsys)
+    assert status == 0 and any("downloaded" in line for line in lines)
+
+
+def test_a_folder_that_cannot_be_written_is_to_be_mended(tiny, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, lines = check(tiny(out=tmp_path / "file" / "runs"), capsys)
+    assert status == 2 and lines[-1].startswith("mend this first: out: Not a directory")
+
+
+def test_ranks_that_differ_are_to_be_mended(tiny, capsys):
+    status, lines = check(tiny(), capsys, software=lambda rank: SOFTWARE | ({"torch": "1"} if rank == 2 else {}))
+    assert status == 2 and "has torch 1, rank 0 has 2; give every node the same environment" in lines[-1]
+    assert "rank 2 on" in lines[-1] and any("rank 0, 1" in line and "rank 2" in line for line in lines)
+    other = dataclasses.replace(tiny(), seed=9)
+    status, lines = check(tiny(), capsys, configs={1: other})
+    assert status == 2 and "rank 1 on" in lines[-1] and "another configuration" in lines[-1]
+
+
+def test_a_device_that_is_not_there_is_to_be_mended(tiny, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    status, lines = check(tiny(placement__device="cuda"), capsys)
+    assert status == 2 and "rank 0 on" in lines[-1] and "torch sees no GPU" in lines[-1]
+
+
+def test_features_that_do_not_fit_are_to_be_mended(tiny, capsys, monkeypatch):
+    prepare(tiny().data, lambda done, total: None)
+    monkeypatch.setattr(rooms, "available_memory_mib", lambda: 0.1)  # 66 features of 4 KiB are 0.26 MiB
+    status, lines = check(tiny(), capsys)
+    assert status == 2 and "bank.memory_mib" in lines[-1]
+    assert check(tiny(bank__memory_mib=0.01), capsys)[0] == 0
+    assert check(tiny(wire__codec="int4"), capsys)[0] == 0
+
+
+@pytest.mark.parametrize(("clients", "idle"), [(1, "1 of 2 workers have nothing to do"), (2, None)])
+def test_workers_without_clients_are_worth_a_note(clients, idle, tiny, capsys):
+    status, lines = check(tiny(clients=clients), capsys)
+    notes = [line for line in lines if "nothing to do" in line]
+    assert status == 0 and (idle in notes[0] if idle else not notes)
+
+
+def test_a_single_rank_is_told_to_take_more(tiny, capsys):
+    status, lines = check(tiny(), capsys, ranks=1)
+    assert status == 2 and "mpirun -np 5" in lines[-1]
+
+
+def test_a_worker_that_sends_back_other_bytes_is_to_be_mended(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(rooms.torch, "equal", lambda a, b: False)
+    status, lines = check(tiny(), capsys)
+    assert status == 2 and "rank 1 has sent back other bytes" in lines[-1]
