@@ -159,6 +159,7 @@ def test_an_array_runs_a_seed_each_in_a_folder_each(environment, submit, tmp_pat
     ("options", "arguments", "variables", "message"),
     [
         (["--ntasks=1"], [], {}, "a server and a worker are two ranks at least, but this job has 1"),
+        (["--nodes=2", "--ntasks=1"], [], {}, "try: sbatch --ntasks=21"),  # Slurm makes it one node
         (["--ntasks=2"], ["--name", "x"], {}, "choose the run folder by NAME="),
         (["--ntasks=2"], [], {"VENV": "/no/such"}, "there is no Python environment /no/such; run make env"),
         (["--ntasks=2"], ["--server.model=resnet20"], {}, "server.model"),
@@ -173,8 +174,14 @@ def test_a_job_that_cannot_work_ends_at_once_with_one_clear_line(
     assert field(environment, job, "ExitCode") == "2:0"
 
 
-def test_nodes_that_the_ranks_do_not_fill_are_a_clear_error(environment, tmp_path):
-    """Slurm itself gives a job no more nodes than ranks; srun's way of asking is stopped by the script."""
+def test_ranks_that_do_not_fit_on_the_nodes_are_refused_at_once_by_slurm(environment):
+    command = ["sbatch", "--nodes=2", "--ntasks-per-node=4", "launch/cifar10.sbatch"]  # of 21 ranks
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "Requested node configuration is not available" in done.stderr
+
+
+def test_nodes_that_the_ranks_do_not_fill_are_a_clear_error(environment):
+    """Slurm gives a job no more nodes than ranks, unless somebody sets its variables."""
     env = environment | {"SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_ID": "1"}
     command = ["bash", "launch/slurm_job.sh", "launch/configs/cifar10.yaml"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
