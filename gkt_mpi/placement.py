@@ -54,6 +54,11 @@ class Placement:
     threads: int
     all_threads: int  # while every other rank of the node waits
 
+    @property
+    def has_own_cores(self) -> bool:
+        """Whether what this rank computes takes no cores from others of its node, or was told not to use more."""
+        return self.device.type == "cuda" or self.threads == self.all_threads
+
     def apply(self) -> None:
         """Make torch use this device and this number of threads, and have freed memory kept for what comes next."""
         keep_freed_memory()

@@ -34,6 +34,9 @@ case $version in
     *) set -- --with-ft ulfm "$@" ;;
     esac
     set -- --oversubscribe "$@"
+    case "$(command -v "$launcher") $*" in
+    *" "*/mpirun*" --host"*) echo "gkt_mpi: Open MPI starts nothing on other nodes from a folder with a space in its name" >&2 ;;
+    esac
     ;;
 esac
 

@@ -109,9 +109,10 @@ class Server:
         self._is_taught = [False] * len(roster)  # clients for whose samples the bank holds the server's logits
         self._spans: dict[int, Tensor] = {}
         self._record: dict[str, Any] = {}
+        self._to_close: dict[str, Any] | None = None  # the record of a round that is done, but not evaluated and saved
 
     def rounds(self) -> Iterator[int]:
-        """Yield the number of each round still to do; before the next one, evaluate, log and checkpoint.
+        """Yield the number of each round still to do; in between evaluate, log and checkpoint, while the clients work.
 
         At the end, evaluate every stem on the whole test set, write the summary, and stop the workers.
         """
@@ -120,12 +121,18 @@ class Server:
             self._unsaved = 0, self._copy_of_state()
         for client in self.roster:
             self._host(client, self._states[client])
+        self._progress.begin_round(start)
+        self._round_began = time.perf_counter()
         for round in range(start, self.num_rounds):
-            began, ledger = time.perf_counter(), self._bytes()
+            ledger = self._bytes()
             self._record = {"round": round, "refused_messages": 0, "lost_workers": 0, "dropped_clients": 0}
-            self._progress.begin_round(round)
             yield round
-            self._close_round(round, began, ledger)
+            names = ("upload_bytes", "download_bytes", "simulation_bytes")
+            moved = (b - a for a, b in zip(ledger, self._bytes(), strict=True))
+            self._to_close = {**self._record, **dict(zip(names, moved, strict=True))}
+            if not self._placement.has_own_cores:  # what this rank computes now would only slow the clients down
+                self._close_round()
+        self._close_round()
         self._finish()
 
     def request(self, client: int, round: int) -> None:
@@ -140,6 +147,9 @@ class Server:
         another. Raises `WireError` for a bad client unless `faults.on_bad_client` is drop, and `GktError` when no
         worker, or no client's data, is left.
         """
+        self._close_round()  # the one before: the clients have been asked, and are at work
+        self._clients_began = time.perf_counter()
+        self._progress.begin_phase("clients train and upload", len(self.bank))
         self.bank.open_round()
         expected = self.roster.num_samples
         contract = Contract(
@@ -206,11 +216,10 @@ class Server:
     @contextmanager
     def clients_phase(self) -> Iterator[None]:
         """Time the clients' part of the round: `wire_s` is the server's receiving of payloads, `client_s` the rest."""
-        began, received_s = time.perf_counter(), self._timeline.seconds("receive")
-        self._progress.begin_phase("clients train and upload", len(self.bank))
+        received_s = self._timeline.seconds("receive")
         yield
         self._record["wire_s"] = self._timeline.seconds("receive") - received_s
-        self._record["client_s"] = time.perf_counter() - began - self._record["wire_s"]
+        self._record["client_s"] = time.perf_counter() - self._clients_began - self._record["wire_s"]
 
     @contextmanager
     def server_phase(self) -> Iterator[None]:
@@ -272,31 +281,33 @@ class Server:
         self._record["worker_peak_mib"] = max(m.peak_mib for m in metrics)
         self._record["slowest_client_s"] = max(m.train_s + m.upload_s for m in metrics)
 
-    def _close_round(self, round: int, began: float, ledger: tuple[int, int, int]) -> None:
-        is_last = round == self.num_rounds - 1
-        if is_last or (round + 1) % self._evaluate_config.every == 0:
+    def _close_round(self) -> None:
+        """Evaluate, save the state and log after a round, unless that has been done."""
+        if self._to_close is None:
+            return
+        record, self._to_close = self._to_close, None
+        num_done = record["round"] + 1
+        is_last = num_done == self.num_rounds
+        if is_last or num_done % self._evaluate_config.every == 0:
             evaluate_began = time.perf_counter()
             accuracy = self._evaluate(self._evaluate_config.mode, "evaluation")
-            self._record["test_accuracy"] = accuracy.server
-            self._record["client_test_accuracy"] = accuracy.client
-            self._record["evaluate_s"] = self._timeline.add("evaluate", evaluate_began)
-        names = ("upload_bytes", "download_bytes", "simulation_bytes")
-        self._record |= dict(zip(names, (b - a for a, b in zip(ledger, self._bytes(), strict=True)), strict=True))
+            record |= {"test_accuracy": accuracy.server, "client_test_accuracy": accuracy.client}
+            record["evaluate_s"] = self._timeline.add("evaluate", evaluate_began)
         checkpoint_began = time.perf_counter()
-        self._record["server_peak_mib"] = peak_mib()
+        record["server_peak_mib"] = peak_mib()
         # The line is logged after the checkpoint, whose time it tells; the checkpoint has all but these two figures.
-        self._record["checkpoint_s"] = 0.0
-        self._record["round_s"] = checkpoint_began - began
-        if is_last or (round + 1) % self._checkpoints.config.every == 0:
-            self._checkpoints.save(round + 1, self._state())
+        record |= {"checkpoint_s": 0.0, "round_s": checkpoint_began - self._round_began}
+        if is_last or num_done % self._checkpoints.config.every == 0:
+            self._checkpoints.save(num_done, self._state(record))
             self._unsaved = None
         else:
-            self._unsaved = round + 1, self._copy_of_state()
-        self._rounds_done = round + 1
-        self._record["checkpoint_s"] = self._timeline.add("checkpoint", checkpoint_began)
-        self._record["round_s"] = time.perf_counter() - began
-        self._log.append(self._record, {**self._spans, SERVER: self._timeline.take()})
-        self._progress.end_round(self._record)
+            self._unsaved = num_done, self._copy_of_state(record)
+        self._rounds_done = num_done
+        record["checkpoint_s"] = self._timeline.add("checkpoint", checkpoint_began)
+        began, self._round_began = self._round_began, time.perf_counter()
+        record["round_s"] = self._round_began - began
+        self._log.append(record, {**self._spans, SERVER: self._timeline.take()})
+        self._progress.end_round(record)
 
     def _finish(self) -> None:
         """Evaluate every stem on the whole test set, write the summary, and stop the workers."""
@@ -318,8 +329,8 @@ class Server:
         ledger = self.transport.ledger
         return ledger.received["algorithm"], ledger.sent["algorithm"], ledger.simulation_bytes
 
-    def _state(self) -> dict[str, Any]:
-        """Return the whole state of the run."""
+    def _state(self, *record: dict[str, Any]) -> dict[str, Any]:
+        """Return the whole state of the run, with the record of the round that has just been done, if any."""
         return {
             "compute": asdict(self._compute),
             "model": self._model.state_dict(),
@@ -328,12 +339,12 @@ class Server:
             "clients": list(self._states),
             "is_taught": list(self._is_taught),
             "server_logit": self.bank.server_logit,
-            "records": [*self._log.records, self._record] if self._record else [],
+            "records": [*self._log.records, *record],
         }
 
-    def _copy_of_state(self) -> dict[str, Any]:
+    def _copy_of_state(self, *record: dict[str, Any]) -> dict[str, Any]:
         """Return the state of the run as it is now, whatever changes later; the clients' are never changed in place."""
-        state = self._state()
+        state = self._state(*record)
         return copy.deepcopy({**state, "clients": []}) | {"clients": state["clients"]}
 
     def save(self) -> int:

@@ -43,6 +43,7 @@ _PAYLOAD_TAG = 2
 _SIGN_TAG = 3
 _FAILURE_TAG = 4
 _SIGN_EVERY_S = 1.0
+_KILL_AFTER_S = 0.2
 _FAREWELL_S = 5.0  # how long the server waits at the end for ranks that have fallen silent
 # Open MPI 5.0 with mpi4py 4.1 fails on a single message over 2 GiB.
 _LARGEST_SEND = 2**30
@@ -377,6 +378,8 @@ class MpiTransport:
                     self.keep_in_touch()
                     time.sleep(_LONGEST_SLEEP_S)
             if SERVER in self.peers.dead:
+                # Two that killed each other would leave mpirun with status 0: the lowest rank comes first.
+                time.sleep(_KILL_AFTER_S * (self.rank - 1))
                 self.peers.kill(set(range(self.size)) - {self.rank})  # one that hangs would keep the job
         _exit(status)
 

@@ -7,16 +7,19 @@ numbers are found in the folder PLANT_PIDS; what has happened is added to the fi
 """
 
 import contextlib
+import gc
 import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from mpi4py import MPI
 
 from gkt_mpi.data import shard
 from gkt_mpi.engine import checkpoint, client, server, worker
+from gkt_mpi.engine.faults import Interrupt
 from gkt_mpi.main import main
 from gkt_mpi.observe import run_log
 from gkt_mpi.wire import mpi
@@ -97,6 +100,19 @@ def send_signal(name, to=None):
         os.kill(process, signal.Signals[f"SIG{name.upper()}"])
 
 
+def wait_to_be_ended(owner):
+    """Wait until what has been sent to the launcher reaches the server, and on a worker what the server then says.
+
+    A busy machine may take longer for it than a tiny run lasts.
+    """
+    deadline = time.monotonic() + 60
+    interrupts = [found for found in gc.get_objects() if isinstance(found, Interrupt)]
+    while time.monotonic() < deadline and not any(found.name for found in interrupts):
+        if isinstance(owner, client.Client):
+            owner._on_batch()  # raises when the server says stop
+        time.sleep(0.01)
+
+
 def plant(where, faults):
     """Replace a method by one that counts its calls and has each fault happen when its time has come."""
     owner, name = PLACES[where]
@@ -114,6 +130,8 @@ def plant(where, faults):
             if hasattr(Faults, what):
                 return getattr(Faults, what)(where, method, *arguments, **options)
             send_signal(*what.split("-"))
+            if what in ("usr1-launcher", "term-launcher", "int-launcher"):
+                wait_to_be_ended(arguments[0])
         return method(*arguments, **options)
 
     is_static = isinstance(vars(owner).get(name), classmethod | staticmethod)

@@ -210,5 +210,5 @@ def test_every_rank_tells_where_it_is_when_asked_and_goes_on(undisturbed, tmp_pa
     done = plant(3, ["0,server while training,4,usr2-launcher"], tmp_path, rounds=ROUNDS)
     assert done.status == 0, done.out + done.err
     told = done.out + done.err
-    assert told.count("Current thread") == 3 and "engine/server.py" in told
+    assert told.count("Current thread") == 3 and "gkt_mpi/main.py" in told
     assert results(tmp_path) == undisturbed
