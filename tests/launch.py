@@ -49,6 +49,7 @@ def run(
         cwd=cwd,
         env=environment,
         start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
     )
     on_start(process.pid)
     try:
@@ -109,6 +110,11 @@ def run_in_terminal(command: list[str], timeout_s: float = 300) -> tuple[int, st
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # mpirun then gets SIGTERM
             process.wait(10)
+
+
+def _heed_ctrl_c() -> None:
+    """Take SIGINT as a program in a terminal does: a shell has its background jobs, these tests maybe, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _environment() -> dict[str, str]:

@@ -227,8 +227,7 @@ class MpiTransport:
             source, tag, size = self._next(awaited)
             self.peers.hear(source)
             if tag == _SIGN_TAG and size == 0:
-                self.comm.Recv([_NOTHING, MPI.BYTE], source, tag)
-                if self.rank != SERVER:
+                if self._take([_NOTHING, MPI.BYTE], source, tag) and self.rank != SERVER:
                     raise Interrupted("the server says stop")
                 continue
             if tag == _FAILURE_TAG and size == 0:
@@ -236,12 +235,22 @@ class MpiTransport:
             if tag == _HEADER_TAG and size == HEADER_BYTES:
                 self._refused.discard(source)
                 words = np.empty(HEADER_BYTES // 8, np.int64)
-                self.comm.Recv([words, MPI.BYTE], source, _HEADER_TAG)
-                return source, words
+                if self._take([words, MPI.BYTE], source, tag):
+                    return source, words
+                continue
             self._pass_over(source, tag, size)
             if tag == _HEADER_TAG or source not in self._refused:
                 self._refused.add(source)
                 raise WireError(f"rank {source} sent {size} bytes that are no header and that no header announced")
+
+    def _take(self, buffer: list[object], source: int, tag: int) -> bool:
+        """Receive a small message that is there; False if its sender has died, and it cannot be had any more."""
+        try:
+            self.comm.Recv(buffer, source, tag)
+        except MPI.Exception as error:
+            self.peers.note(error)
+            return False
+        return True
 
     def _fill(self, buffer: Tensor, source: int) -> None:
         """Receive a buffer of the payload: straight into its memory, through the host where MPI cannot."""
@@ -255,12 +264,12 @@ class MpiTransport:
             if tag != _PAYLOAD_TAG or size != len(piece):
                 found = f"{size} bytes" if tag == _PAYLOAD_TAG else "another header"
                 raise WireError(f"rank {source} sent {found} where its header announced {len(piece)} bytes of payload")
-            self._finish_receive(self.comm.Irecv(_memory(piece), source, _PAYLOAD_TAG), source)
+            self._finish_receive(_memory(piece), source, tag)
         if staged:
             flat.copy_(memory)
 
-    def _finish_receive(self, request: MPI.Request, source: int) -> None:
-        """Wait until what has begun to arrive is there."""
+    def _finish_receive(self, buffer: list[object], source: int, tag: int) -> None:
+        """Receive what has begun to arrive, and wait until all of it is there."""
 
         def is_done() -> bool:
             """Whether it is there; between looks, whether its sender is still alive."""
@@ -274,6 +283,7 @@ class MpiTransport:
             return False
 
         try:
+            request = self.comm.Irecv(buffer, source, tag)
             _poll(is_done)
         except MPI.Exception as error:
             self.peers.note(error)
@@ -326,7 +336,7 @@ class MpiTransport:
         scratch = np.empty(_SCRATCH_BYTES, np.uint8)
         chunk = MPI.BYTE.Create_contiguous(_SCRATCH_BYTES)
         overlaid = chunk.Create_hvector(2**31 - 1, 1, 0).Commit()  # room for 128 TiB, all in one place
-        self._finish_receive(self.comm.Irecv([scratch, 1, overlaid], source, tag), source)
+        self._finish_receive([scratch, 1, overlaid], source, tag)
         overlaid.Free()
         chunk.Free()
 
