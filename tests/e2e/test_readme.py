@@ -58,6 +58,9 @@ def test_a_documented_command_works(command, tmp_path):
         assert done.status == 0, done.err
         if "--help" not in words:
             check_program(done.out.splitlines())
+    elif words[:3] == ["python", "-m", "gkt_mpi.models.cost"]:
+        done = run([sys.executable, *words[1:]])
+        assert done.status == 0 and "fedgkt" in done.out, done.err
     elif words[:3] == ["python", "-m", "gkt_mpi.observe.report"]:
         config = parse(arguments(tmp_path, name="digits", rounds=1))
         run_in_threads(config, 2)
