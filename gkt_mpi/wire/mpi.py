@@ -177,6 +177,7 @@ class MpiTransport:
         """Have this worker end, by SIGALRM, when it has not said that it is alive for so long."""
         faulthandler.register(signal.SIGALRM, chain=True)  # which first tells where it hung
         self._patience_s = seconds
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # from now on, not from the first sign on
 
     def stop(self, rank: int) -> None:
         """Tell a worker to stop at once."""
