@@ -174,7 +174,12 @@ class MpiTransport:
         self.peers.timeout_s = seconds
 
     def end_if_silent(self, seconds: float) -> None:
-        """Have this worker end, by SIGALRM, when it has not said that it is alive for so long."""
+        """Have this worker end, by SIGALRM, when it has not said that it is alive for so long.
+
+        Not without fault tolerance, where its end would be that of the job, which can go on without it.
+        """
+        if not self.is_fault_tolerant:
+            return
         faulthandler.register(signal.SIGALRM, chain=True)  # which first tells where it hung
         self._patience_s = seconds
         signal.setitimer(signal.ITIMER_REAL, seconds)  # from now on, not from the first sign on
