@@ -146,12 +146,14 @@ def available_memory_mib() -> float:
     with open("/proc/meminfo") as file:
         found = dict(line.split(":") for line in file)
     left = int(found["MemAvailable"].split()[0]) * 1024
-    with contextlib.suppress(OSError, ValueError):  # control groups of version 2
+    with contextlib.suppress(OSError, ValueError, KeyError):  # control groups of version 2
         group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
         folder = Path("/sys/fs/cgroup", group)
         for level in (folder, *folder.parents):
             if (level / "memory.max").exists() and (limit := (level / "memory.max").read_text().strip()) != "max":
-                left = min(left, int(limit) - int((level / "memory.current").read_text()))
+                counted = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
+                used = int((level / "memory.current").read_text()) - int(counted["inactive_file"])  # cache gives way
+                left = min(left, int(limit) - used)
     return left / 2**20
 
 

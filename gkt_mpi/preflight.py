@@ -220,7 +220,9 @@ def _too_large(config: RunConfig, file: ImageFile) -> list[str]:
     height, width, _ = file.image_shape
     num = min(len(file.labels("train")), config.data.limit or len(file.labels("train")))
     needed = num * Codec(config.wire.codec, (height, width, STEM_CHANNELS)).row_bytes / 2**20
-    if min(needed, config.bank.memory_mib or needed) < 0.9 * available_memory_mib():
+    limit = config.bank.memory_mib
+    in_memory = needed if limit is None else min(needed, limit)
+    if in_memory < 0.9 * available_memory_mib():
         return []
     return [
         f"the features of a round are {needed:,.0f} MiB in {config.wire.codec}, and the server has "

@@ -155,6 +155,8 @@ def main() -> None:
     parser.add_argument("--codec", choices=get_args(CodecName), default="float32")
     parser.add_argument("--clients", type=int, default=16)
     options = parser.parse_args()
+    if options.clients < 1:
+        parser.error(f"--clients is {options.clients}; expected at least 1")
     data = DATA[options.data]
     console = Console(width=None if Console().is_terminal else 110)
     console.print(model_table(data))
