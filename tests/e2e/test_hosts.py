@@ -36,6 +36,14 @@ def on_one_host(tmp_path_factory):
     return results(path)
 
 
+def said_by_ranks(err):
+    """What is on the standard error output, but for what Open MPI's launcher says when its child is faster than it.
+
+    Parent and child both put the child into a process group of its own; the one that comes too late is refused.
+    """
+    return "".join(line for line in err.splitlines(True) if "plm:ssh: Warning: setpgid(" not in line)
+
+
 @pytest.mark.parametrize(
     ("host_file", "expected"),
     [
@@ -56,7 +64,7 @@ def test_mpirun_takes_a_host_file_as_it_is(host_file, expected, agent):
 
 def test_the_figures_are_those_of_one_host(agent, on_one_host, tmp_path):
     done = plant(4, [], tmp_path, options(agent), [agent, "node1"])
-    assert (done.status, done.err) == (0, ""), done.out + done.err
+    assert (done.status, said_by_ranks(done.err)) == (0, ""), done.out + done.err
     assert results(tmp_path) == on_one_host
 
 
