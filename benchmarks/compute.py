@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from gkt_mpi.data.augment import Augmentation, ImagePipeline, augmentation_for
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.bank import Bank
-from gkt_mpi.engine.client import Client, ClientConfig, Edge
+from gkt_mpi.engine.client import Client, ClientConfig, build_edge
 from gkt_mpi.engine.compute import ComputeConfig, choose
 from gkt_mpi.engine.feature_rows import BankConfig
+from gkt_mpi.engine.learner import ServerConfig
 from gkt_mpi.engine.optimizer import Optimizer
-from gkt_mpi.engine.server import ServerConfig
 from gkt_mpi.losses import DistillConfig, client_loss, count_correct, server_loss
 from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS, Precision, build_edge_model, build_server_model
 from gkt_mpi.placement import keep_freed_memory
@@ -131,7 +131,7 @@ def our_client(batch_size: int, precision: Precision, augment: bool = False) -> 
     pipeline = ImagePipeline(torch.full((3,), 0.5, device=DEVICE), torch.full((3,), 0.25, device=DEVICE), policy)
     ids = torch.arange(NUM_IMAGES, device=DEVICE)
     config = ClientConfig(batch_size=batch_size)
-    edge = Edge(config, 3, CLASSES, 0, DEVICE)
+    edge = build_edge(config, 3, CLASSES, 0, DEVICE, "resnet8")
     edge.model.precision = precision
     client = Client(0, Shard(ids, ids % CLASSES, image, pipeline), edge, config, 0)
     client.model.train()

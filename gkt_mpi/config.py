@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from gkt_mpi.algorithms import AlgorithmName
+from gkt_mpi.algorithms import ALGORITHMS, AlgorithmName
 from gkt_mpi.data.datasets import DataConfig
 from gkt_mpi.engine.checkpoint import CheckpointConfig
 from gkt_mpi.engine.client import ClientConfig
@@ -18,7 +18,7 @@ from gkt_mpi.engine.compute import ComputeConfig
 from gkt_mpi.engine.evaluate import EvaluateConfig
 from gkt_mpi.engine.faults import FaultsConfig
 from gkt_mpi.engine.feature_rows import BankConfig
-from gkt_mpi.engine.server import ServerConfig
+from gkt_mpi.engine.learner import ServerConfig, SplitConfig
 from gkt_mpi.errors import ConfigError, require
 from gkt_mpi.losses import DistillConfig
 from gkt_mpi.placement import PlacementConfig
@@ -33,7 +33,9 @@ class RunConfig:
     """A run."""
 
     algorithm: AlgorithmName = "fedgkt"
-    """What is run: fedgkt is synchronous group knowledge transfer."""
+    """fedgkt: group knowledge transfer. fedavg: every client trains the large network, the server averages.
+    split_learning: client and server train it together, batch by batch. centralized: all images in one place.
+    standalone: every client alone."""
     name: str = "run"
     """Name of the run: its folder is OUT/NAME."""
     out: str = "runs"
@@ -44,9 +46,12 @@ class RunConfig:
     """Communication rounds; at least 1."""
     clients: int | None = None
     """Number of edge clients, on any number of worker ranks; null for one a worker."""
+    participation: float = 1.0
+    """Share of the clients that take part in a round, drawn by the seed, at least one; above 0, at most 1."""
     data: DataConfig = field(default_factory=DataConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     bank: BankConfig = field(default_factory=BankConfig)
@@ -62,16 +67,28 @@ class RunConfig:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         require(self.clients is None or self.clients >= 1, "clients", self.clients, "at least 1, or null")
+        require(0 < self.participation <= 1, "participation", self.participation, "above 0 and at most 1")
+        has_edges = ALGORITHMS[self.algorithm].client_part == "edge"
+        if not has_edges and not isinstance(self.client.model, str):
+            raise ConfigError(
+                f"in {self.algorithm} all clients train one network, {self.server.model}, and cannot have different "
+                f"ones, as client.model {self.client.model} says; leave it out, or choose fedgkt or standalone"
+            )
+        if not has_edges and self.client.epochs == 0:
+            raise ConfigError(f"client.epochs is 0, with which {self.algorithm} learns nothing; expected at least 1")
 
     def for_ranks(self, num_ranks: int) -> "RunConfig":
-        """Return the configuration with the number of clients filled in. Raises `ConfigError` for a single rank."""
-        if num_ranks < 2:
+        """Return the configuration with the number of clients filled in.
+
+        Raises `ConfigError` for a single rank, where clients have work.
+        """
+        if num_ranks < 2 and ALGORITHMS[self.algorithm].requests:
             ranks = 5 if self.clients is None else self.clients + 1
             raise ConfigError(
                 f"{self.algorithm} needs 1 server and at least 1 worker, but MPI started {num_ranks} rank; "
                 f"try: mpirun -np {ranks} python -m gkt_mpi.main ..."
             )
-        return replace(self, clients=num_ranks - 1 if self.clients is None else self.clients)
+        return replace(self, clients=max(1, num_ranks - 1) if self.clients is None else self.clients)
 
     def digest(self) -> bytes:
         """Return 32 bytes that differ for different configurations."""

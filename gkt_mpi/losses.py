@@ -3,8 +3,10 @@
 B is the batch, C the number of classes; all logits are unnormalised float32 on one device.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,6 +64,12 @@ def server_loss(logit_BC: Tensor, label_B: Tensor, client_logit_BC: Tensor, dist
     if not distill.on_server:
         return loss
     return loss + distill.alpha * distil_loss(logit_BC, client_logit_BC, distill.temperature)
+
+
+def proximal_term(weights: Iterable[Tensor], sent: Iterable[Tensor], mu: float) -> Tensor:
+    """Return mu / 2 * ||weights - sent||^2 over all parameters, a scalar (FedProx; Li et al. 2020, equation 2)."""
+    squares = [(weight - origin).square().sum() for weight, origin in zip(weights, sent, strict=True)]
+    return mu / 2 * torch.stack(squares).sum()
 
 
 def count_correct(logit_BC: Tensor, label_B: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ Parse the configuration, start MPI, find this rank's place, and become the serve
 import contextlib
 import faulthandler
 import hashlib
-import math
 import os
 import platform
 import signal
@@ -17,7 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,22 +28,24 @@ from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import ImageFile, file_path, prepare
 from gkt_mpi.data.partition import count_by_class, partition
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.engine.bank import Bank
 from gkt_mpi.engine.checkpoint import CheckpointStore
-from gkt_mpi.engine.client import Edge
-from gkt_mpi.engine.compute import ComputeConfig, choose
+from gkt_mpi.engine.client import build_edges
+from gkt_mpi.engine.compute import ComputeConfig
 from gkt_mpi.engine.faults import Interrupt, ignore_signals
+from gkt_mpi.engine.learner import Learner, Site
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.trainable import Edge
+from gkt_mpi.engine.watch import Watch
 from gkt_mpi.engine.worker import Worker, receive_setup
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand
-from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS, build_server_model
+from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.observe.report import write_report
 from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.placement import Placement, place
 from gkt_mpi.preflight import preflight
-from gkt_mpi.seeding import numpy_generator, torch_generator
+from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.messages import Setup, Stop
 from gkt_mpi.wire.transport import SERVER, Transport
@@ -149,44 +150,57 @@ def serve(
     log.save_partition(shards, counts, file.classes)
     _say_what_runs(config, file, counts, transport.size, placement, console)
 
-    codec = _codec(config, file)
-    model = build_server_model(config.server.model, num_classes, torch_generator(config.seed, "server model"), device)
-    edge = Edge(config.client, file.image_shape[2], num_classes, config.seed, device)
-    chosen = config.compute if state is None else ComputeConfig(**state["compute"])
-    example = _example_batch(config, file, counts.sum(), device)
-    steps = math.ceil(counts.sum() / config.server.batch_size) * config.server.epochs * (config.rounds - rounds_done)
+    algorithm = ALGORITHMS[config.algorithm]
+    edges = _edges(config, file, device)
+    watch = Watch(Progress(config.rounds, console), interrupt, transport)
+    site = Site(
+        file=file,
+        pipeline=_pipeline(config, file, device),
+        shards=shards,
+        test=Shard.load(file, "test", _test_rows(config, file), _pipeline(config, file, device), device),
+        edges=edges,
+        folder=folder,
+        seed=config.seed,
+        num_rounds=config.rounds,
+        rounds_left=config.rounds - rounds_done,
+        client=config.client,
+        server=config.server,
+        split=config.split,
+        distill=config.distill,
+        bank=config.bank,
+        evaluate=config.evaluate,
+        compute=config.compute if state is None else ComputeConfig(**state["compute"]),
+        codec=_codec(config, file),
+        block_rows=_codec(config, file).block_rows(config.wire.block_mib),
+        placement=placement,
+        watch=watch,
+        say=say,
+    )
     with placement.all_cores():
-        compute, network = choose(chosen, model, example, steps, say)
-    edge.model.precision = compute.precision
-    with contextlib.closing(Bank(shards, num_classes, codec, device, config.bank, folder)) as bank:
+        learner = algorithm.learner(site)
+    with contextlib.closing(learner):
+        for edge in edges:
+            edge.model.precision = learner.compute.precision
         server = Server(
-            transport=transport,
-            roster=Roster(shards, transport.size),
-            bank=bank,
-            model=model,
-            network=network,
-            compute=compute,
-            edge=edge,
-            test=Shard.load(file, "test", _test_rows(config, file), _pipeline(config, file, device), device),
-            config=config.server,
-            distill=config.distill,
+            watch=watch,
+            roster=Roster(shards if algorithm.requests else [], transport.size),
+            learner=learner,
+            edges=edges if algorithm.requests else [],
             evaluate_config=config.evaluate,
-            block_rows=codec.block_rows(config.wire.block_mib),
             num_rounds=config.rounds,
+            participation=config.participation,
             seed=config.seed,
             faults=config.faults,
-            interrupt=interrupt,
             placement=placement,
             checkpoints=checkpoints,
             log=log,
-            progress=Progress(config.rounds, console),
         )
         server.resume(rounds_done, state)
         for rank in range(1, transport.size):
-            precision = PRECISIONS.index(compute.precision)
+            precision = PRECISIONS.index(learner.compute.precision)
             transport.send(rank, Setup(num_classes, file.image_shape, precision, _digest(config)))
         interrupt.defer(config.checkpoint.grace_s, lambda: abort(Interrupted.exit_status))
-        interrupted = _run_algorithm(config, server)
+        interrupted = _run_algorithm(config, server, learner)
     if interrupted is not None:
         say(interrupted)
         return Interrupted.exit_status
@@ -204,10 +218,10 @@ def _report(folder: Path, say: Callable[[str], None]) -> None:
         say(f"no report: {error}")
 
 
-def _run_algorithm(config: RunConfig, server: Server) -> str | None:
+def _run_algorithm(config: RunConfig, server: Server, learner: Learner) -> str | None:
     """Run the server's side of the algorithm; what is done is saved. Return what to say if a signal ended it."""
     try:
-        ALGORITHMS[config.algorithm].run_server(server)
+        ALGORITHMS[config.algorithm].run_server(server, learner)
     except Interrupted as error:
         rounds_done = server.end_early()
         return f"{error} after {rounds_done} of {config.rounds} rounds; start the same command again to resume"
@@ -233,13 +247,16 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
     if (len(file.classes), file.image_shape) != (setup.num_classes, setup.image_shape):
         raise GktError(f"{file.path} is another file than the server's; every node must see the same data.dir")
     codec = _codec(config, file)
-    edge = Edge(config.client, setup.image_shape[2], setup.num_classes, config.seed, placement.device)
-    edge.model.precision = PRECISIONS[setup.precision]
+    algorithm = ALGORITHMS[config.algorithm]
+    edges = _edges(config, file, placement.device)
+    for edge in edges:
+        edge.model.precision = PRECISIONS[setup.precision]
     worker = Worker(
         transport=transport,
         file=file,
         pipeline=_pipeline(config, file, placement.device),
-        edge=edge,
+        edges=edges,
+        requests=algorithm.requests,
         codec=codec,
         config=config.client,
         distill=config.distill,
@@ -247,7 +264,7 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
         seed=config.seed,
         device=placement.device,
     )
-    worker.run(ALGORITHMS[config.algorithm].run_client)
+    worker.run(algorithm.run_client)
 
 
 def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
@@ -274,7 +291,7 @@ def _say_what_runs(
     console.print(
         f"{config.algorithm} on {config.data.name} ({config.data.partition}): {config.clients} clients on "
         f"{num_ranks - 1} workers, {counts.sum()} training images of {height}x{width}x{channels}; "
-        f"{config.client.model} at the edge, {config.server.model} on the server, on {placement.device}",
+        f"{_networks(config)}, on {placement.device}",
         highlight=False,
         soft_wrap=True,
     )
@@ -283,6 +300,19 @@ def _say_what_runs(
     table = partition_table(counts, file.classes)
     if table is not None:
         console.print(table)
+
+
+def _networks(config: RunConfig) -> str:
+    """Return which network is trained where, in words."""
+    edge, large = config.client.model, config.server.model
+    names = edge if isinstance(edge, str) else " and ".join(dict.fromkeys(edge))
+    return {
+        "fedgkt": f"{names} at the edge, {large} on the server",
+        "fedavg": f"{large} on every client",
+        "split_learning": f"{large}, its stem on every client ({config.split.mode})",
+        "centralized": f"{large} on the server",
+        "standalone": f"{names} on every client",
+    }[config.algorithm]
 
 
 def _test_rows(config: RunConfig, file: ImageFile) -> np.ndarray:
@@ -301,11 +331,13 @@ def _codec(config: RunConfig, file: ImageFile) -> Codec:
     return Codec(config.wire.codec, (height, width, STEM_CHANNELS))
 
 
-def _example_batch(config: RunConfig, file: ImageFile, num_samples: int, device: torch.device) -> torch.Tensor:
-    """Return made-up features of the shape of a training batch of the server."""
-    height, width, _ = file.image_shape
-    shape = (min(config.server.batch_size, num_samples), height, width, STEM_CHANNELS)
-    return torch.rand(shape, generator=torch_generator(0, "example batch")).permute(0, 3, 1, 2).to(device)
+def _edges(config: RunConfig, file: ImageFile, device: torch.device) -> list[Edge[Any]]:
+    """Return what each client's state is loaded into."""
+    part, num_classes = ALGORITHMS[config.algorithm].client_part, len(file.classes)
+    assert config.clients is not None
+    return build_edges(
+        part, config.client, config.server.model, file.image_shape, num_classes, config.clients, config.seed, device
+    )
 
 
 def _digest(config: RunConfig) -> torch.Tensor:

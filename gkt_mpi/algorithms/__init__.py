@@ -2,25 +2,43 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from gkt_mpi.algorithms import fedgkt
-from gkt_mpi.engine.client import Client
+from gkt_mpi.algorithms import centralized, fedavg, fedgkt, split_learning, standalone
+from gkt_mpi.engine.client import ClientPart
+from gkt_mpi.engine.edges_alone import EdgesAlone
+from gkt_mpi.engine.global_model import AveragedModel, CentralModel
+from gkt_mpi.engine.learner import Learner, Site
 from gkt_mpi.engine.server import Server
-from gkt_mpi.engine.worker import Worker
-from gkt_mpi.wire.messages import TrainRequest
+from gkt_mpi.engine.split_model import SplitModel
+from gkt_mpi.engine.teacher import Teacher
+from gkt_mpi.engine.worker import ClientRound
+from gkt_mpi.wire.messages import Kind
 
-AlgorithmName = Literal["fedgkt"]
+AlgorithmName = Literal["fedgkt", "fedavg", "split_learning", "centralized", "standalone"]
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """The two sides: the server's loop over all rounds, and one round of one client on a worker."""
+    """The two sides, and what they are about.
 
-    run_server: Callable[[Server], None]
-    run_client: Callable[[Worker, Client, TrainRequest], None]
+    `run_server` is the loop over all rounds, given the server and what it trains; `run_client` is one round of one
+    client on a worker.
+    """
+
+    run_server: Callable[[Server, Any], None]
+    run_client: ClientRound
+    learner: Callable[[Site], Learner]  # makes what the server trains
+    client_part: ClientPart  # the network that a client trains
+    requests: frozenset[Kind]  # messages that ask a client for its round
 
 
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
-    "fedgkt": Algorithm(fedgkt.run_server, fedgkt.run_client),
+    "fedgkt": Algorithm(fedgkt.run_server, fedgkt.run_client, Teacher, "edge", frozenset({Kind.TRAIN, Kind.LOCAL})),
+    "fedavg": Algorithm(fedavg.run_server, fedavg.run_client, AveragedModel, "whole", frozenset({Kind.MODEL})),
+    "split_learning": Algorithm(
+        split_learning.run_server, split_learning.run_client, SplitModel, "stem", frozenset({Kind.MODEL})
+    ),
+    "centralized": Algorithm(centralized.run_server, centralized.run_client, CentralModel, "edge", frozenset()),
+    "standalone": Algorithm(standalone.run_server, standalone.run_client, EdgesAlone, "edge", frozenset({Kind.LOCAL})),
 }

@@ -3,7 +3,8 @@
 Every client trains a tiny network on its own images and uploads what its stem makes of them: features, with
 its logits and labels. The server trains a large network on these features, and returns its logits as teaching.
 
-    rank 0      run_server      engine/server.py    the rounds, the large model, bookkeeping
+    rank 0      run_server      engine/server.py    the rounds, and the bookkeeping around them
+                                engine/teacher.py   the large model and its training
                                 engine/bank.py      where the features of all clients lie
     other ranks run_client      engine/worker.py    a worker hosts clients, one after the other
                                 engine/client.py    a client's shard, model and optimizer
@@ -17,36 +18,50 @@ import torch
 
 from gkt_mpi.engine.client import Client
 from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.engine.worker import Worker
 from gkt_mpi.losses import client_loss, count_correct, server_loss
-from gkt_mpi.wire.messages import TrainRequest
+from gkt_mpi.wire.messages import LocalRequest, TrainRequest
 
 
-def run_server(server: Server) -> None:
+def run_server(server: Server, teacher: Teacher) -> None:
     """Algorithm 1 of the paper, on the server."""
     for round in server.rounds():
+        clients = server.participants(round)
+        teacher.begin_upload(server, round, clients)
         with server.clients_phase():
-            for client in server.roster:  # the workers train their clients at the same time
-                server.request(client, round)  # carries the server's logits, keyed by sample id
-            server.collect(round)  # blocks land in the bank as they come
+            for client in clients:  # the workers train their clients at the same time
+                server.request(client, teacher.request(client, round))  # the server's logits, keyed by sample id
+            server.collect(round, teacher.bank)  # blocks land in the bank as they come
 
-        with server.server_phase():
-            for epoch in range(server.config.epochs):
+        with server.server_phase(teacher.begin_round()):
+            for epoch in range(teacher.config.epochs):
                 # DIFFERS: mixed across clients unless server.batch_order is by_client, as in the paper.
-                for batch in server.batches(round, epoch):
-                    logit_BC = server.model(batch.feature)
-                    loss = server_loss(logit_BC, batch.label, batch.client_logit, server.distill)
-                    server.step(loss, len(batch.label))
+                for batch in teacher.batches(round, epoch):
+                    logit_BC = teacher.model(batch.feature)
+                    loss = server_loss(logit_BC, batch.label, batch.client_logit, teacher.distill)
+                    teacher.step(loss, len(batch.label))
             # DIFFERS: the released code returns the training-mode logits of the last epoch, each batch's from
             # another state of the model. These come from one pass of the trained model in evaluation mode.
-            server.predict()
+            teacher.predict()
+        server.note(teacher.end_round(round))
 
 
-def run_client(worker: Worker, client: Client, request: TrainRequest) -> None:
-    """Algorithm 1 of the paper, on the edge: one round of one client."""
+def run_client(worker: Worker, client: Client, request: TrainRequest | LocalRequest) -> None:
+    """Algorithm 1 of the paper, on the edge: one round of one client. A LocalRequest asks for its upload once more."""
+    if isinstance(request, TrainRequest):
+        train(worker, client, request)
+    with worker.timed("extract"), torch.no_grad():  # DIFFERS: the released code extracts with gradients on
+        client.model.eval()
+        for rows, image in client.upload_views(request.round, worker.block_rows):
+            feature_NKHW, logit_NC = client.model(image)
+            worker.upload(client, request.round, rows, feature_NKHW, logit_NC)  # leaves while the next is computed
+
+
+def train(worker: Worker, client: Client, request: TrainRequest) -> None:
+    """Train a client on its own images, with the server's logits as a second teacher."""
     # DIFFERS: matched by sample id; the released code matches by batch number, though every pass reshuffles.
     server_logit_NC = client.align(request.sample_id, request.logit)  # None in round 0
-
     with worker.timed("client train"):
         client.model.train()
         for epoch in range(client.config.epochs):
@@ -56,9 +71,3 @@ def run_client(worker: Worker, client: Client, request: TrainRequest) -> None:
                 loss = client_loss(logit_BC, label_B, teacher_BC, worker.distill)
                 client.step(loss)
                 client.count(loss, count_correct(logit_BC, label_B), len(row_B))
-
-    with worker.timed("extract"), torch.no_grad():  # DIFFERS: the released code extracts with gradients on
-        client.model.eval()
-        for rows, image in client.upload_views(request.round, worker.block_rows):
-            feature_NKHW, logit_NC = client.model(image)
-            worker.upload(client, request.round, rows, feature_NKHW, logit_NC)  # leaves while the next is computed

@@ -6,11 +6,11 @@ feature   uint8 (N, row_bytes), in the wire's form, in memory or in a mapped fil
           received straight into it, and a batch is decoded when it is trained on, on the device that trains
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from gkt_mpi.engine.feature_rows import BankConfig, FeatureRows
 from gkt_mpi.errors import WireError
 from gkt_mpi.wire.codec import Codec
-from gkt_mpi.wire.messages import FeatureBlock, Header
+from gkt_mpi.wire.messages import FeatureBlock, Header, Kind
 
 BatchOrder = Literal["mixed", "by_client"]
 
@@ -35,7 +35,9 @@ class BankBatch:
 
 
 class Bank:
-    """Memory for one round's upload of every client."""
+    """Memory for the last upload of every client; the inbox of a round's uploads."""
+
+    passes = 1
 
     def __init__(
         self,
@@ -45,12 +47,16 @@ class Bank:
         device: torch.device,
         config: BankConfig,
         folder: Path,
+        block_rows: int = 256,
     ) -> None:
         """`shards[k]` holds client k's sample ids, int64; `device` is where batches are decoded; `folder` is the run's.
+
+        `block_rows` is how many rows a FeatureBlock may have at most.
 
         Raises `ConfigError` when the disk cannot hold what `config` leaves to it.
         """
         self.codec = codec
+        self.block_rows = block_rows
         self.device = device
         self.num_classes = num_classes
         self.first = np.cumsum([0, *map(len, shards)]).tolist()
@@ -59,6 +65,7 @@ class Bank:
         self.label = torch.zeros(num_samples, dtype=torch.int64)
         self.client_logit = torch.zeros(num_samples, num_classes)
         self.server_logit = torch.zeros(num_samples, num_classes)
+        self.absent = config.absent
         self.feature = FeatureRows(self.first[1:], codec.row_bytes, config, folder)
         self._arrived = torch.zeros(num_samples, dtype=torch.bool)
 
@@ -69,9 +76,24 @@ class Bank:
         """Return the rows of a client."""
         return slice(self.first[client], self.first[client + 1])
 
-    def open_round(self) -> None:
-        """Expect a new upload of every sample."""
-        self._arrived.fill_(False)
+    def accepts(self) -> dict[str, Any]:
+        """Return the fields of the contract under which uploads are taken in."""
+        return {
+            "kinds": frozenset({Kind.BLOCK, Kind.REPORT}),
+            "num_classes": self.num_classes,
+            "feature_shape": self.codec.shape,
+            "row_bytes": self.codec.row_bytes,
+            "codec": self.codec.code_id,
+            "block_rows": self.block_rows,
+            "admit": self.admit,
+        }
+
+    def open_round(self, clients: Iterable[int] | None = None) -> None:
+        """Expect a new upload of these clients, by default of all; of the others keep or drop what is there."""
+        if self.absent == "drop" or clients is None:
+            self._arrived.fill_(False)
+        for client in clients or ():
+            self._arrived[self.rows_of(client)] = False
 
     def admit(self, header: Header, sample_id: Tensor, label: Tensor, logit: Tensor) -> Tensor:
         """Return the rows that a block's features belong in, uint8 (count, row_bytes), to be received into.
@@ -92,9 +114,13 @@ class Bank:
             raise WireError(f"{where} sent logits that are not finite; its training has diverged, lower client.lr")
         return self.feature.slice(rows)
 
-    def claim(self, block: FeatureBlock) -> None:
-        """Count the rows of an admitted and received block as arrived, so that nothing more is admitted into them."""
+    def claim(self, block: FeatureBlock) -> int:
+        """Count the rows of an admitted and received block as arrived, so that nothing more is admitted into them.
+
+        Returns how many they are.
+        """
         self._arrived[self._block_rows(block.client, block.first, len(block.sample_id))] = True
+        return len(block.sample_id)
 
     def check(self, block: FeatureBlock) -> None:
         """Take in a claimed block; may run in another thread while other blocks are admitted.
@@ -114,8 +140,13 @@ class Bank:
         self.client_logit[rows] = block.logit
 
     def num_missing(self, client: int) -> int:
-        """Return how many samples of a client have not arrived in this round."""
+        """Return how many samples of a client are not there."""
         return int((~self._arrived[self.rows_of(client)]).sum())
+
+    def missing(self, client: int) -> str:
+        """Say what of a client's upload is not there, "" when all of it is."""
+        number = self.num_missing(client)
+        return f"{number} samples" if number else ""
 
     def reopen(self, client: int) -> int:
         """Take out what has arrived of a client in this round; return how many samples that was."""
@@ -140,7 +171,7 @@ class Bank:
 
     @property
     def num_arrived(self) -> int:
-        """How many samples have arrived in this round."""
+        """How many samples are there to train on."""
         return int(self._arrived.sum())
 
     def _arrived_rows(self) -> Tensor:

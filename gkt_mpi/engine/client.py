@@ -1,75 +1,105 @@
 """An edge client: its shard, its small model, and its state between rounds.
 
-A worker owns one `Edge` (a model and an optimizer in memory) however many clients it hosts. A client between
-rounds is its shard and `state`, about 170 kB of bytes; to train, the state is loaded into the worker's edge.
-The server uses an `Edge` too, to evaluate each client's stem.
+A worker owns one `Edge` of each kind (trainable.py: a model and an optimizer in memory) however many clients it
+hosts. A client between rounds is its shard and `state`, about 170 kB of bytes in FedGKT; to train, the state is
+loaded into the worker's edge. The server uses an `Edge` too, to evaluate each client's stem.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig
+from gkt_mpi.engine.optimizer import OptimizerConfig
+from gkt_mpi.engine.trainable import Edge
 from gkt_mpi.errors import WireError, require
-from gkt_mpi.models.resnet import EdgeName, build_edge_model
+from gkt_mpi.losses import proximal_term
+from gkt_mpi.models.resnet import EdgeModel, EdgeName, ServerName, WholeModel, build_edge_model, build_whole_model
 from gkt_mpi.seeding import torch_generator
+
+EdgeChoice = EdgeName | list[EdgeName] | dict[EdgeName, float]
+ClientPart = Literal["edge", "whole", "stem"]
+_SHARES_ADD_UP = 1e-6  # how far from 1 the shares may sum
 
 
 @dataclass(frozen=True)
 class ClientConfig(OptimizerConfig):
     """The edge clients."""
 
-    model: EdgeName = "resnet8"
-    """Edge model: the stem and a small head. The paper's main results use resnet8."""
+    model: EdgeChoice = "resnet8"
+    """Edge model of fedgkt and standalone: the stem and a small head. The paper's main results use resnet8. A list is
+    dealt out to the clients in turn; a mapping such as {resnet4: 0.5, resnet8: 0.5} gives each model that share."""
     epochs: int = 1
     """Passes over its own images that a client trains each round; 0 leaves it untrained."""
+    proximal_mu: float = 0.0
+    """FedProx: weight of the pull towards the weights that the server sent, in fedavg; 0 or more, 0 is FedAvg."""
 
     group: ClassVar[str] = "client"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.epochs >= 0, "client.epochs", self.epochs, "0 or more")
+        require(self.proximal_mu >= 0, "client.proximal_mu", self.proximal_mu, "0 or more")
+        if isinstance(self.model, list):
+            require(bool(self.model), "client.model", self.model, "at least one model")
+        if isinstance(self.model, dict):
+            shares = self.model.values()
+            is_whole = all(share > 0 for share in shares) and abs(sum(shares) - 1) < _SHARES_ADD_UP
+            require(is_whole, "client.model", self.model, "shares above 0 that add up to 1")
 
 
-class Edge:
-    """An edge model and its optimizer, into which the state of any client is loaded."""
-
-    def __init__(
-        self, config: ClientConfig, image_channels: int, num_classes: int, seed: int, device: torch.device
-    ) -> None:
-        # Every client begins with the same weights, as in the released code. DIFFERS: random ones; the released
-        # edge models once began from weights trained centrally on the same data set.
-        generator = torch_generator(seed, "edge model")
-        self.model = build_edge_model(config.model, image_channels, num_classes, generator, device)
-        self.optimizer = Optimizer(config, self.model.parameters())
-        self._memory = _share_memory([*self.model.parameters(), *self.model.buffers(), *self.optimizer.state])
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of a client's state."""
-        return len(self._memory)
-
-    def state(self) -> Tensor:
-        """Return a copy of model and optimizer as one uint8 tensor (state_bytes,) in host memory."""
-        return self._memory.to("cpu", copy=True)
-
-    def load(self, state: Tensor) -> None:
-        """Fill model and optimizer from what `state()` returned."""
-        self._memory.copy_(state)
+def edge_names(choice: EdgeChoice, num_clients: int) -> list[EdgeName]:
+    """Return each client's edge model: one for all, a list in turn, or by shares, one model after the other."""
+    if isinstance(choice, str):
+        return [choice] * num_clients
+    if isinstance(choice, list):
+        return [choice[client % len(choice)] for client in range(num_clients)]
+    ends = np.floor(np.cumsum(list(choice.values())) * num_clients + _SHARES_ADD_UP).astype(int)
+    return [list(choice)[int(np.searchsorted(ends, client, side="right"))] for client in range(num_clients)]
 
 
-def _share_memory(tensors: list[Tensor]) -> Tensor:
-    """Move tensors into one piece of memory, uint8 (bytes,), and return it; they stay the same objects."""
-    tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # keeps int64 on 8-byte boundaries
-    memory = torch.empty(sum(tensor.nbytes for tensor in tensors), dtype=torch.uint8, device=tensors[0].device)
-    for tensor, part in zip(tensors, memory.split([tensor.nbytes for tensor in tensors]), strict=True):
-        place = part.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
-        tensor.data = place.copy_(tensor.detach())
-    return memory
+def build_edges(
+    part: ClientPart,
+    config: ClientConfig,
+    large: ServerName,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    num_clients: int,
+    seed: int,
+    device: torch.device,
+) -> list[Edge[Any]]:
+    """Return what each client's state is loaded into, by client: one edge for all that train the same network.
+
+    `part` is what a client trains: an edge model of its own, or of the network `large` the whole or the stem, whose
+    weights then come from the server.
+    """
+    if part == "edge":
+        names = edge_names(config.model, num_clients)
+        made = {name: build_edge(config, image_shape[2], num_classes, seed, device, name) for name in set(names)}
+        return [made[name] for name in names]
+    whole = whole_model(large, image_shape, num_classes, seed, device)
+    return [Edge(whole if part == "whole" else whole.cut()[0], config, weights_travel=True)] * num_clients
+
+
+def whole_model(
+    name: ServerName, image_shape: tuple[int, int, int], num_classes: int, seed: int, device: torch.device
+) -> WholeModel:
+    """Return the uncut large network as a run with this seed begins with it, wherever it is trained."""
+    return build_whole_model(name, image_shape[2], num_classes, torch_generator(seed, "whole model"), device)
+
+
+def build_edge(
+    config: ClientConfig, image_channels: int, num_classes: int, seed: int, device: torch.device, name: EdgeName
+) -> Edge[EdgeModel]:
+    """Return an edge with the model `name`, as every client with it begins."""
+    # Every client begins with the same weights, as in the released code. DIFFERS: random ones; the released
+    # edge models once began from weights trained centrally on the same data set.
+    model = build_edge_model(name, image_channels, num_classes, torch_generator(seed, "edge model"), device)
+    return Edge(model, config)
 
 
 class Client:
@@ -79,7 +109,7 @@ class Client:
         self,
         client_id: int,
         shard: Shard,
-        edge: Edge,
+        edge: Edge[Any],
         config: ClientConfig,
         seed: int,
         on_batch: Callable[[], None] = lambda: None,
@@ -90,6 +120,7 @@ class Client:
         self.config = config
         self.seed = seed
         self.model = edge.model
+        self._edge = edge
         self._optimizer = edge.optimizer
         self._device = shard.image.device
         self._on_batch = on_batch
@@ -119,6 +150,22 @@ class Client:
         for row_B, image in self.shard.train_batches(self.config.batch_size, generator):
             self._on_batch()
             yield row_B, image, self.shard.label[row_B]
+
+    def begin_from(self, weights: Tensor) -> None:
+        """Take over the weights that the server sent, uint8 (bytes,)."""
+        self._edge.weights.copy_(weights)
+        self._sent = [parameter.detach().clone() for parameter in self.model.parameters()]
+
+    @property
+    def weights(self) -> Tensor:
+        """A copy of the model's weights, uint8 (bytes,), to be sent."""
+        return self._edge.weights.clone()
+
+    def proximal_term(self) -> Tensor:
+        """Return the pull towards the weights that the server sent, a scalar; 0 without `client.proximal_mu`."""
+        if not self.config.proximal_mu:
+            return torch.zeros((), device=self._device)
+        return proximal_term(self.model.parameters(), self._sent, self.config.proximal_mu)
 
     def step(self, loss: Tensor) -> None:
         """Take one optimizer step down the gradient of `loss`."""

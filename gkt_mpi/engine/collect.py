@@ -4,21 +4,42 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from typing import Any, Protocol
 
-from gkt_mpi.engine.bank import Bank
 from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.observe.timeline import are_spans
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import ClientReport, FeatureBlock, Message
+from gkt_mpi.wire.messages import ClientReport, FeatureBlock, Message, ModelState
 from gkt_mpi.wire.transport import Transport
+
+
+class Inbox(Protocol):
+    """Where uploads go: the feature bank, or what another algorithm has in its place."""
+
+    passes: int  # how often each sample of a client is counted while its upload comes in
+
+    def accepts(self) -> dict[str, Any]:
+        """Return the fields of the contract under which messages are taken in."""
+
+    def claim(self, message: Any) -> int:  # noqa: ANN401 - the kind of message that this inbox is for
+        """Take note of a message that has come; return how many samples it brings. Raises `WireError`."""
+
+    def check(self, message: Any) -> None:  # noqa: ANN401
+        """Take in a claimed message; may run in another thread while others are received. Raises `WireError`."""
+
+    def missing(self, client: int) -> str:
+        """Say what of a client's upload is not there, "" when all of it is."""
+
+    def reopen(self, client: int) -> int:
+        """Take out what has come of a client in this round; return how many samples that was."""
 
 
 @dataclass(frozen=True)
 class Events:
     """What is called as uploads come in; what one of them raises ends the round."""
 
-    on_block: Callable[[int], None]
-    """The samples of a block that has arrived."""
+    on_samples: Callable[[int], None]
+    """How many samples have arrived."""
     on_refusal: Callable[[str], None]
     """Why a message was refused."""
     on_bad_client: Callable[[int, str], None]
@@ -28,15 +49,15 @@ class Events:
 
 
 def collect_uploads(
-    transport: Transport, contract: Contract, bank: Bank, expected: dict[int, int], events: Events
+    transport: Transport, contract: Contract, inbox: Inbox, expected: dict[int, int], events: Events
 ) -> dict[int, ClientReport]:
     """Receive until every client of `expected` (client to number of samples) has reported; return the good reports.
 
     `expected` is what `contract` knows as `num_samples`: a client that has reported is taken out of it, so that
-    whatever it still sends is refused. A block's features are checked in another thread while the next block is
-    received. Nothing of a bad client stays in the bank, and its report is left out; the round goes on.
+    whatever it still sends is refused. What comes is checked in another thread while more is received. Nothing of a
+    bad client stays in the inbox, and its report is left out; the round goes on.
     """
-    intake = _Intake(bank, expected, events)
+    intake = _Intake(inbox, expected, events)
     with ThreadPoolExecutor(1, "check") as checker:
         check: Future[None] | None = None
         while expected:
@@ -52,22 +73,21 @@ def collect_uploads(
             check = None
             if lost is not None:
                 events.on_lost_rank(lost, intake.reports)
-            elif isinstance(message, FeatureBlock):
-                bank.claim(message)
-                check = checker.submit(bank.check, message)
-                events.on_block(len(message.sample_id))
             elif isinstance(message, ClientReport):
                 intake.take(message)
+            elif isinstance(message, FeatureBlock | ModelState) and intake.claim(message):
+                check = checker.submit(inbox.check, message)
     return intake.reports
 
 
 class _Intake:
     """What has come of a round so far: the good reports, and which clients are bad."""
 
-    def __init__(self, bank: Bank, expected: dict[int, int], events: Events) -> None:
+    def __init__(self, inbox: Inbox, expected: dict[int, int], events: Events) -> None:
         self.reports: dict[int, ClientReport] = {}
         self._faults: dict[int, str] = {}  # why a client is bad
-        self._bank, self._expected, self._events = bank, expected, events
+        self._counted: dict[int, int] = {}  # samples of a client so far
+        self._inbox, self._expected, self._events = inbox, expected, events
 
     def refuse(self, error: WireError) -> None:
         """Tell why a message was refused, and remember whose it was."""
@@ -76,6 +96,21 @@ class _Intake:
             self._faults.setdefault(error.client, str(error))
             if error.closes_upload:
                 self._close(error.client)
+
+    def claim(self, message: FeatureBlock | ModelState) -> bool:
+        """Have the inbox take note of a message; False when it is refused."""
+        try:
+            samples = self._inbox.claim(message)
+        except WireError as error:
+            self.refuse(error)
+            return False
+        self._count(message.client, samples)
+        return True
+
+    def _count(self, client: int, samples: int) -> None:
+        self._counted[client] = self._counted.get(client, 0) + samples
+        if samples:
+            self._events.on_samples(samples)
 
     def settle(self, check: "Future[None] | None") -> None:
         """Wait for the check of the block before, if there is one."""
@@ -87,27 +122,29 @@ class _Intake:
 
     def take(self, report: ClientReport) -> None:
         """Keep a report if its client is good."""
-        fault = _fault(report, self._bank)
+        fault = _fault(report, self._inbox)
         if fault is not None:
             self._faults.setdefault(report.client, fault)
         if report.client not in self._faults:
             self.reports[report.client] = report
+            to_come = self._expected[report.client] * self._inbox.passes - self._counted.get(report.client, 0)
+            self._count(report.client, max(0, to_come))  # what has been trained on without a word
         self._close(report.client)
 
     def _close(self, client: int) -> None:
         """Take a client out of what is expected; drop what has come of it when it is bad."""
         del self._expected[client]
         if client in self._faults:
-            self._bank.reopen(client)
+            self._inbox.reopen(client)
             self._events.on_bad_client(client, self._faults[client])
 
 
-def _fault(report: ClientReport, bank: Bank) -> str | None:
+def _fault(report: ClientReport, inbox: Inbox) -> str | None:
     """Return why a client that has reported is bad, if it is."""
     where = f"client {report.client} in round {report.round}"
-    missing = bank.num_missing(report.client)
+    missing = inbox.missing(report.client)
     if missing:
-        return f"{where} closed its upload with {missing} samples missing"
+        return f"{where} closed its upload with {missing} missing"
     if not all(math.isfinite(value) and value >= 0 for value in astuple(report.metrics)):
         return f"{where} reported {report.metrics}"
     if not are_spans(report.spans):

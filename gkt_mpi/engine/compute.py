@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gkt_mpi.models.resnet import Precision, ServerModel
+from gkt_mpi.models.resnet import Precision, ServerModel, WholeModel
 
+LargeModel = ServerModel | WholeModel
 _WORTH_MEASURING = 400  # steps of a run; the measurement takes eight
 _FASTER = 1.1  # what bfloat16 must reach: well beyond the noise, so that a rerun chooses the same
 _WORTH_COMPILING_S = 3600.0  # compiling ResNet-56 takes one or two minutes
@@ -39,14 +40,14 @@ class Compute:
     compile: bool = False
 
 
-class ServerNetwork:
-    """The server's model as training calls it: compiled for batches of one size, if it was chosen so."""
+class LargeNetwork:
+    """The large model as training calls it: compiled for batches of one size, if it was chosen so."""
 
-    def __init__(self, model: ServerModel, compiled: Callable[[Tensor], Tensor] | None, batch_size: int) -> None:
+    def __init__(self, model: LargeModel, compiled: Callable[[Tensor], Tensor] | None, batch_size: int) -> None:
         self._model, self._compiled, self._batch_size = model, compiled, batch_size
 
     def __call__(self, feature: Tensor) -> Tensor:
-        """Map features (B, 16, H, W) to logits (B, C)."""
+        """Map features (B, 16, H, W), or images where the model is whole, to logits (B, C)."""
         if self._compiled is not None and len(feature) == self._batch_size:
             return self._compiled(feature)
         return self._model(feature)
@@ -54,15 +55,16 @@ class ServerNetwork:
 
 def choose(
     config: ComputeConfig,
-    model: ServerModel,
+    model: LargeModel,
     feature: Tensor,
     num_steps: int,
     say: Callable[[str], None],
-) -> tuple[Compute, ServerNetwork]:
+) -> tuple[Compute, LargeNetwork]:
     """Decide how `model` computes; return the choice, and the model as training is to call it.
 
-    `feature`, float32 (B, 16, H, W), stands for a training batch of B samples on the server's device, and `num_steps`
-    is how many of them the run still has. The model's precision is set; its weights stay as they are.
+    `feature`, float32 (B, 16, H, W), or images where the model is whole, stands for a training batch of B samples on
+    the server's device, and `num_steps` is how many of them the run still has. Sets the model's precision; its weights
+    stay as they are.
     """
     trial = _Trial(model, feature)
     precision: Precision = "float32"
@@ -80,7 +82,7 @@ def choose(
     if why:
         say(f"precision: {precision} ({why})")
     compiled = _choose_compiled(config, trial, num_steps, say)
-    return Compute(precision, compiled is not None), ServerNetwork(model, compiled, len(feature))
+    return Compute(precision, compiled is not None), LargeNetwork(model, compiled, len(feature))
 
 
 def _choose_compiled(
@@ -115,7 +117,7 @@ def _choose_compiled(
 class _Trial:
     """Training steps that leave the model's weights and statistics as they were."""
 
-    def __init__(self, model: ServerModel, feature: Tensor) -> None:
+    def __init__(self, model: LargeModel, feature: Tensor) -> None:
         self.model, self._feature = model, feature
         self._parameters = list(model.parameters())
 

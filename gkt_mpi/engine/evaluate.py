@@ -1,18 +1,18 @@
-"""Evaluation on the server: each client's stem followed by the server's CNN, on the test set.
+"""Evaluation on the server, on the test set: each client's stem followed by the server's CNN, or one whole network.
 
 DIFFERS: in the released code every client uploads the features of the whole test set each round. Here the server
 has every client's state from its report, so no feature of a test image ever crosses the wire.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.engine.client import Edge
+from gkt_mpi.engine.trainable import Edge
 from gkt_mpi.errors import require
 from gkt_mpi.losses import count_correct
 from gkt_mpi.models.resnet import ServerModel
@@ -38,42 +38,57 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of test images classified correctly, over all clients: by stem and server CNN, by the edge model alone."""
+    """Shares of test images classified correctly: by what an algorithm yields, and by the edge models alone."""
 
-    server: float
-    client: float
+    result: float
+    client: float | None = None  # where clients have an edge model
 
 
 @torch.no_grad()
 def evaluate(
-    server_model: ServerModel,
-    edge: Edge,
+    server_model: ServerModel | None,
+    edges: Sequence[Edge[Any]],
     states: list[Tensor],
     test: Shard,
     mode: EvaluateMode,
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Accuracy:
-    """Return the accuracy of all clients together; `states[k]` is client k's state.
+    """Return the accuracy of all clients together; `states[k]` is client k's state, `edges[k]` what it is loaded into.
 
-    `edge` is overwritten. `advance(images)` is called as the evaluation proceeds.
+    Without a server model the edge models are the result. The edges are overwritten. `advance(images)` is called as
+    the evaluation proceeds.
     """
-    server_model = server_model.folded()
-    edge.model.eval()
+    folded = None if server_model is None else server_model.folded()
     correct = torch.zeros(2, dtype=torch.int64, device=test.image.device)
     seen = 0
     for client, state in enumerate(states):
         rows = _part(client, len(states), len(test)) if mode == "sharded" else slice(0, len(test))
         if rows.start == rows.stop:
             continue
+        edge = edges[client]
         edge.load(state)
+        edge.model.eval()
         for image, label in test.plain_batches(rows, batch_size):
             feature, edge_logit = edge.model(image)
-            correct += torch.stack([count_correct(server_model(feature), label), count_correct(edge_logit, label)])
+            logit = edge_logit if folded is None else folded(feature)
+            correct += torch.stack([count_correct(logit, label), count_correct(edge_logit, label)])
             seen += len(label)
             advance(len(label))
-    server, client_alone = correct.tolist()
-    return Accuracy(server / seen, client_alone / seen)
+    result, client_alone = correct.tolist()
+    return Accuracy(result / seen, client_alone / seen)
+
+
+@torch.no_grad()
+def evaluate_model(
+    network: Callable[[Tensor], Tensor], test: Shard, batch_size: int, advance: Callable[[int], None]
+) -> Accuracy:
+    """Return the accuracy of one network, which maps images to logits (B, C), on the whole test set."""
+    correct = torch.zeros((), dtype=torch.int64, device=test.image.device)
+    for image, label in test.plain_batches(slice(0, len(test)), batch_size):
+        correct += count_correct(network(image), label)
+        advance(len(label))
+    return Accuracy(int(correct) / len(test))
 
 
 def num_evaluated(mode: EvaluateMode, num_clients: int, num_test: int) -> int:

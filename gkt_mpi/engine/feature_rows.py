@@ -12,7 +12,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import h5py
 import torch
@@ -29,6 +29,8 @@ class BankConfig:
     """Features kept in memory, in MiB, in whole clients; the others lie in a file. null: all; 0: none."""
     spill_dir: str | None = None
     """Folder of that file, best a fast local disk (ext4, xfs or tmpfs). Deleted at the end; null: the run folder."""
+    absent: Literal["keep", "drop"] = "keep"
+    """Clients that take no part in a round (participation): train on what they uploaded last, or without them."""
 
     def __post_init__(self) -> None:
         require(self.memory_mib is None or self.memory_mib >= 0, "bank.memory_mib", self.memory_mib, "0 or more")

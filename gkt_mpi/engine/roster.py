@@ -14,7 +14,7 @@ class Roster:
         """`shards[k]` holds client k's sample ids, int64."""
         self.shards = shards
         self.workers = list(range(1, num_ranks))
-        self.worker_of = {client: self.workers[client % len(self.workers)] for client in range(len(shards))}
+        self.worker_of = {client: 1 + client % (num_ranks - 1) for client in range(len(shards))}
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self.shards)))

@@ -1,113 +1,75 @@
-"""The server: the large model, the feature bank, the roster of clients, and the bookkeeping around each round.
+"""The server: the rounds, the roster of clients, and the bookkeeping around each round.
 
-An algorithm's server side (say `algorithms/fedgkt.py`) is a loop over `server.rounds()`; what it calls in
-between stands here. Around the loop: resume, first hosting of the clients, evaluation, log, checkpoint, end.
+An algorithm's server side (say `algorithms/fedgkt.py`) is a loop over `server.rounds()`; what it trains is its learner
+(learner.py), what it calls in between stands here. Around the loop: resume, first hosting of the clients, evaluation,
+log, checkpoint, end.
 """
 
 import copy
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gkt_mpi.data.shard import Shard
-from gkt_mpi.engine.bank import Bank, BankBatch, BatchOrder
 from gkt_mpi.engine.checkpoint import CheckpointStore
-from gkt_mpi.engine.client import Edge
-from gkt_mpi.engine.collect import Events, collect_uploads
-from gkt_mpi.engine.compute import Compute, ServerNetwork
-from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode, evaluate, num_evaluated
-from gkt_mpi.engine.faults import FaultsConfig, Interrupt
-from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig, Schedule, ScheduleName
+from gkt_mpi.engine.collect import Events, Inbox, collect_uploads
+from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode
+from gkt_mpi.engine.faults import FaultsConfig
+from gkt_mpi.engine.learner import Learner
 from gkt_mpi.engine.roster import Roster
-from gkt_mpi.errors import GktError, LostRankError, WireError, require
-from gkt_mpi.losses import DistillConfig
-from gkt_mpi.models.resnet import ServerModel, ServerName
-from gkt_mpi.observe.progress import Progress
+from gkt_mpi.engine.trainable import Edge
+from gkt_mpi.engine.watch import Watch
+from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.observe.timeline import MOST_SPANS
 from gkt_mpi.placement import Placement, peak_mib
-from gkt_mpi.seeding import torch_generator
+from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import ClientReport, HostClient, Kind, Stop, TrainRequest
-from gkt_mpi.wire.transport import SERVER, Transport
+from gkt_mpi.wire.messages import ClientReport, Gradient, HostClient, Request, Stop
+from gkt_mpi.wire.transport import SERVER
 
 _REFUSALS_SAID = 3  # a round; the others are only counted
 
 
-@dataclass(frozen=True)
-class ServerConfig(OptimizerConfig):
-    """The server."""
-
-    model: ServerName = "resnet56"
-    """Server model, without its stem."""
-    epochs: int = 20
-    """Passes over the feature bank that the server trains each round; at least 1."""
-    schedule: ScheduleName = "plateau"
-    """Learning rate by round. plateau: a tenth after 10 rounds without a lower training loss. cosine: to 0."""
-    batch_order: BatchOrder = "mixed"
-    """mixed: batches drawn across all clients. by_client: client after client, as in the paper."""
-
-    group: ClassVar[str] = "server"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.epochs >= 1, "server.epochs", self.epochs, "at least 1")
-
-
 class Server:
-    """Rank 0 of a run; its attributes are what an algorithm's server side works with.
-
-    `network` is how training calls `model`.
-    """
+    """Rank 0 of a run, as an algorithm's server side works with it; `watch` carries transport, progress and signals."""
 
     def __init__(
         self,
         *,
-        transport: Transport,
+        watch: Watch,
         roster: Roster,
-        bank: Bank,
-        model: ServerModel,
-        network: ServerNetwork,
-        compute: Compute,
-        edge: Edge,
-        test: Shard,
-        config: ServerConfig,
-        distill: DistillConfig,
+        learner: Learner,
+        edges: list[Edge[Any]],
         evaluate_config: EvaluateConfig,
-        block_rows: int,
         num_rounds: int,
+        participation: float,
         seed: int,
         faults: FaultsConfig,
-        interrupt: Interrupt,
         placement: Placement,
         checkpoints: CheckpointStore,
         log: RunLog,
-        progress: Progress,
     ) -> None:
-        self.transport, self.roster, self.bank = transport, roster, bank
-        self.config, self.distill = config, distill
-        self.model = network
-        self._model, self._compute, self._timeline = model, compute, transport.timeline
+        """`edges[k]` is what client k's state is loaded into; `participation` the share of clients in a round."""
+        self.transport, self.roster = watch.transport, roster
         self.num_rounds, self.seed = num_rounds, seed
-        self._optimizer = Optimizer(config, model.parameters())
-        self._schedule = Schedule(config.schedule, config.lr, num_rounds)
-        self._states = [edge.state()] * len(roster)
-        self._edge, self._test, self._evaluate_config = edge, test, evaluate_config
-        self._block_rows = block_rows
-        self._placement, self._checkpoints, self._log, self._progress = placement, checkpoints, log, progress
-        self._faults, self._interrupt = faults, interrupt
-        transport.set_timeout(faults.timeout_s)
-        transport.on_wait = interrupt.check
+        self._learner, self._timeline = learner, watch.transport.timeline
+        self._states = [edge.state() for edge in edges]
+        self._state_bytes = {client: len(state) for client, state in enumerate(self._states)}
+        self._evaluate_config, self._participation = evaluate_config, participation
+        self._placement, self._checkpoints, self._log = placement, checkpoints, log
+        self._watch, self._progress, self._faults = watch, watch.progress, faults
+        self.transport.set_timeout(faults.timeout_s)
+        self.transport.on_wait = watch.interrupt.check
         self._rounds_done = 0
         self._unsaved: tuple[int, dict[str, Any]] | None = None  # the run's state between rounds, if on no disk yet
-        self._is_taught = [False] * len(roster)  # clients for whose samples the bank holds the server's logits
-        self._spans: dict[int, Tensor] = {}
+        self._asked: dict[int, Request] = {}  # clients whose upload has not been collected yet
+        self._reports: dict[int, ClientReport] = {}  # of the round
+        self._spans: dict[int, list[Tensor]] = {}
         self._record: dict[str, Any] = {}
         self._to_close: dict[str, Any] | None = None  # the record of a round that is done, but not evaluated and saved
 
@@ -124,47 +86,59 @@ class Server:
         self._progress.begin_round(start)
         self._round_began = time.perf_counter()
         for round in range(start, self.num_rounds):
-            ledger = self._bytes()
-            self._record = {"round": round, "refused_messages": 0, "lost_workers": 0, "dropped_clients": 0}
+            self._ledger = self._bytes()
+            counts = ("participants", "refused_messages", "lost_workers", "dropped_clients")
+            self._record = {"round": round} | dict.fromkeys(counts, 0)
             yield round
             names = ("upload_bytes", "download_bytes", "simulation_bytes")
-            moved = (b - a for a, b in zip(ledger, self._bytes(), strict=True))
+            moved = (b - a for a, b in zip(self._ledger, self._bytes(), strict=True))
             self._to_close = {**self._record, **dict(zip(names, moved, strict=True))}
             if not self._placement.has_own_cores:  # what this rank computes now would only slow the clients down
                 self._close_round()
         self._close_round()
         self._finish()
 
-    def request(self, client: int, round: int) -> None:
-        """Send a client its training request, with the server's logits for its samples (none before the first)."""
-        rows = self.bank.rows_of(client) if self._is_taught[client] else slice(0, 0)
-        self._send(client, TrainRequest(client, round, self.bank.sample_id[rows], self.bank.server_logit[rows]))
+    def participants(self, round: int) -> list[int]:
+        """Return the clients that take part in a round, ascending: drawn by the seed, at least one."""
+        clients = list(self.roster)
+        count = max(1, int(self._participation * len(clients)))
+        if count < len(clients):
+            drawn = numpy_generator(self.seed, "participants", round).choice(len(clients), count, replace=False)
+            clients = sorted(drawn.tolist())
+        return clients
 
-    def collect(self, round: int) -> None:
-        """Receive every client's upload, block by block, straight into the bank, in whatever order they come.
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave what is moved inside out of the round's bytes: it makes up for what an interruption has cost."""
+        before = self._bytes()
+        yield
+        moved = (b - a for a, b in zip(before, self._bytes(), strict=True))
+        self._ledger = [a + b for a, b in zip(self._ledger, moved, strict=True)]
+
+    def request(self, client: int, request: Request) -> None:
+        """Ask a client for its round; what it sends is to be collected."""
+        self._asked[client] = request
+        self.send(client, request)
+
+    def collect(self, round: int, inbox: Inbox) -> None:
+        """Receive the uploads of all clients that have been asked into the inbox, in whatever order they come.
 
         A message that is not valid is refused, and said. The clients of a lost worker begin the round again on
         another. Raises `WireError` for a bad client unless `faults.on_bad_client` is drop, and `GktError` when no
-        worker, or no client's data, is left.
+        worker is left.
         """
-        self._close_round()  # the one before: the clients have been asked, and are at work
-        self._clients_began = time.perf_counter()
-        self._progress.begin_phase("clients train and upload", len(self.bank))
-        self.bank.open_round()
-        expected = self.roster.num_samples
+        if self._to_close is not None:  # the round before: the clients have been asked, and are at work
+            self._close_round()
+            self._clients_began = time.perf_counter()
+        expected = {client: len(self.roster.shards[client]) for client in self._asked}
+        self._progress.begin_phase("clients train and upload", sum(expected.values()) * inbox.passes)
         contract = Contract(
-            frozenset({Kind.BLOCK, Kind.REPORT}),
             round=round,
-            num_classes=self.bank.num_classes,
             num_samples=expected,
             sender=self.roster.worker_of,
-            feature_shape=self.bank.codec.shape,
-            row_bytes=self.bank.codec.row_bytes,
-            codec=self.bank.codec.code_id,
-            block_rows=self._block_rows,
-            state_bytes=self._edge.state_bytes,
+            state_bytes=self._state_bytes,
             max_spans=MOST_SPANS,
-            admit=self.bank.admit,
+            **inbox.accepts(),
         )
         self._reported_by: dict[int, int] = {}
 
@@ -180,77 +154,55 @@ class Server:
             for client in moved:
                 self._host(client, reports[client].state if client in reports else self._states[client])
                 if client in expected:
-                    self._progress.advance(-self.bank.reopen(client))
-                    self.request(client, round)
+                    self._progress.advance(-inbox.reopen(client))
+                    self.request(client, self._asked[client])
 
-        events = Events(self._advance, self._count_refusal, self._judge, move_clients)
-        reports = collect_uploads(self.transport, contract, self.bank, expected, events)
+        events = Events(self._watch.advance, self._count_refusal, self._judge, move_clients)
+        reports = collect_uploads(self.transport, contract, inbox, expected, events)
         self.transport.flush()
-        if not reports:
-            raise WireError(f"no client has uploaded anything that can be used in round {round}")
-        self._take_in([reports[client] for client in self.roster if client in reports])
-
-    def batches(self, round: int, epoch: int) -> Iterator[BankBatch]:
-        """Yield the training batches of one server epoch."""
-        self._model.train()
-        generator = torch_generator(self.seed, "server epoch", round, epoch)
-        for batch in self.bank.train_batches(self.config.batch_order, self.config.batch_size, generator):
-            yield batch
-            self._advance(len(batch.row))
-
-    def step(self, loss: Tensor, samples: int) -> None:
-        """Take one optimizer step down the gradient of `loss`, the mean over `samples` samples."""
-        self._optimizer.step(loss)
-        self._loss_sum += loss.detach() * samples
-        self._samples += samples
-
-    @torch.no_grad()
-    def predict(self) -> None:
-        """Fill the bank's `server_logit` by one pass in evaluation mode."""
-        model = self._model.folded()
-        with self._timeline.phase("predict"):
-            for batch in self.bank.all_batches(self._evaluate_config.batch_size):
-                self.bank.server_logit[batch.row] = model(batch.feature).cpu()
-                self._advance(len(batch.row))
+        self._asked.clear()
+        self._take_in(reports)
 
     @contextmanager
     def clients_phase(self) -> Iterator[None]:
-        """Time the clients' part of the round: `wire_s` is the server's receiving of payloads, `client_s` the rest."""
-        received_s = self._timeline.seconds("receive")
+        """Time the clients' part of the round: `wire_s` is the server's receiving of payloads, `client_s` the rest.
+
+        Raises `WireError` when nothing can be used of what the clients have sent.
+        """
+        received_s, trained_s = (self._timeline.seconds(phase) for phase in ("receive", "server train"))
+        self._reports.clear()
+        self._clients_began = time.perf_counter()
         yield
+        if not self._reports:
+            raise WireError(f"no client has uploaded anything that can be used in round {self._record['round']}")
+        self._record |= _sums([self._reports[client] for client in sorted(self._reports)])
+        trained_s = self._timeline.seconds("server train") - trained_s  # in split learning
+        if trained_s:
+            self._record["server_s"] = trained_s
         self._record["wire_s"] = self._timeline.seconds("receive") - received_s
-        self._record["client_s"] = time.perf_counter() - self._clients_began - self._record["wire_s"]
+        elapsed_s = time.perf_counter() - self._clients_began
+        self._record["client_s"] = elapsed_s - self._record["wire_s"] - trained_s
 
     @contextmanager
-    def server_phase(self) -> Iterator[None]:
-        """Time the server's training and prediction, on all cores, since the workers wait; step the schedule."""
+    def server_phase(self, samples: int) -> Iterator[None]:
+        """Time the server's training, which passes so many samples, on all cores, since the workers wait."""
+        self._close_round()
         began = time.perf_counter()
-        self._loss_sum, self._samples = torch.zeros((), device=self.bank.device), 0
-        self._optimizer.lr = self._schedule.rate()
-        self._progress.begin_phase("server trains", self.bank.num_arrived * (self.config.epochs + 1))
+        self._progress.begin_phase("server trains", samples)
         with self._placement.all_cores():
             yield
-        loss = float(self._loss_sum) / self._samples
-        if not math.isfinite(loss) or not bool(self.bank.server_logit.isfinite().all()):
-            raise GktError(f"the server's training has diverged (its loss is {loss}); lower server.lr")
-        for client in self.roster:  # one that was dropped keeps the logits it had, if any
-            self._is_taught[client] |= self.bank.num_missing(client) == 0
-        self._record["server_train_loss"] = loss
-        self._record["server_lr"] = self._optimizer.lr
-        self._schedule.end_round(loss)
         self._record["server_s"] = self._timeline.add("server train", began)
 
-    def _send(self, client: int, message: HostClient | TrainRequest) -> None:
+    def note(self, figures: dict[str, float]) -> None:
+        """Add figures to the round's line in metrics.jsonl."""
+        self._record |= figures
+
+    def send(self, client: int, message: HostClient | Request | Gradient) -> None:
+        """Begin to send a message to a client's worker."""
         self.transport.send(self.roster.worker_of[client], message)
 
     def _host(self, client: int, state: Tensor) -> None:
-        self._send(client, HostClient(client, torch.from_numpy(self.roster.shards[client]), state))
-
-    def _advance(self, samples: int) -> None:
-        """Show progress, and end here if a signal asks for it or a worker has failed."""
-        self._progress.advance(samples)
-        self._interrupt.check()
-        self.transport.keep_in_touch()
+        self.send(client, HostClient(client, torch.from_numpy(self.roster.shards[client]), state))
 
     def _judge(self, client: int, why: str) -> None:
         """Do what is to be done about a bad client: end the run, or go on with the state it had before this round."""
@@ -265,21 +217,13 @@ class Server:
         if self._record["refused_messages"] <= _REFUSALS_SAID:
             self._progress.say(f"refused: {why}")
 
-    def _take_in(self, reports: list[ClientReport]) -> None:
-        """Keep the clients' states and sum their metrics, in client order."""
-        spans: dict[int, list[Tensor]] = {}
-        for report in reports:
-            self._states[report.client] = report.state
-            rank = self._reported_by.get(report.client, self.roster.worker_of[report.client])
-            spans.setdefault(rank, []).append(report.spans)
-        self._spans = {rank: torch.cat(parts) for rank, parts in spans.items()}
-        metrics = [report.metrics for report in reports]
-        samples = sum(m.samples for m in metrics)
-        if samples:  # none with client.epochs 0
-            self._record["client_train_loss"] = sum(m.loss_sum for m in metrics) / samples
-            self._record["client_train_accuracy"] = sum(m.correct for m in metrics) / samples
-        self._record["worker_peak_mib"] = max(m.peak_mib for m in metrics)
-        self._record["slowest_client_s"] = max(m.train_s + m.upload_s for m in metrics)
+    def _take_in(self, reports: dict[int, ClientReport]) -> None:
+        """Keep the clients' reports and states, in client order."""
+        for client, report in sorted(reports.items()):
+            self._states[client] = report.state
+            rank = self._reported_by.get(client, self.roster.worker_of[client])
+            self._spans.setdefault(rank, []).append(report.spans)
+        self._reports |= reports
 
     def _close_round(self) -> None:
         """Evaluate, save the state and log after a round, unless that has been done."""
@@ -291,7 +235,7 @@ class Server:
         if is_last or num_done % self._evaluate_config.every == 0:
             evaluate_began = time.perf_counter()
             accuracy = self._evaluate(self._evaluate_config.mode, "evaluation")
-            record |= {"test_accuracy": accuracy.server, "client_test_accuracy": accuracy.client}
+            record |= _named(accuracy)
             record["evaluate_s"] = self._timeline.add("evaluate", evaluate_began)
         checkpoint_began = time.perf_counter()
         record["server_peak_mib"] = peak_mib()
@@ -306,7 +250,9 @@ class Server:
         record["checkpoint_s"] = self._timeline.add("checkpoint", checkpoint_began)
         began, self._round_began = self._round_began, time.perf_counter()
         record["round_s"] = self._round_began - began
-        self._log.append(record, {**self._spans, SERVER: self._timeline.take()})
+        spans = {rank: torch.cat(parts) for rank, parts in self._spans.items()}
+        self._log.append(record, {**spans, SERVER: self._timeline.take()})
+        self._spans = {}
         self._progress.end_round(record)
 
     def _finish(self) -> None:
@@ -316,29 +262,24 @@ class Server:
             self.transport.send(rank, Stop())
         self.transport.flush()
         self._progress.end_run()
-        self._log.finish(accuracy.server, accuracy.client, asdict(self._compute))
+        self._log.finish(_named(accuracy), asdict(self._learner.compute))
 
     def _evaluate(self, mode: EvaluateMode, phase: str) -> Accuracy:
-        self._progress.begin_phase(phase, num_evaluated(mode, len(self.roster), len(self._test)))
-        batch_size = self._evaluate_config.batch_size
+        self._progress.begin_phase(phase, self._learner.num_evaluated(mode))
         with self._placement.all_cores():
-            return evaluate(self._model, self._edge, self._states, self._test, mode, batch_size, self._advance)
+            return self._learner.evaluate(self._states, mode)
 
-    def _bytes(self) -> tuple[int, int, int]:
+    def _bytes(self) -> list[int]:
         """Return the bytes so far: uploaded, downloaded, and the simulation's own."""
         ledger = self.transport.ledger
-        return ledger.received["algorithm"], ledger.sent["algorithm"], ledger.simulation_bytes
+        return [ledger.received["algorithm"], ledger.sent["algorithm"], ledger.simulation_bytes]
 
     def _state(self, *record: dict[str, Any]) -> dict[str, Any]:
         """Return the whole state of the run, with the record of the round that has just been done, if any."""
         return {
-            "compute": asdict(self._compute),
-            "model": self._model.state_dict(),
-            "optimizer": self._optimizer.state,
-            "schedule": self._schedule.state(),
+            "compute": asdict(self._learner.compute),
+            "learner": self._learner.state(),
             "clients": list(self._states),
-            "is_taught": list(self._is_taught),
-            "server_logit": self.bank.server_logit,
             "records": [*self._log.records, *record],
         }
 
@@ -370,12 +311,26 @@ class Server:
         """Go on after `rounds_done` rounds from what a checkpoint holds, or begin with None; opens the log."""
         self._rounds_done = rounds_done
         if state is not None:
-            self._model.load_state_dict(state["model"])
-            for tensor, saved in zip(self._optimizer.state, state["optimizer"], strict=True):
-                tensor.copy_(saved)
-            self._schedule.load(state["schedule"])
+            self._learner.load(state["learner"])
             self._states = list(state["clients"])
-            self._is_taught = list(state["is_taught"])
-            self.bank.server_logit.copy_(state["server_logit"])
             self._progress.say(f"resumed after round {rounds_done} of {self.num_rounds}")
         self._log.begin(rounds_done, self.transport.size, state["records"] if state is not None else [])
+
+
+def _sums(reports: list[ClientReport]) -> dict[str, float]:
+    """Return a round's figures of these reports, which come in client order."""
+    metrics = [report.metrics for report in reports]
+    samples = sum(m.samples for m in metrics)
+    figures: dict[str, float] = {"participants": len(reports)}
+    if samples:  # none with client.epochs 0, or where the server has the losses
+        figures["client_train_loss"] = sum(m.loss_sum for m in metrics) / samples
+        figures["client_train_accuracy"] = sum(m.correct for m in metrics) / samples
+    figures["worker_peak_mib"] = max(m.peak_mib for m in metrics)
+    figures["slowest_client_s"] = max(m.train_s + m.upload_s for m in metrics)
+    return figures
+
+
+def _named(accuracy: Accuracy) -> dict[str, float]:
+    """Return an accuracy as figures of a round."""
+    edge = {} if accuracy.client is None else {"client_test_accuracy": accuracy.client}
+    return {"test_accuracy": accuracy.result, **edge}

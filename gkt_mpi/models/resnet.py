@@ -83,6 +83,15 @@ def _computing_in(precision: Precision, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
+def _stem(image_channels: int) -> nn.Sequential:
+    """Return the layers whose output is the feature."""
+    return nn.Sequential(
+        nn.Conv2d(image_channels, STEM_CHANNELS, 3, padding=1, bias=False),
+        nn.BatchNorm2d(STEM_CHANNELS),
+        nn.ReLU(inplace=True),
+    )
+
+
 def _classifier(in_channels: int, num_classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, num_classes)]
 
@@ -100,16 +109,23 @@ def _edge_head(name: EdgeName, num_classes: int) -> nn.Sequential:
     return nn.Sequential(*blocks, *_classifier(c, num_classes))
 
 
+def _server_layers(name: ServerName, num_classes: int) -> nn.Sequential:
+    """Return the layers of a large network after its stem."""
+    blocks: list[nn.Module] = []
+    in_channels = STEM_CHANNELS
+    for stage, width in enumerate((16, 32, 64)):
+        for position in range(_SERVER_DEPTH[name]):
+            blocks.append(Bottleneck(in_channels, width, stride=2 if stage > 0 and position == 0 else 1))
+            in_channels = 4 * width
+    return nn.Sequential(*blocks, *_classifier(in_channels, num_classes))
+
+
 class EdgeModel(nn.Module):
     """The client's network: `stem` makes the feature that is uploaded, `head` the client's own logits."""
 
     def __init__(self, name: EdgeName, image_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(image_channels, STEM_CHANNELS, 3, padding=1, bias=False),
-            nn.BatchNorm2d(STEM_CHANNELS),
-            nn.ReLU(inplace=True),
-        )
+        self.stem = _stem(image_channels)
         self.head = _edge_head(name, num_classes)
         self.precision: Precision = "float32"
 
@@ -124,15 +140,9 @@ class EdgeModel(nn.Module):
 class ServerModel(nn.Module):
     """ResNet-56 or ResNet-110 without its stem."""
 
-    def __init__(self, name: ServerName, num_classes: int) -> None:
+    def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
-        blocks: list[nn.Module] = []
-        in_channels = STEM_CHANNELS
-        for stage, width in enumerate((16, 32, 64)):
-            for position in range(_SERVER_DEPTH[name]):
-                blocks.append(Bottleneck(in_channels, width, stride=2 if stage > 0 and position == 0 else 1))
-                in_channels = 4 * width
-        self.layers = nn.Sequential(*blocks, *_classifier(in_channels, num_classes))
+        self.layers = layers
         self.precision: Precision = "float32"
 
     def forward(self, feature: Tensor) -> Tensor:
@@ -153,6 +163,54 @@ class ServerModel(nn.Module):
         return copied
 
 
+class StemModel(nn.Module):
+    """The part of a large network that stays on the edge in split learning."""
+
+    def __init__(self, stem: nn.Sequential) -> None:
+        super().__init__()
+        self.stem = stem
+        self.precision: Precision = "float32"
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, channels, H, W) to the feature (B, 16, H, W), float32."""
+        with _computing_in(self.precision, image.device):
+            feature = self.stem(image)
+        return feature.float()
+
+
+class WholeModel(nn.Module):
+    """ResNet-56 or ResNet-110 with its stem, as it is trained where nothing is split."""
+
+    def __init__(self, name: ServerName, image_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = _stem(image_channels)
+        self.layers = _server_layers(name, num_classes)
+        self.precision: Precision = "float32"
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, channels, H, W) to logits (B, C), float32."""
+        with _computing_in(self.precision, image.device):
+            logit = self.layers(self.stem(image))
+        return logit.float()
+
+    def cut(self) -> tuple[StemModel, ServerModel]:
+        """Return the halves on either side of the feature, sharing these weights.
+
+        One after the other they compute what the whole does, up to rounding.
+        """
+        return StemModel(self.stem), ServerModel(self.layers)
+
+    def folded(self) -> "WholeModel":
+        """Return a copy for evaluation; see `ServerModel.folded`."""
+        copied = copy.deepcopy(self).eval()
+        conv, norm, relu = copied.stem
+        copied.stem = nn.Sequential(_fused(conv, norm), relu)
+        for block in copied.modules():
+            if isinstance(block, Bottleneck):
+                block.fold()
+        return copied
+
+
 def build_edge_model(
     name: EdgeName, image_channels: int, num_classes: int, generator: torch.Generator, device: torch.device
 ) -> EdgeModel:
@@ -167,7 +225,16 @@ def build_server_model(
 ) -> ServerModel:
     """Return an initialised server model on `device`, in channels-last layout."""
     with torch.random.fork_rng(devices=()):
-        model = ServerModel(name, num_classes)
+        model = ServerModel(_server_layers(name, num_classes))
+    return _initialise(model, generator, device)
+
+
+def build_whole_model(
+    name: ServerName, image_channels: int, num_classes: int, generator: torch.Generator, device: torch.device
+) -> WholeModel:
+    """Return an initialised large network with its stem on `device`, in channels-last layout."""
+    with torch.random.fork_rng(devices=()):
+        model = WholeModel(name, image_channels, num_classes)
     return _initialise(model, generator, device)
 
 
@@ -180,4 +247,6 @@ def _initialise(model: Model, generator: torch.Generator, device: torch.device) 
             bound = 1 / math.sqrt(module.in_features)
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked = None  # counts for an average that is not used here; so all values are float32
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -100,8 +100,11 @@ class Progress:
         accuracy = "not evaluated"
         if "test_accuracy" in record:
             self._accuracy = f"accuracy {record['test_accuracy']:.4f}"
-            accuracy = f"{self._accuracy}  edge {record['client_test_accuracy']:.4f}"
-        loss = f"loss {record['server_train_loss']:.4f}"
+            accuracy = self._accuracy
+            if "client_test_accuracy" in record and "server_train_loss" in record:  # else it is the same
+                accuracy += f"  edge {record['client_test_accuracy']:.4f}"
+        losses = [record[key] for key in ("server_train_loss", "client_train_loss") if key in record]
+        loss = f"loss {losses[0]:.4f}" if losses else "untrained"
         moved = f"up {decimal(record['upload_bytes'])} down {decimal(record['download_bytes'])}"
         name = self._round_name()
         self._round, self._round_began = self._round + 1, time.monotonic()
@@ -153,9 +156,11 @@ def summary_table(summary: dict[str, Any], name: str) -> Table:
     table.add_column(justify="left")
     table.add_column(justify="right")
     total_s = round(summary["total_s"])
+    edge = summary.get("final_client_test_accuracy")
+    edge_alone = () if edge is None else (("edge models alone, final test accuracy", f"{edge:.4f}"),)
     for label, value in (
-        ("server model, final test accuracy", f"{summary['final_test_accuracy']:.4f}"),
-        ("edge models alone, final test accuracy", f"{summary['final_client_test_accuracy']:.4f}"),
+        ("final test accuracy", f"{summary['final_test_accuracy']:.4f}"),
+        *edge_alone,
         (
             "best test accuracy between rounds",
             f"{summary['best_test_accuracy']:.4f} (round {summary['best_round'] + 1})",

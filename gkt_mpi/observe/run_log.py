@@ -90,16 +90,17 @@ class RunLog:
             self._scalars.flush()
             self._trace.append(record["round"], spans)
 
-    def finish(self, final_accuracy: float, final_client_accuracy: float, compute: dict[str, Any]) -> None:
-        """Write summary.json from the final accuracies, all lines of metrics.jsonl, and how the networks computed.
+    def finish(self, accuracy: dict[str, float], compute: dict[str, Any]) -> None:
+        """Write summary.json from all lines of metrics.jsonl, the final accuracies and how the networks computed.
+
+        `accuracy` has their names in a round.
 
         Raises `GktError` when it cannot be written.
         """
         evaluated = [record for record in self.records if "test_accuracy" in record]
         best = max(evaluated, key=lambda record: record["test_accuracy"], default=None)
         self.summary = {
-            "final_test_accuracy": final_accuracy,
-            "final_client_test_accuracy": final_client_accuracy,
+            **{f"final_{name}": value for name, value in accuracy.items()},
             "best_test_accuracy": best["test_accuracy"] if best else math.nan,
             "best_round": best["round"] if best else -1,
             **self._so_far("completed"),

@@ -11,12 +11,17 @@ from gkt_mpi.errors import WireError
 from gkt_mpi.wire.messages import Header, Kind, payload_layout, payload_size
 
 _SIZES = ("num_classes", "height", "width", "channels")
+_OF_A_CLIENT = (Kind.TRAIN, Kind.MODEL, Kind.LOCAL, Kind.BLOCK, Kind.GRADIENT, Kind.REPORT)
+_UPLOADS = (Kind.BLOCK, Kind.MODEL, Kind.REPORT)
 _FIELDS = {  # what a header of each kind says, beside kind and payload_bytes; all else in it is 0
     Kind.SETUP: (*_SIZES, "precision"),
     Kind.HOST: ("client", "num_samples", "state_bytes"),
     Kind.TRAIN: ("client", "round", "num_samples", "num_classes"),
     Kind.BLOCK: ("client", "round", "first", "num_samples", *_SIZES, "row_bytes", "codec"),
     Kind.REPORT: ("client", "round", "state_bytes", "num_spans"),
+    Kind.MODEL: ("client", "round", "state_bytes"),
+    Kind.LOCAL: ("client", "round"),
+    Kind.GRADIENT: ("client", "round", "first", "num_samples", "row_bytes"),
     Kind.STOP: (),
     Kind.CHECK: ("state_bytes",),
 }
@@ -29,7 +34,9 @@ class Contract:
     `sender` tells which rank speaks for a client (server side: the worker that hosts it); `num_samples` how
     many samples a client has; a client missing from `num_samples` is unknown. `admit` is asked with a block's header,
     sample ids, labels and logits, and returns the bank's own rows, so that features are received in place; or it
-    refuses them by a `WireError`. `device` is where the payload of a TrainRequest is wanted, None for the host.
+    refuses them by a `WireError`. `state_bytes` is the size of a client's state (of each, where they differ), of a
+    Check the largest; `model_bytes` that of a ModelState. A gradient is expected for the block (`first`,
+    `block_rows`). `device` is where the payload of a request or a gradient is wanted, None for the host.
     """
 
     kinds: frozenset[Kind]
@@ -41,7 +48,9 @@ class Contract:
     row_bytes: int = 0
     codec: int = 0
     block_rows: int = 0
-    state_bytes: int = 0
+    first: int = 0
+    state_bytes: int | Mapping[int, int] = 0
+    model_bytes: int = 0
     max_samples: int = 0
     max_spans: int = 0
     admit: Callable[[Header, Tensor, Tensor, Tensor], Tensor] | None = None
@@ -58,7 +67,7 @@ class Contract:
         try:
             yield
         except WireError as error:
-            is_upload = header.kind in (Kind.BLOCK, Kind.REPORT) and header.round == self.round
+            is_upload = header.kind in _UPLOADS and header.round == self.round
             is_expected = header.client in (self.num_samples or ())
             if is_upload and is_expected and self.sender is not None and self.sender[header.client] == source:
                 error.client, error.closes_upload = header.client, header.kind == Kind.REPORT
@@ -78,7 +87,7 @@ class Contract:
             if name not in ("kind", "payload_bytes", *_FIELDS[Kind(header.kind)]):
                 expect(getattr(header, name) == 0, name, 0)
         expect(header.client >= 0, "client", "0 or more")
-        if header.kind in (Kind.TRAIN, Kind.BLOCK, Kind.REPORT):
+        if header.kind in _OF_A_CLIENT:
             self._check_client(source, header, expect)
         if self.round is not None:
             expect(header.round == self.round, "round", self.round)
@@ -101,13 +110,25 @@ class Contract:
                 expect(header.num_classes == self.num_classes, "num_classes", self.num_classes)
             case Kind.BLOCK:
                 self._check_block(header, expect)
+            case Kind.GRADIENT:
+                for name, expected in (("first", self.first), ("num_samples", self.block_rows)):
+                    expect(getattr(header, name) == expected, name, expected)
+                expect(header.row_bytes == self.row_bytes, "row_bytes", self.row_bytes)
+            case Kind.MODEL:
+                expect(header.state_bytes == self.model_bytes, "state_bytes", self.model_bytes)
             case Kind.CHECK:
-                expect(1 <= header.state_bytes <= self.state_bytes, "state_bytes", f"1 to {self.state_bytes}")
+                largest = self._state_bytes(header)
+                expect(1 <= header.state_bytes <= largest, "state_bytes", f"1 to {largest}")
             case Kind.REPORT:
                 expect(0 <= header.num_spans <= self.max_spans, "num_spans", f"0 to {self.max_spans}")
         if header.kind in (Kind.HOST, Kind.REPORT):
-            expect(header.state_bytes == self.state_bytes, "state_bytes", self.state_bytes)
+            expected = self._state_bytes(header)
+            expect(header.state_bytes == expected, "state_bytes", expected)
         expect(header.payload_bytes == payload_size(header), "payload_bytes", payload_size(header))
+
+    def _state_bytes(self, header: Header) -> int:
+        """Return the bytes of the state of a header's client; none is that long if there is no such client."""
+        return self.state_bytes if isinstance(self.state_bytes, int) else self.state_bytes.get(header.client, 2**63)
 
     def _check_client(self, source: int, header: Header, expect: Callable[[bool, str, object], None]) -> None:
         assert self.num_samples is not None
@@ -135,7 +156,7 @@ class Contract:
         """
         layout = payload_layout(header)
         if header.kind != Kind.BLOCK or self.admit is None:
-            device = self.device if header.kind == Kind.TRAIN else None
+            device = self.device if header.kind in (Kind.TRAIN, Kind.MODEL, Kind.GRADIENT) else None
             for dtype, shape in layout:
                 yield torch.empty(shape, dtype=dtype, device=device)
             return

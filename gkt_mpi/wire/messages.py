@@ -3,13 +3,16 @@
     Setup         server -> worker   the shape of the images and the digest of the configuration
     HostClient    server -> worker   "you host this client": its sample ids and its state
     TrainRequest  server -> worker   train this client, with the server's logits keyed by sample id
+    ModelState    both ways          train this client from these weights; and what it has made of them
+    LocalRequest  server -> worker   let this client work with what it has
     FeatureBlock  worker -> server   some of a client's features, logits, labels, keyed by sample id
+    Gradient      server -> worker   the loss's gradient with respect to the features of a block
     ClientReport  worker -> server   the client has uploaded everything: its metrics and its state
     Stop          server -> worker   the run is over
     Check         both ways          some bytes, before a run (preflight.py)
 
-TrainRequest and FeatureBlock are the algorithm: what a deployment would send. The others exist because the
-edge is simulated. The ledger counts the bytes of the two kinds apart.
+TrainRequest, ModelState, FeatureBlock and Gradient are the algorithm: what a deployment would send. The others exist
+because the edge is simulated. The ledger counts the bytes of the two kinds apart.
 
 A receiver checks a header against its `Contract` (contract.py) before it allocates or receives any payload.
 """
@@ -27,7 +30,7 @@ from torch import Tensor
 from gkt_mpi.errors import WireError
 
 MAGIC = 0x474B54  # "GKT"
-VERSION = 2
+VERSION = 3
 DIGEST_BYTES = 32
 Column = Literal["algorithm", "simulation"]
 
@@ -42,6 +45,9 @@ class Kind(IntEnum):
     REPORT = 5
     STOP = 6
     CHECK = 7
+    MODEL = 8
+    GRADIENT = 9
+    LOCAL = 10
 
 
 class Header(NamedTuple):
@@ -52,11 +58,11 @@ class Header(NamedTuple):
     round: int = 0
     first: int = 0  # FeatureBlock: where its rows begin in the client's shard
     num_samples: int = 0
-    num_classes: int = 0
+    num_classes: int = 0  # 0 in a FeatureBlock without logits
     height: int = 0
     width: int = 0
     channels: int = 0
-    row_bytes: int = 0  # FeatureBlock: bytes of one encoded sample
+    row_bytes: int = 0  # FeatureBlock and Gradient: bytes of one encoded sample
     codec: int = 0
     state_bytes: int = 0
     precision: int = 0  # Setup: place in `Precision`
@@ -105,7 +111,9 @@ def payload_layout(header: Header) -> list[tuple[torch.dtype, tuple[int, ...]]]:
             ]
         case Kind.REPORT:
             return [(torch.float64, (len(fields(ClientMetrics)),)), state, spans]
-        case Kind.CHECK:
+        case Kind.GRADIENT:
+            return [(torch.uint8, (header.num_samples, header.row_bytes))]
+        case Kind.CHECK | Kind.MODEL:
             return [state]
         case _:
             return []
@@ -186,15 +194,52 @@ class TrainRequest:
 
 
 @dataclass(frozen=True)
+class ModelState:
+    """Server to worker: train this client from these weights. Worker to server: the weights after it."""
+
+    client: int
+    round: int
+    weights: Tensor  # uint8 (bytes,), float32 numbers: parameters, means and variances
+
+    column: ClassVar[Column] = "algorithm"
+
+    def header(self) -> Header:
+        """Return the header, without `payload_bytes`."""
+        return Header(Kind.MODEL, self.client, self.round, state_bytes=len(self.weights))
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        """Return the payload."""
+        return (self.weights,)
+
+
+@dataclass(frozen=True)
+class LocalRequest:
+    """Server to worker: let this client work with what it has, as a device would that is told nothing."""
+
+    client: int
+    round: int
+
+    column: ClassVar[Column] = "simulation"
+
+    def header(self) -> Header:
+        """Return the header, without `payload_bytes`."""
+        return Header(Kind.LOCAL, self.client, self.round)
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        """Return the payload: nothing."""
+        return ()
+
+
+@dataclass(frozen=True)
 class FeatureBlock:
-    """Worker to server: rows `first` to `first + n` of a client's upload."""
+    """Worker to server: rows `first` to `first + n` of a client's upload, or of a pass over its shard."""
 
     client: int
     round: int
     first: int
     sample_id: Tensor  # int64 (n,)
     label: Tensor  # int16 (n,)
-    logit: Tensor  # float32 (n, C)
+    logit: Tensor  # float32 (n, C); C is 0 where none are sent
     feature: Tensor  # uint8 (n, row_bytes), encoded
     shape: tuple[int, int, int]  # of one feature: height, width, channels
     codec: int
@@ -219,6 +264,27 @@ class FeatureBlock:
     def buffers(self) -> tuple[Tensor, ...]:
         """Return the payload."""
         return self.sample_id, self.label, self.logit, self.feature
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Server to worker: the loss's gradient with respect to the features of the block whose first row is `first`."""
+
+    client: int
+    round: int
+    first: int
+    gradient: Tensor  # uint8 (n, row_bytes), encoded
+
+    column: ClassVar[Column] = "algorithm"
+
+    def header(self) -> Header:
+        """Return the header, without `payload_bytes`."""
+        count, row_bytes = self.gradient.shape
+        return Header(Kind.GRADIENT, self.client, self.round, first=self.first, num_samples=count, row_bytes=row_bytes)
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        """Return the payload."""
+        return (self.gradient,)
 
 
 @dataclass(frozen=True)
@@ -289,7 +355,8 @@ class Check:
         return (self.content,)
 
 
-Message = Setup | HostClient | TrainRequest | FeatureBlock | ClientReport | Stop | Check
+Request = TrainRequest | ModelState | LocalRequest
+Message = Setup | HostClient | Request | FeatureBlock | Gradient | ClientReport | Stop | Check
 
 
 def to_wire(message: Message) -> tuple[Header, tuple[Tensor, ...]]:
@@ -317,6 +384,12 @@ def from_wire(header: Header, buffers: Sequence[Tensor]) -> Message:
         case Kind.REPORT:
             metrics, state, spans = buffers
             return ClientReport(header.client, header.round, ClientMetrics(*metrics.tolist()), state, spans)
+        case Kind.MODEL:
+            return ModelState(header.client, header.round, *buffers)
+        case Kind.LOCAL:
+            return LocalRequest(header.client, header.round)
+        case Kind.GRADIENT:
+            return Gradient(header.client, header.round, header.first, *buffers)
         case Kind.CHECK:
             return Check(*buffers)
         case _:

@@ -18,7 +18,7 @@ from pathlib import Path
 from mpi4py import MPI
 
 from gkt_mpi.data import shard
-from gkt_mpi.engine import checkpoint, client, server, worker
+from gkt_mpi.engine import bank, checkpoint, client, learner, server, teacher, worker
 from gkt_mpi.engine.faults import Interrupt
 from gkt_mpi.main import main
 from gkt_mpi.observe import run_log
@@ -28,10 +28,10 @@ PIDS = Path(os.environ["PLANT_PIDS"])
 PLACES = {
     "server before training": (server.Server, "__init__"),
     "server while receiving": (server.Server, "collect"),
-    "server while taking a block in": (server.Bank, "claim"),
-    "server while training": (server.Server, "step"),
-    "server while predicting": (server.Bank, "all_batches"),
-    "server while evaluating": (server, "evaluate"),
+    "server while taking a block in": (bank.Bank, "claim"),
+    "server while training": (learner.Training, "step"),
+    "server while predicting": (bank.Bank, "all_batches"),
+    "server while evaluating": (teacher, "evaluate"),
     "server while saving": (checkpoint.os, "fsync"),
     "server while logging": (run_log.RunLog, "append"),
     "server at the end": (server.Server, "_finish"),

@@ -12,7 +12,7 @@ from gkt_mpi.data.datasets import file_path, prepare
 from gkt_mpi.data.partition import partition
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.client import Client
-from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.errors import GktError
 from gkt_mpi.losses import distil_loss
 from gkt_mpi.main import run_rank
@@ -22,8 +22,8 @@ from gkt_mpi.wire.local import run_local
 from tests.conftest import figures, run_in_threads
 
 CPU = torch.device("cpu")
-# Of an edge ResNet-8, 10 classes: parameters with 3 moments each, a step count a tensor, BatchNorm's statistics.
-STATE_BYTES = 4 * (4 * 10_586 + 26 + 2 * 272) + 8 * 8
+# Of an edge ResNet-8, 10 classes: parameters with 3 moments each, a step count a tensor, means and variances.
+STATE_BYTES = 4 * (4 * 10_586 + 26 + 2 * 272)
 
 
 def plain_fedgkt(config):
@@ -107,9 +107,9 @@ def test_logits_return_to_the_sample_that_produced_them(tiny, monkeypatch, batch
     """Each sample's server logits are stamped with its id; every use in a client's training is then checked."""
     used = []
 
-    def predict(server):
-        for row, sample_id in enumerate(server.bank.sample_id.tolist()):
-            server.bank.server_logit[row] = sample_id + torch.arange(10) / 16
+    def predict(teacher):
+        for row, sample_id in enumerate(teacher.bank.sample_id.tolist()):
+            teacher.bank.server_logit[row] = sample_id + torch.arange(10) / 16
 
     align = Client.align
 
@@ -121,7 +121,7 @@ def test_logits_return_to_the_sample_that_produced_them(tiny, monkeypatch, batch
             used.append(client.id)
         return logit
 
-    monkeypatch.setattr(Server, "predict", predict)
+    monkeypatch.setattr(Teacher, "predict", predict)
     monkeypatch.setattr(Client, "align", checked_align)
     config = tiny(rounds=3, clients=5, server__batch_order=batch_order, data__partition="hetero", wire__block_mib=0.02)
     run_in_threads(config, ranks)
@@ -134,15 +134,15 @@ def test_the_teacher_of_a_batch_is_its_own_samples(tiny, monkeypatch):
 
     seen = []
 
-    def predict(server):
-        server.bank.server_logit[:] = F.one_hot(server.bank.label, 10).float() * 100
+    def predict(teacher):
+        teacher.bank.server_logit[:] = F.one_hot(teacher.bank.label, 10).float() * 100
 
     def loss_with_check(logit, label, teacher, distill):
         if teacher is not None:
             seen.append(torch.equal(teacher.argmax(1), label))
         return F.cross_entropy(logit, label)
 
-    monkeypatch.setattr(Server, "predict", predict)
+    monkeypatch.setattr(Teacher, "predict", predict)
     monkeypatch.setattr(fedgkt, "client_loss", loss_with_check)
     run_in_threads(tiny(rounds=3, client__epochs=2), 3)
     assert len(seen) > 10 and all(seen)

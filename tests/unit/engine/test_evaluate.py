@@ -5,7 +5,7 @@ import torch
 from gkt_mpi.data.augment import Augmentation, ImagePipeline
 from gkt_mpi.data.datasets import DataConfig, prepare
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.engine.client import ClientConfig, Edge
+from gkt_mpi.engine.client import ClientConfig, build_edge
 from gkt_mpi.engine.evaluate import evaluate, num_evaluated
 from gkt_mpi.models.resnet import build_server_model
 from gkt_mpi.seeding import torch_generator
@@ -18,7 +18,7 @@ def setting(tmp_path):
     file = prepare(DataConfig(name="digits", dir=str(tmp_path)), lambda done, total: None)
     pipeline = ImagePipeline(torch.from_numpy(file.mean), torch.from_numpy(file.std), Augmentation())
     test = Shard.load(file, "test", np.arange(50), pipeline, CPU)
-    edges = [Edge(ClientConfig(), 1, 10, seed, CPU) for seed in range(3)]
+    edges = [build_edge(ClientConfig(), 1, 10, seed, CPU, "resnet8") for seed in range(3)]
     return test, edges, build_server_model("resnet56", 10, torch_generator(0, "server"), CPU)
 
 
@@ -43,9 +43,9 @@ def test_every_stem_is_followed_by_the_server_model_on_its_part_or_on_all(settin
     total = num_evaluated(mode, 3, 50)
     assert total == sum(map(len, parts))
     advanced = []
-    spare = Edge(ClientConfig(), 1, 10, 9, CPU)
-    found = evaluate(server_model, spare, [e.state() for e in edges], test, mode, 7, advanced.append)
-    assert found.server == pytest.approx(sum(right[0] for right in by_hand) / total)
+    spare = build_edge(ClientConfig(), 1, 10, 9, CPU, "resnet8")
+    found = evaluate(server_model, [spare] * 3, [e.state() for e in edges], test, mode, 7, advanced.append)
+    assert found.result == pytest.approx(sum(right[0] for right in by_hand) / total)
     assert found.client == pytest.approx(sum(right[1] for right in by_hand) / total)
     assert sum(advanced) == total
 
@@ -53,5 +53,5 @@ def test_every_stem_is_followed_by_the_server_model_on_its_part_or_on_all(settin
 def test_more_clients_than_test_images_leaves_some_stems_out(setting):
     test, edges, server_model = setting
     states = [edges[k % 3].state() for k in range(60)]
-    found = evaluate(server_model, edges[0], states, test, "sharded", 7, lambda images: None)
-    assert 0 <= found.server <= 1
+    found = evaluate(server_model, [edges[0]] * len(states), states, test, "sharded", 7, lambda images: None)
+    assert 0 <= found.result <= 1

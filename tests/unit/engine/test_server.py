@@ -2,7 +2,7 @@
 
 import threading
 
-from gkt_mpi.engine import server, worker
+from gkt_mpi.engine import teacher, worker
 from gkt_mpi.placement import Placement
 from tests.conftest import run_in_threads
 
@@ -16,13 +16,13 @@ def run_and_note(tiny, monkeypatch, wait_s, **changes):
             at_work_again.set()
         original(self, client_round, request)
 
-    def evaluate(*arguments, original=server.evaluate):
+    def evaluate(*arguments, original=teacher.evaluate):
         if not seen:  # the first evaluation, after round 0
             seen.append(at_work_again.wait(wait_s))
         return original(*arguments)
 
     monkeypatch.setattr(worker.Worker, "_train", train)
-    monkeypatch.setattr(server, "evaluate", evaluate)
+    monkeypatch.setattr(teacher, "evaluate", evaluate)
     records = run_in_threads(tiny(rounds=3, **changes), 3)
     assert [record["round"] for record in records] == [0, 1, 2] and all("test_accuracy" in r for r in records)
     for record in records:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,9 +10,12 @@ from gkt_mpi.wire.messages import (
     ClientMetrics,
     ClientReport,
     FeatureBlock,
+    Gradient,
     Header,
     HostClient,
     Kind,
+    LocalRequest,
+    ModelState,
     Setup,
     Stop,
     TrainRequest,
@@ -36,6 +41,9 @@ MESSAGES = [
     TrainRequest(1, 3, torch.arange(9), torch.rand(9, 10)),
     BLOCK,
     ClientReport(1, 3, ClientMetrics(1, 2.5, 3, 4.25, 5), torch.ones(33, dtype=torch.uint8)),
+    ModelState(1, 3, torch.arange(48, dtype=torch.uint8)),
+    LocalRequest(1, 3),
+    Gradient(1, 3, 4, torch.ones(6, 64, dtype=torch.uint8)),
     Stop(),
 ]
 CONTRACT = Contract(
@@ -47,7 +55,9 @@ CONTRACT = Contract(
     feature_shape=(2, 2, 4),
     row_bytes=64,
     block_rows=6,
+    first=4,
     state_bytes=33,
+    model_bytes=48,
     max_samples=100,
 )
 
@@ -68,7 +78,7 @@ def test_a_message_survives_the_wire(message):
 
 
 def test_the_contract_accepts_what_it_describes():
-    for message in (MESSAGES[2], BLOCK, MESSAGES[4]):
+    for message in (MESSAGES[2], BLOCK, *MESSAGES[4:8]):
         header, _ = to_wire(message)
         CONTRACT.check(2, header)  # raises nothing
         assert payload_size(header) == header.payload_bytes
@@ -77,7 +87,7 @@ def test_the_contract_accepts_what_it_describes():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("kind", 9),
+        ("kind", 11),
         ("kind", -1),
         ("client", 2),
         ("client", -1),
@@ -102,6 +112,37 @@ def test_a_block_with_a_wrong_field_is_refused_by_rank_and_field(field, value):
     header = to_wire(BLOCK)[0]._replace(**{field: value})
     with pytest.raises(WireError, match=rf"rank 2 .* {field} is"):
         CONTRACT.check(2, header)
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "value"),
+    [
+        (MESSAGES[5], "state_bytes", 44),
+        (MESSAGES[5], "state_bytes", 2**50),
+        (MESSAGES[5], "client", 0),
+        (MESSAGES[5], "round", 4),
+        (MESSAGES[5], "num_samples", 1),
+        (MESSAGES[6], "client", 7),
+        (MESSAGES[6], "payload_bytes", 8),
+        (MESSAGES[7], "first", 5),
+        (MESSAGES[7], "num_samples", 5),
+        (MESSAGES[7], "row_bytes", 32),
+        (MESSAGES[7], "client", 2),
+    ],
+)
+def test_a_wrong_field_of_weights_requests_and_gradients_is_refused(message, field, value):
+    header = to_wire(message)[0]._replace(**{field: value})
+    with pytest.raises(WireError, match=rf"rank 2 .* {field} is"):
+        CONTRACT.check(2, header)
+
+
+def test_the_state_of_each_client_has_a_size_of_its_own():
+    contract = replace(CONTRACT, state_bytes={0: 20, 1: 33})
+    contract.check(2, to_wire(MESSAGES[4])[0])  # raises nothing
+    with pytest.raises(WireError, match="state_bytes is 33; expected 20"):
+        contract.check(1, to_wire(replace(MESSAGES[4], client=0))[0])
+    with pytest.raises(WireError, match="state_bytes"):  # a client that nobody knows
+        contract.check(0, to_wire(replace(MESSAGES[1], client=9))[0])
 
 
 def test_a_report_with_a_state_of_another_size_is_refused():

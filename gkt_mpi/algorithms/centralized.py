@@ -1,0 +1,27 @@
+"""Centralized training: all images in one place, and the whole large network on the server. The workers have no work.
+
+rank 0      run_server      engine/global_model.py   CentralModel: the network, all images, the optimizer
+"""
+
+from torch.nn import functional as F
+
+from gkt_mpi.engine.client import Client
+from gkt_mpi.engine.global_model import CentralModel
+from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.worker import Worker
+
+
+def run_server(server: Server, central: CentralModel) -> None:
+    """Train; a round is `server.epochs` passes over all images."""
+    for round in server.rounds():
+        with server.server_phase(central.begin_round()):
+            for epoch in range(central.config.epochs):
+                for image, label_B in central.batches(round, epoch):
+                    loss = F.cross_entropy(central.model(image), label_B)
+                    central.step(loss, len(label_B))
+        server.note(central.end_round())
+
+
+def run_client(worker: Worker, client: Client, request: object) -> None:
+    """Never called: nobody is asked for anything."""
+    raise AssertionError(request)

@@ -1,0 +1,44 @@
+"""Federated averaging (McMahan et al., AISTATS 2017): every client trains the whole large network, the server averages.
+
+With `client.proximal_mu` above 0 it is FedProx (Li et al., MLSys 2020): the loss pulls each client back to the weights
+that the server sent.
+
+    rank 0      run_server      engine/global_model.py   AveragedModel: the weights, and those of the clients
+    other ranks run_client      engine/worker.py, engine/client.py
+    between     ModelState, down and up, and ClientReport in wire/messages.py
+"""
+
+from torch.nn import functional as F
+
+from gkt_mpi.engine.client import Client
+from gkt_mpi.engine.global_model import AveragedModel
+from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.worker import Worker
+from gkt_mpi.losses import count_correct
+from gkt_mpi.wire.messages import ModelState
+
+
+def run_server(server: Server, average: AveragedModel) -> None:
+    """Algorithm 1 of McMahan et al., on the server."""
+    for round in server.rounds():
+        with server.clients_phase():
+            for client in server.participants(round):
+                server.request(client, ModelState(client, round, average.weights))
+            server.collect(round, average)
+        with server.server_phase(samples=0):
+            average.update()
+
+
+def run_client(worker: Worker, client: Client, request: ModelState) -> None:
+    """Algorithm 1 of McMahan et al., on the edge: one round of one client."""
+    client.begin_from(request.weights)
+    with worker.timed("client train"):
+        client.model.train()
+        for epoch in range(client.config.epochs):
+            for row_B, image, label_B in client.batches(request.round, epoch):
+                logit_BC = client.model(image)
+                loss = F.cross_entropy(logit_BC, label_B) + client.proximal_term()
+                # DIFFERS from FedML's FedAvg: the client keeps its optimizer's moments from round to round.
+                client.step(loss)
+                client.count(loss, count_correct(logit_BC, label_B), len(row_B))
+    worker.send_weights(client, request.round)

@@ -1,0 +1,37 @@
+"""Every client alone: its edge model learns from its own images, and nothing is exchanged.
+
+What FedGKT's edge models are worth without the server. With `clients: 1` it is centralized training of the edge model.
+
+    rank 0      run_server      engine/edges_alone.py    takes the reports, evaluates
+    other ranks run_client      engine/worker.py, engine/client.py
+"""
+
+from torch.nn import functional as F
+
+from gkt_mpi.engine.client import Client
+from gkt_mpi.engine.edges_alone import EdgesAlone
+from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.worker import Worker
+from gkt_mpi.losses import count_correct
+from gkt_mpi.wire.messages import LocalRequest
+
+
+def run_server(server: Server, edges: EdgesAlone) -> None:
+    """Have every client train, round by round."""
+    for round in server.rounds():
+        with server.clients_phase():
+            for client in server.participants(round):
+                server.request(client, LocalRequest(client, round))
+            server.collect(round, edges)
+
+
+def run_client(worker: Worker, client: Client, request: LocalRequest) -> None:
+    """Train a client on its own images."""
+    with worker.timed("client train"):
+        client.model.train()
+        for epoch in range(client.config.epochs):
+            for row_B, image, label_B in client.batches(request.round, epoch):
+                _, logit_BC = client.model(image)
+                loss = F.cross_entropy(logit_BC, label_B)
+                client.step(loss)
+                client.count(loss, count_correct(logit_BC, label_B), len(row_B))

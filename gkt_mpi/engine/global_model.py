@@ -1,0 +1,137 @@
+"""One large network, stem and all: averaged over the clients that train it (fedavg), or trained here (centralized)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.engine.client import ClientConfig, whole_model
+from gkt_mpi.engine.compute import choose
+from gkt_mpi.engine.evaluate import Accuracy, EvaluateMode, evaluate_model
+from gkt_mpi.engine.learner import ServerConfig, Site, Training
+from gkt_mpi.engine.trainable import Trainable, weighted_mean
+from gkt_mpi.errors import WireError
+from gkt_mpi.seeding import torch_generator
+from gkt_mpi.wire.messages import Kind, ModelState
+
+
+class GlobalModel:
+    """The network and its evaluation; `model` is how training calls it."""
+
+    def __init__(self, site: Site, side: ClientConfig | ServerConfig) -> None:
+        """`side` is who trains it."""
+        self._site = site
+        num_classes = len(site.file.classes)
+        whole = whole_model(site.server.model, site.file.image_shape, num_classes, site.seed, site.device)
+        example = site.example(site.file.image_shape[2], side.batch_size)
+        self.compute, self.model = choose(site.compute, whole, example, site.steps_left(side), site.say)
+        self._trained = Trainable(whole, site.server)
+
+    def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
+        """Return the accuracy of the network, the same for every client; always on the whole test set."""
+        site = self._site
+        return evaluate_model(self._trained.model.folded(), site.test, site.evaluate.batch_size, site.watch.advance)
+
+    def num_evaluated(self, mode: EvaluateMode) -> int:
+        """Return how many images an evaluation passes through the network."""
+        return len(self._site.test)
+
+    def close(self) -> None:
+        """Do nothing: all is in memory."""
+
+
+class AveragedModel(GlobalModel):
+    """FedAvg's global model, and the inbox of what the clients have made of it, one model a client."""
+
+    passes = 1
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, site.client)
+        self.weights = self._trained.weights
+        self._models: dict[int, Tensor] = {}
+
+    def update(self) -> None:
+        """Become the mean of what the clients have sent, weighted by their images (McMahan et al. 2017).
+
+        Means and variances of BatchNorm are averaged like weights.
+        """
+        clients = sorted(self._models)
+        counts = [len(self._site.shards[client]) for client in clients]
+        self.weights.copy_(weighted_mean([self._models[client] for client in clients], counts))
+        self._models.clear()
+
+    def accepts(self) -> dict[str, Any]:
+        """Return the fields of the contract under which models are taken in."""
+        return {"kinds": frozenset({Kind.MODEL, Kind.REPORT}), "model_bytes": len(self.weights)}
+
+    def claim(self, message: ModelState) -> int:
+        """Keep a client's model; return how many samples it was trained on. Raises `WireError` for a second one."""
+        if message.client in self._models:
+            raise _refusal(message, "sent a second model")
+        self._models[message.client] = message.weights
+        return len(self._site.shards[message.client])
+
+    def check(self, message: ModelState) -> None:
+        """Raise `WireError` unless all weights are finite numbers."""
+        if not bool(message.weights.view(torch.float32).isfinite().all()):
+            self._models.pop(message.client, None)
+            raise _refusal(message, "sent weights that are not finite; its training has diverged, lower client.lr")
+
+    def missing(self, client: int) -> str:
+        """Say what of a client's upload is not there."""
+        return "" if client in self._models else "its model"
+
+    def reopen(self, client: int) -> int:
+        """Take a client's model out; return how many samples it stood for."""
+        return 0 if self._models.pop(client, None) is None else len(self._site.shards[client])
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {"weights": self.weights.clone()}  # and not the memory around it
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        self.weights.copy_(state["weights"])
+
+
+class CentralModel(GlobalModel):
+    """The large network trained on all images in one place."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, site.server)
+        self.config = site.server
+        rows = np.sort(np.concatenate(site.shards))
+        self._shard = Shard.load(site.file, "train", rows, site.pipeline, site.device)
+        self._training = Training(self._trained.optimizer, site.server, site.num_rounds, site.device)
+        self.step, self.end_round = self._training.step, self._training.end_round
+
+    def begin_round(self) -> int:
+        """Begin to train; return how many samples the round will pass."""
+        self._training.begin_round()
+        return len(self._shard) * self.config.epochs
+
+    def batches(self, round: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (augmented images, labels) of one epoch, shuffled: those of a FedAvg client that holds all images."""
+        self._trained.model.train()
+        generator = torch_generator(self._site.seed, "client epoch", 0, round, epoch, device=self._site.device)
+        for row_B, image in self._shard.train_batches(self.config.batch_size, generator):
+            yield image, self._shard.label[row_B]
+            self._site.watch.advance(len(row_B))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {"memory": self._trained.memory, "schedule": self._training.schedule.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        self._trained.load(state["memory"])
+        self._training.schedule.load(state["schedule"])
+
+
+def _refusal(message: ModelState, why: str) -> WireError:
+    error = WireError(f"client {message.client} in round {message.round} {why}")
+    error.client = message.client
+    return error

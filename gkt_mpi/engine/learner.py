@@ -1,0 +1,162 @@
+"""What an algorithm's server side trains (`Learner`), what it is made of (`Site`), and the steps of its optimizer.
+
+fedgkt                 teacher.py        the large model on the feature bank
+fedavg, centralized    global_model.py   one whole model for all
+split_learning         split_model.py    one whole model, cut after the stem
+standalone             edges_alone.py    nothing: the edge models are all there is
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gkt_mpi.data.augment import ImagePipeline
+from gkt_mpi.data.datasets import ImageFile
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.engine.bank import BatchOrder
+from gkt_mpi.engine.client import ClientConfig
+from gkt_mpi.engine.compute import Compute, ComputeConfig
+from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode
+from gkt_mpi.engine.feature_rows import BankConfig
+from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig, Schedule, ScheduleName
+from gkt_mpi.engine.trainable import Edge
+from gkt_mpi.engine.watch import Watch
+from gkt_mpi.errors import GktError, require
+from gkt_mpi.losses import DistillConfig
+from gkt_mpi.models.resnet import ServerName
+from gkt_mpi.placement import Placement
+from gkt_mpi.seeding import torch_generator
+from gkt_mpi.wire.codec import Codec
+
+
+@dataclass(frozen=True)
+class ServerConfig(OptimizerConfig):
+    """The server, and the large network wherever it is trained."""
+
+    model: ServerName = "resnet56"
+    """The large network: without its stem on the server in fedgkt and split_learning, whole on every client in fedavg,
+    whole on the server in centralized."""
+    epochs: int = 20
+    """Passes over the feature bank (centralized: over all images) that the server trains each round; at least 1."""
+    schedule: ScheduleName = "plateau"
+    """Learning rate by round. plateau: a tenth after 10 rounds without a lower training loss. cosine: to 0."""
+    batch_order: BatchOrder = "mixed"
+    """mixed: batches drawn across all clients. by_client: client after client, as in the paper."""
+
+    group: ClassVar[str] = "server"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epochs >= 1, "server.epochs", self.epochs, "at least 1")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Split learning."""
+
+    mode: Literal["sequential", "parallel"] = "sequential"
+    """sequential: one client after another. parallel (SplitFed): all at once, each with a copy of the server's part; at
+    the end of a round both parts are averaged."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a learner is made of: the run's data, configuration and device."""
+
+    file: ImageFile
+    pipeline: ImagePipeline
+    shards: list[np.ndarray]  # each client's sample ids, int64
+    test: Shard
+    edges: list[Edge[Any]]  # edges[k]: into which client k's state is loaded
+    folder: Path  # of the run
+    seed: int
+    num_rounds: int
+    rounds_left: int
+    client: ClientConfig
+    server: ServerConfig
+    distill: DistillConfig
+    bank: BankConfig
+    evaluate: EvaluateConfig
+    compute: ComputeConfig
+    codec: Codec
+    block_rows: int  # most rows of a FeatureBlock
+    placement: Placement
+    watch: Watch
+    split: SplitConfig
+    say: Callable[[str], None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the server computes."""
+        return self.placement.device
+
+    @property
+    def num_samples(self) -> int:
+        """Training images of all clients together."""
+        return sum(map(len, self.shards))
+
+    def example(self, channels: int, batch_size: int) -> Tensor:
+        """Return a made-up batch of maps with this many channels, of the images' size, as training meets it."""
+        height, width, _ = self.file.image_shape
+        shape = (min(batch_size, self.num_samples), height, width, channels)
+        return torch.rand(shape, generator=torch_generator(0, "example batch")).permute(0, 3, 1, 2).to(self.device)
+
+    def steps_left(self, side: ClientConfig | ServerConfig) -> int:
+        """Return how many steps of that side's batch size the run still has, if it passes over all images."""
+        return math.ceil(self.num_samples / side.batch_size) * side.epochs * self.rounds_left
+
+
+class Learner(Protocol):
+    """What the server of an algorithm trains, as the bookkeeping around it (server.py) needs it."""
+
+    compute: Compute
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it: tensors, numbers, text, and lists and dictionaries of such."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+
+    def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
+        """Return the accuracy on the test set of what has been learnt; `states[k]` is client k's."""
+
+    def num_evaluated(self, mode: EvaluateMode) -> int:
+        """Return how many images an evaluation passes through the networks."""
+
+    def close(self) -> None:
+        """Delete what lies on the disk; it must not be used any more."""
+
+
+class Training:
+    """The steps of the server's optimizer in a round: their learning rate, and their mean loss."""
+
+    def __init__(self, optimizer: Optimizer, config: ServerConfig, num_rounds: int, device: torch.device) -> None:
+        self._optimizer = optimizer
+        self.schedule = Schedule(config.schedule, config.lr, num_rounds)
+        self._device = device
+        self.begin_round()
+
+    def begin_round(self) -> None:
+        """Set the learning rate of the next round, and begin to sum its losses."""
+        self._optimizer.lr = self.schedule.rate()
+        self._loss_sum, self._samples = torch.zeros((), device=self._device), 0
+
+    def step(self, loss: Tensor, samples: int) -> None:
+        """Take one optimizer step down the gradient of `loss`, the mean over `samples` samples."""
+        self._optimizer.step(loss)
+        self._loss_sum += loss.detach() * samples
+        self._samples += samples
+
+    def end_round(self) -> dict[str, float]:
+        """Step the schedule; return the round's figures. Raises `GktError` when the training has diverged."""
+        loss = float(self._loss_sum) / self._samples
+        if not math.isfinite(loss):
+            raise GktError(f"the server's training has diverged (its loss is {loss}); lower server.lr")
+        self.schedule.end_round(loss)
+        return {"server_train_loss": loss, "server_lr": self._optimizer.lr}

@@ -1,0 +1,132 @@
+"""The server's side of FedGKT: the large network on the feature bank, teaching the clients by its logits."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gkt_mpi.engine.bank import Bank, BankBatch
+from gkt_mpi.engine.compute import choose
+from gkt_mpi.engine.evaluate import Accuracy, EvaluateMode, evaluate, num_evaluated
+from gkt_mpi.engine.learner import Site, Training
+from gkt_mpi.engine.optimizer import Optimizer
+from gkt_mpi.engine.server import Server
+from gkt_mpi.errors import GktError
+from gkt_mpi.models.resnet import STEM_CHANNELS, build_server_model
+from gkt_mpi.seeding import torch_generator
+from gkt_mpi.wire.messages import LocalRequest, TrainRequest
+
+
+class Teacher:
+    """The large model without its stem, its training, and the bank; `model` is how training calls the network."""
+
+    def __init__(self, site: Site) -> None:
+        """Build model and bank. Raises `ConfigError` when the disk cannot hold what `bank` leaves to it."""
+        self._site = site
+        self.config, self.distill = site.server, site.distill
+        num_classes, generator = len(site.file.classes), torch_generator(site.seed, "server model")
+        self._model = build_server_model(site.server.model, num_classes, generator, site.device)
+        self.compute, self.model = choose(
+            site.compute,
+            self._model,
+            site.example(STEM_CHANNELS, site.server.batch_size),
+            site.steps_left(site.server),
+            site.say,
+        )
+        self.bank = Bank(site.shards, num_classes, site.codec, site.device, site.bank, site.folder, site.block_rows)
+        self._optimizer = Optimizer(site.server, self._model.parameters())
+        self._training = Training(self._optimizer, site.server, site.num_rounds, site.device)
+        self.step = self._training.step
+        self._is_taught = [False] * len(site.shards)  # clients for whose samples the bank holds the server's logits
+        self._uploaded_in = [-1] * len(site.shards)  # the round of a client's last whole upload
+
+    def request(self, client: int, round: int) -> TrainRequest:
+        """Return a client's training request, with the server's logits for its samples (none before the first)."""
+        rows = self.bank.rows_of(client) if self._is_taught[client] else slice(0, 0)
+        return TrainRequest(client, round, self.bank.sample_id[rows], self.bank.server_logit[rows])
+
+    def begin_upload(self, server: Server, round: int, clients: list[int]) -> None:
+        """Expect new uploads of these clients; in a resumed run the others repeat a last one that is to be kept."""
+        absent = set(range(len(self._is_taught))) - set(clients)
+        if self.bank.absent == "keep":
+            self._recall(server, [client for client in absent if self._uploaded_in[client] >= 0])
+        self._participants = clients
+        self.bank.open_round(clients)
+
+    def _recall(self, server: Server, clients: list[int]) -> None:
+        """Have clients send again what the bank held of them before an interruption; their states have not changed."""
+        lost = {client: self._uploaded_in[client] for client in clients if self.bank.num_missing(client)}
+        for round in sorted(set(lost.values())):
+            with server.uncounted():
+                for client in sorted(client for client in lost if lost[client] == round):
+                    server.request(client, LocalRequest(client, round))
+                server.collect(round, self.bank)
+
+    def begin_round(self) -> int:
+        """Begin to train on the bank; return how many samples training and prediction will pass."""
+        self._training.begin_round()
+        return self.bank.num_arrived * (self.config.epochs + 1)
+
+    def batches(self, round: int, epoch: int) -> Iterator[BankBatch]:
+        """Yield the training batches of one server epoch."""
+        self._model.train()
+        generator = torch_generator(self._site.seed, "server epoch", round, epoch)
+        for batch in self.bank.train_batches(self.config.batch_order, self.config.batch_size, generator):
+            yield batch
+            self._site.watch.advance(len(batch.row))
+
+    @torch.no_grad()
+    def predict(self) -> None:
+        """Fill the bank's `server_logit` by one pass in evaluation mode."""
+        model = self._model.folded()
+        with self._site.watch.transport.timeline.phase("predict"):
+            for batch in self.bank.all_batches(self._site.evaluate.batch_size):
+                self.bank.server_logit[batch.row] = model(batch.feature).cpu()
+                self._site.watch.advance(len(batch.row))
+
+    def end_round(self, round: int) -> dict[str, float]:
+        """Note who has been taught; return the round's figures. Raises `GktError` when the training has diverged."""
+        figures = self._training.end_round()
+        if not bool(self.bank.server_logit.isfinite().all()):
+            raise GktError("the server's training has diverged (its logits are not finite); lower server.lr")
+        for client in range(len(self._is_taught)):  # one that was dropped keeps the logits it had, if any
+            self._is_taught[client] |= self.bank.num_missing(client) == 0
+        for client in self._participants:
+            self._uploaded_in[client] = -1 if self.bank.num_missing(client) else round
+        return figures
+
+    def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
+        """Return the accuracy of every client's stem followed by the server's network."""
+        site = self._site
+        batch_size, advance = site.evaluate.batch_size, site.watch.advance
+        return evaluate(self._model, site.edges, states, site.test, mode, batch_size, advance)
+
+    def num_evaluated(self, mode: EvaluateMode) -> int:
+        """Return how many images an evaluation passes through the networks."""
+        return num_evaluated(mode, len(self._site.shards), len(self._site.test))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds: the bank's features are not in it, since clients upload them anew."""
+        return {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state,
+            "schedule": self._training.schedule.state(),
+            "is_taught": list(self._is_taught),
+            "uploaded_in": list(self._uploaded_in),
+            "server_logit": self.bank.server_logit,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        self._model.load_state_dict(state["model"])
+        for tensor, saved in zip(self._optimizer.state, state["optimizer"], strict=True):
+            tensor.copy_(saved)
+        self._training.schedule.load(state["schedule"])
+        self._is_taught = list(state["is_taught"])
+        self._uploaded_in = list(state["uploaded_in"])
+        self.bank.server_logit.copy_(state["server_logit"])
+
+    def close(self) -> None:
+        """Delete the bank's file, if it has one."""
+        self.bank.close()

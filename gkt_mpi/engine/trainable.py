@@ -1,0 +1,73 @@
+"""A network with its optimizer, in one piece of memory: what is trained, on either side, is copied as bytes."""
+
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Trainable(Generic[Model]):
+    """A model and its optimizer, whose values are the float32 numbers in `memory`, uint8 (bytes,).
+
+    `weights` is the part of it that the model is: parameters, then the means and variances of BatchNorm.
+    """
+
+    def __init__(self, model: Model, config: OptimizerConfig) -> None:
+        self.model = model
+        self.optimizer = Optimizer(config, model.parameters())
+        weights = [*model.parameters(), *model.buffers()]
+        self.memory = _share_memory([*weights, *self.optimizer.state])
+        self.weights, self.moments = self.memory.split(
+            [sum(w.nbytes for w in weights), sum(s.nbytes for s in self.optimizer.state)]
+        )
+
+    def load(self, memory: Tensor) -> None:
+        """Become what `memory`, uint8 (bytes,), holds."""
+        self.memory.copy_(memory)
+
+
+class Edge(Trainable[Model]):
+    """A client's model and optimizer in a worker's memory, into which the state of any client is loaded.
+
+    The state is what a client keeps from round to round: everything, or where `weights_travel`, since they come
+    with every request, the optimizer's alone.
+    """
+
+    def __init__(self, model: Model, config: OptimizerConfig, weights_travel: bool = False) -> None:
+        super().__init__(model, config)
+        self._kept = self.moments if weights_travel else self.memory
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a client's state."""
+        return len(self._kept)
+
+    def state(self) -> Tensor:
+        """Return a copy of a client's state as one uint8 tensor (state_bytes,) in host memory."""
+        return self._kept.to("cpu", copy=True)
+
+    def load(self, state: Tensor) -> None:
+        """Take over what `state()` returned."""
+        self._kept.copy_(state)
+
+
+def weighted_mean(memories: list[Tensor], weights: list[int]) -> Tensor:
+    """Return the mean of float32 numbers held as uint8 (bytes,), weighted, as uint8 (bytes,); summed in float64."""
+    total = torch.zeros(len(memories[0]) // 4, dtype=torch.float64, device=memories[0].device)
+    for memory, weight in zip(memories, weights, strict=True):
+        total += memory.view(torch.float32).double() * weight
+    return (total / sum(weights)).float().view(torch.uint8)
+
+
+def _share_memory(tensors: list[Tensor]) -> Tensor:
+    """Move float32 tensors into one piece of memory, uint8 (bytes,), and return it; they stay the same objects."""
+    assert all(tensor.dtype == torch.float32 for tensor in tensors)
+    memory = torch.empty(sum(tensor.nbytes for tensor in tensors), dtype=torch.uint8, device=tensors[0].device)
+    for tensor, part in zip(tensors, memory.split([tensor.nbytes for tensor in tensors]), strict=True):
+        place = part.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+        tensor.data = place.copy_(tensor.detach())
+    return memory

@@ -1,0 +1,22 @@
+"""What long work on the server calls as it proceeds."""
+
+from dataclasses import dataclass
+
+from gkt_mpi.engine.faults import Interrupt
+from gkt_mpi.observe.progress import Progress
+from gkt_mpi.wire.transport import Transport
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Shows how far the server is, and ends what it does when somebody asks for it."""
+
+    progress: Progress
+    interrupt: Interrupt
+    transport: Transport
+
+    def advance(self, samples: int) -> None:
+        """Show that so many samples are done; end here if a signal asks for it or a worker has failed."""
+        self.progress.advance(samples)
+        self.interrupt.check()
+        self.transport.keep_in_touch()
