@@ -150,7 +150,11 @@ class Training:
     def step(self, loss: Tensor, samples: int) -> None:
         """Take one optimizer step down the gradient of `loss`, the mean over `samples` samples."""
         self._optimizer.step(loss)
-        self._loss_sum += loss.detach() * samples
+        self.count(loss.detach() * samples, samples)
+
+    def count(self, loss_sum: Tensor, samples: int) -> None:
+        """Add samples, and the sum of their losses, to the round's figures, without waiting for the device."""
+        self._loss_sum += loss_sum
         self._samples += samples
 
     def end_round(self) -> dict[str, float]:

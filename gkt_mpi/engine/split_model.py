@@ -54,7 +54,8 @@ class SplitModel:
         """Take one optimizer step down the gradient of `loss`. Raises `GktError` when the training has diverged."""
         if not bool(loss.isfinite()):
             raise GktError(f"the server's training has diverged (its loss is {float(loss)}); lower server.lr")
-        self._training.step(loss, samples)
+        self._rest.optimizer.step(loss)
+        self.loss_sum = loss.detach() * samples
 
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of stem and rest together, always on the whole test set."""
@@ -104,6 +105,7 @@ class Turn:
         self._copies = dict.fromkeys(clients, self._begin)
         self._held_by: int | None = None  # whose copy is in the model now
         self._seen = dict.fromkeys(clients, 0)  # samples so far
+        self._loss_sum = dict.fromkeys(clients, torch.zeros((), device=self._site.device))
         self._stems: dict[int, Tensor] = {}
         model._rest.model.train()
 
@@ -111,6 +113,8 @@ class Turn:
         """Make the weighted mean of the clients' stems, and of their copies of the rest, the model's."""
         self._hold(None)
         clients = sorted(self._stems)
+        for client in clients:  # in this order, so that the sum has the same last bit whoever came first
+            self._model._training.count(self._loss_sum[client], self._seen[client])
         if clients:
             counts = [len(self._site.shards[client]) for client in clients]
             self._model.stem_weights.copy_(weighted_mean([self._stems[client] for client in clients], counts))
@@ -162,6 +166,7 @@ class Turn:
             self._hold(message.client)
             gradient = self._site.codec.encode(self._train_batch(self._model, feature, label))
         self._seen[message.client] += len(label)
+        self._loss_sum[message.client] = self._loss_sum[message.client] + self._model.loss_sum
         self._send(message.client, Gradient(message.client, message.round, message.first, gradient))
         return len(label)
 
@@ -178,6 +183,7 @@ class Turn:
         self._hold(None)
         seen, self._seen[client] = self._seen[client], 0
         self._copies[client] = self._begin
+        self._loss_sum[client] = torch.zeros_like(self._loss_sum[client])
         self._stems.pop(client, None)
         return seen
 

@@ -49,14 +49,9 @@ def plain_fedavg(config):
             model.load_state_dict(central.state_dict())
             epochs, mu = config.client.epochs, config.client.proximal_mu
             total += train_epochs(model, optimizer, shard, config, k, round, epochs, config.client.batch_size, mu)
-        share = np.array([len(shard) for shard in shards]) / sum(map(len, shards))
-        mean = {
-            name: torch.from_numpy(
-                sum(w * m.state_dict()[name].double().numpy() for w, m in zip(share, models, strict=True))
-            ).float()
-            for name in central.state_dict()
-        }
-        central.load_state_dict(mean)
+        for name, value in central.state_dict().items():  # in float64, or a new deep network amplifies the difference
+            parts = [len(s) * m.state_dict()[name].double().numpy() for s, m in zip(shards, models, strict=True)]
+            value.copy_(torch.from_numpy(sum(parts) / sum(map(len, shards))))
         found.append(total / sum(map(len, shards)) / config.client.epochs)
     return torch.tensor(found)
 
@@ -66,7 +61,7 @@ def test_fedavg_is_the_mean_of_models_that_a_plain_loop_trains(tiny, mu):
     changes = {"data__partition": "quantity", "data__alpha": 1.0, "client__epochs": 2, "client__proximal_mu": mu}
     config = tiny(algorithm="fedavg", rounds=2, **changes)
     found = losses(run_in_threads(config, 3), "client_train_loss")
-    torch.testing.assert_close(found, plain_fedavg(config), rtol=2e-4, atol=0)
+    torch.testing.assert_close(found, plain_fedavg(config), rtol=1e-6, atol=0)
 
 
 def test_centralized_training_is_that_of_a_plain_loop(tiny):
