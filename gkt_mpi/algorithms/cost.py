@@ -17,8 +17,10 @@ from gkt_mpi.engine.virtual_clock import ClientCost, Order, RoundCost, RoundWork
 from gkt_mpi.errors import require
 from gkt_mpi.models.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
 from gkt_mpi.models.resnet import EdgeName, ServerName
-from gkt_mpi.wire.codec import Codec
+from gkt_mpi.wire.codec import Codec, CodecName
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Kind, payload_size
+
+INTEGER_CODECS: tuple[CodecName, ...] = ("int8", "int4")  # for what follows a ReLU; no gradient travels in them
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def split_learning(setting: Setting, participants: Participants, server_samples:
 
     Raises `ConfigError` for an integer codec, in which no gradient can travel.
     """
-    require(setting.codec.name not in ("int8", "int4"), "wire.codec", setting.codec.name, "a float codec")
+    require(setting.codec.name not in INTEGER_CODECS, "wire.codec", setting.codec.name, "a float codec")
     stem = stem_cost(setting.image_shape)
     server = server_cost(setting.server_model, setting.image_shape, setting.num_classes, with_input_gradient=True)
     clients = {}

@@ -1,21 +1,22 @@
 """What training costs: python -m gkt_mpi.models.cost [--data cifar100] [--codec int8] [--clients 16] [--help].
 
-Counted, not guessed: parameters, activations and operations of the real modules (models/flops.py; two for a
-multiplication and an addition, convolutions and matrix products only), bytes from the layout of the real messages, equal
-to what a run's ledger says (algorithms/cost.py), and seconds of a round on real devices (engine/virtual_clock.py).
+Counted, not guessed: parameters, activations and operations of the real modules (models/flops.py), bytes from the
+layout of the real messages, equal to what a run's ledger says (algorithms/cost.py), and the seconds of a round on real
+devices (engine/virtual_clock.py).
 """
 
 import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
+import torch
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from gkt_mpi.algorithms.cost import ALGORITHM_WORK, Participant, Setting, round_work
+from gkt_mpi.algorithms.cost import ALGORITHM_WORK, INTEGER_CODECS, Participant, Setting, round_work
 from gkt_mpi.engine.devices import Devices, load_profile, packaged_profiles
 from gkt_mpi.engine.virtual_clock import RoundWork, round_s
 from gkt_mpi.engine.worker import LARGEST_BATCH
@@ -24,7 +25,7 @@ from gkt_mpi.models.flops import ImageShape, NetworkCost, edge_cost, server_cost
 from gkt_mpi.models.resnet import STEM_CHANNELS, EdgeName, ServerName
 from gkt_mpi.wire.codec import Codec, CodecName, WireConfig
 
-_PAPER = "The paper: 54 and 105 times fewer parameters (it rounds the edge's to 11 thousand), 9 and 17 times fewer operations."
+_PAPER = "The paper: 54 and 105 times fewer parameters (for an edge of 11 thousand), 9 and 17 times fewer operations."
 
 
 @dataclass(frozen=True)
@@ -63,35 +64,34 @@ def network_costs(data: DataSize) -> dict[str, NetworkCost]:
     return costs | {"stem alone": stem_cost(shape)}
 
 
-def edge_savings(data: DataSize) -> dict[ServerName, NetworkCost]:
-    """Return how many times cheaper ResNet-8 is at the edge than each whole large network, field by field."""
+def edge_savings(large: ServerName, data: DataSize) -> dict[str, float]:
+    """Return how many times cheaper ResNet-8 is at the edge than a whole large network, by field of `NetworkCost`."""
     edge = edge_cost("resnet8", data.image_shape, data.classes)
-    savings = {}
-    for large in get_args(ServerName):
-        whole = whole_cost(large, data.image_shape, data.classes)
-        ratios = {name: getattr(whole, name) / getattr(edge, name) for name in NetworkCost.__dataclass_fields__}
-        savings[large] = NetworkCost(**ratios)
-    return savings
+    whole = whole_cost(large, data.image_shape, data.classes)
+    return {name: value / asdict(edge)[name] for name, value in asdict(whole).items()}
 
 
 def cases(setting: Setting, data: DataSize, num_clients: int, edge: EdgeName) -> Iterator[Case]:
     """Yield a round of every algorithm, with the training set spread equally over the clients."""
-    samples = math.ceil(data.train / num_clients)
-    clients = {client: Participant(samples, edge) for client in range(num_clients)}
+    clients = dict.fromkeys(range(num_clients), Participant(math.ceil(data.train / num_clients), edge))
     untaught = {client: replace(its, gets_logits=False) for client, its in clients.items()}
     for name in ALGORITHM_WORK:
         if name == "fedgkt":
             yield Case("fedgkt, first round", round_work(name, setting, untaught, data.train))
             yield Case("fedgkt, later", round_work(name, setting, clients, data.train))
         elif name == "split_learning":
-            in_floats, codec = setting, ""
-            if setting.codec.name in ("int8", "int4"):  # gradients do not travel in integers
-                in_floats, codec = replace(setting, codec=replace(setting.codec, name="float32")), ", float32"
             for mode in ("sequential", "parallel"):
-                work = round_work(name, replace(in_floats, split_mode=mode), clients, data.train)
-                yield Case(f"split_learning, {mode}{codec}", work)
+                in_mode = replace(_in_floats(setting), split_mode=mode)
+                yield Case(f"{name}, {mode}", round_work(name, in_mode, clients, data.train))
         else:
             yield Case(name, round_work(name, setting, clients, data.train))
+
+
+def _in_floats(setting: Setting) -> Setting:
+    """Return a setting whose codec can carry gradients."""
+    if setting.codec.name not in INTEGER_CODECS:
+        return setting
+    return replace(setting, codec=replace(setting.codec, name="float32"))
 
 
 def model_table(data: DataSize) -> Table:
@@ -100,22 +100,25 @@ def model_table(data: DataSize) -> Table:
     for name, cost in network_costs(data).items():
         flops = (f"{number / 1e6:,.2f}" for number in (cost.forward_flops, cost.training_flops))
         table.add_row(name, f"{cost.parameters:,}", *flops, decimal(cost.activation_bytes))
-    for large, ratio in edge_savings(data).items():
-        values = (ratio.parameters, ratio.forward_flops, ratio.training_flops, ratio.activation_bytes)
-        table.add_row(f"{large} / resnet8", *(f"{value:.1f} times" for value in values), style="bold")
+    for large in get_args(ServerName):
+        times = edge_savings(large, data)
+        columns = ("parameters", "forward_flops", "training_flops", "activation_bytes")
+        table.add_row(f"{large} / resnet8", *(f"{times[name]:.1f} times" for name in columns), style="bold")
     table.caption, table.caption_justify = _PAPER, "left"
     return table
 
 
-def round_table(rounds: list[Case], title: str) -> Table:
+def round_table(rounds: list[Case], title: str, codec: CodecName) -> Table:
     """Return the table of what a client sends, receives and computes in a round, and of the server's operations."""
     table = _table(title, "one client, one round", "up", "down", "edge GFLOP", "server GFLOP, for all")
     for case in rounds:
-        client = case.work.clients.get(0)
-        edge = (
-            (decimal(client.up_bytes), decimal(client.down_bytes), f"{client.edge_flops / 1e9:,.1f}") if client else ()
-        )
-        table.add_row(case.name, *(edge or ("-", "-", "-")), f"{case.work.server_flops / 1e9:,.0f}")
+        cells = ["-", "-", "-"]
+        if 0 in case.work.clients:
+            client = case.work.clients[0]
+            cells = [decimal(client.up_bytes), decimal(client.down_bytes), _short(client.edge_flops / 1e9)]
+        table.add_row(case.name, *cells, _short(case.work.server_flops / 1e9))
+    if codec in INTEGER_CODECS:
+        table.caption, table.caption_justify = "split_learning in float32: no gradient travels in integers", "left"
     return table
 
 
@@ -127,12 +130,12 @@ def seconds_table(rounds: list[Case], num_clients: int, server: str) -> Table:
     host = load_profile(server, "--server-device")
     for case in rounds:
         devices = (Devices((load_profile(name, "profile"),), host) for name in profiles)
-        table.add_row(case.name, *(_seconds(round_s(case.work, its)) for its in devices))
+        table.add_row(case.name, *(_short(round_s(case.work, its)) for its in devices))
     return table
 
 
-def _seconds(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
 
 
 def _table(title: str, first: str, *others: str) -> Table:
@@ -169,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Print the tables."""
+    torch.set_num_threads(1)  # counting is too little work to share
     parser = _parser()
     options = parser.parse_args()
     data = DATA[options.data]
@@ -193,7 +197,7 @@ def main() -> None:
         last = seconds_table(rounds, options.clients, options.server_device)
     except GktError as error:
         parser.error(str(error))
-    for table in (model_table(data), round_table(rounds, title), last):
+    for table in (model_table(data), round_table(rounds, title, codec.name), last):
         console.print(table)
 
 
