@@ -7,13 +7,13 @@ in between that the algorithm needs; evaluation, averaging and augmentation are 
 engine/virtual_clock.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from gkt_mpi.engine import virtual_clock
 from gkt_mpi.engine.devices import Devices
-from gkt_mpi.engine.virtual_clock import ClientCost, Order, RoundCost, RoundWork
+from gkt_mpi.engine.virtual_clock import ClientCost, Order, Participants, RoundCost, RoundWork
 from gkt_mpi.errors import require
 from gkt_mpi.models.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
 from gkt_mpi.models.resnet import EdgeName, ServerName
@@ -47,21 +47,8 @@ class Setting:
         return whole_cost(self.server_model, self.image_shape, self.num_classes)
 
 
-@dataclass(frozen=True)
-class Participant:
-    """A client that takes part in a round."""
-
-    num_samples: int
-    model: EdgeName = "resnet8"
-    gets_logits: bool = True
-    """FedGKT: whether the server has logits for its samples by now, and sends them."""
-
-
-Participants = Mapping[int, Participant]  # by client
-
-
 def round_cost(
-    algorithm: str, setting: Setting, participants: Participants, devices: Devices, server_samples: int | None = None
+    algorithm: str, setting: Setting, devices: Devices, participants: Participants, server_samples: int | None = None
 ) -> RoundCost:
     """Return edge_flops and virtual_s of a round, for metrics.jsonl; see `round_work`."""
     return virtual_clock.round_cost(round_work(algorithm, setting, participants, server_samples), devices)

@@ -13,8 +13,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gkt_mpi.engine.devices import DeviceProfile, Devices
+from gkt_mpi.models.resnet import EdgeName
 
 Order = Literal["together", "in_turn", "side_by_side"]
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A client that takes part in a round."""
+
+    num_samples: int
+    model: EdgeName = "resnet8"
+    gets_logits: bool = True
+    """FedGKT: whether the server has logits for its samples by now, and sends them."""
+
+
+Participants = Mapping[int, Participant]  # by client
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from gkt_mpi.algorithms.cost import ALGORITHM_WORK, INTEGER_CODECS, Participant, Setting, round_work
+from gkt_mpi.algorithms.cost import ALGORITHM_WORK, INTEGER_CODECS, Setting, round_work
 from gkt_mpi.engine.devices import Devices, load_profile, packaged_profiles
-from gkt_mpi.engine.virtual_clock import RoundWork, round_s
+from gkt_mpi.engine.virtual_clock import Participant, RoundWork, round_s
 from gkt_mpi.engine.worker import LARGEST_BATCH
 from gkt_mpi.errors import GktError
 from gkt_mpi.models.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost

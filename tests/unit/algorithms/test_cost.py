@@ -3,10 +3,11 @@
 import pytest
 
 from gkt_mpi.algorithms import ALGORITHMS
-from gkt_mpi.algorithms.cost import ALGORITHM_WORK, Participant, Setting, round_cost, round_work
+from gkt_mpi.algorithms.cost import ALGORITHM_WORK, Setting, round_cost, round_work
 from gkt_mpi.data.datasets import ImageFile, file_path
 from gkt_mpi.data.partition import partition
 from gkt_mpi.engine.devices import DeviceProfile, Devices
+from gkt_mpi.engine.virtual_clock import Participant
 from gkt_mpi.engine.worker import LARGEST_BATCH
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.models.resnet import STEM_CHANNELS
@@ -101,7 +102,7 @@ def test_centralized_costs_the_server_alone_and_standalone_the_edge():
 def test_a_round_is_priced_in_operations_and_seconds():
     edge = DeviceProfile("edge", flop_s=1e9, uplink_bit_s=1e6, downlink_bit_s=2e6, availability=0.5)
     server = DeviceProfile("server", flop_s=1e12, uplink_bit_s=1e9, downlink_bit_s=1e9, availability=1.0)
-    cost = round_cost("fedgkt", SETTING, CLIENTS, Devices((edge,), server))
+    cost = round_cost("fedgkt", SETTING, Devices((edge,), server), CLIENTS)
     assert cost.edge_flops == 14 * (2 * EDGE8 + EDGE8_FORWARD)
     up, down = 3 * HEADER + 10 * (50 + 2 * FEATURE), HEADER + 480
     slowest = (8 * down / 2e6 + 10 * (2 * EDGE8 + EDGE8_FORWARD) / 1e9 + 8 * up / 1e6) / 0.5
@@ -110,6 +111,16 @@ def test_a_round_is_priced_in_operations_and_seconds():
 
 def test_every_algorithm_has_a_cost():
     assert ALGORITHMS.keys() <= ALGORITHM_WORK.keys()
+
+
+RUNS = [
+    *(("fedgkt", {"wire__codec": codec}) for codec in ("float32", "bfloat16", "int8", "int4")),
+    *(("fedavg", {"client__epochs": epochs}) for epochs in (1, 2)),
+    ("split_learning", {"split__mode": "sequential", "client__epochs": 2}),
+    ("split_learning", {"split__mode": "parallel", "wire__codec": "bfloat16"}),
+    ("centralized", {}),
+    ("standalone", {}),
+]
 
 
 def setting_of(config):
@@ -127,13 +138,10 @@ def setting_of(config):
     )
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "changes"),
-    [("fedgkt", {"wire__codec": codec}) for codec in ("float32", "bfloat16", "int8", "int4")],
-)
+@pytest.mark.parametrize(("algorithm", "changes"), [run for run in RUNS if run[0] in ALGORITHMS])
 def test_bytes_are_exactly_those_of_a_runs_ledger(algorithm, changes, tiny):
-    changes = {"data__partition": "hetero", "data__synthetic__train": 200, "wire__block_mib": 0.05} | changes
-    config = tiny(algorithm=algorithm, **changes)
+    spread = {"data__partition": "hetero", "data__synthetic__train": 200, "wire__block_mib": 0.05}
+    config = tiny(algorithm=algorithm, **spread, **changes)
     records = run_in_threads(config, 3)
     file = ImageFile(file_path(config.data))
     sizes = list(map(len, partition(file.labels("train"), 4, config.data, config.seed)))
