@@ -8,7 +8,7 @@ partition alone. All of it is float64, and a sum over clients does not depend on
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +64,9 @@ class RoundCost:
 
     edge_flops: int
     virtual_s: float
+
+
+RoundPricer = Callable[[Participants, int | None], RoundCost]  # algorithms/cost.py: round_cost, of one run
 
 
 def client_s(cost: ClientCost, device: DeviceProfile) -> float:
