@@ -1,29 +1,31 @@
-"""What training costs: python -m gkt_mpi.models.cost [--data cifar100] [--codec int8] [--clients 16].
+"""What training costs: python -m gkt_mpi.models.cost [--data cifar100] [--codec int8] [--clients 16] [--help].
 
-Counted, not guessed: parameters and activations of the real modules, floating-point operations by torch's
-FlopCounterMode (two for a multiplication and an addition; convolutions and matrix products only), and bytes from the
-layout of the real messages, equal to what a run's ledger says.
+Counted, not guessed: parameters, activations and operations of the real modules (models/flops.py), bytes from the
+layout of the real messages, equal to what a run's ledger says (algorithms/cost.py), and the seconds of a round on real
+devices (engine/virtual_clock.py).
 """
 
 import argparse
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
 import torch
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from gkt_mpi.algorithms.cost import ALGORITHM_WORK, INTEGER_CODECS, Setting, round_work
+from gkt_mpi.engine.devices import Devices, load_profile, packaged_profiles
+from gkt_mpi.engine.virtual_clock import Participant, RoundWork, round_s
 from gkt_mpi.engine.worker import LARGEST_BATCH
-from gkt_mpi.models.resnet import STEM_CHANNELS, EdgeName, ServerName, build_edge_model, build_server_model
+from gkt_mpi.errors import GktError
+from gkt_mpi.models.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
+from gkt_mpi.models.resnet import STEM_CHANNELS, EdgeName, ServerName
 from gkt_mpi.wire.codec import Codec, CodecName, WireConfig
-from gkt_mpi.wire.messages import HEADER_BYTES, Header, Kind, payload_size
 
-_BATCH = 8  # images that activations are counted over
-_CPU = torch.device("cpu")
+_PAPER = "The paper: 54 and 105 times fewer parameters (for an edge of 11 thousand), 9 and 17 times fewer operations."
 
 
 @dataclass(frozen=True)
@@ -32,135 +34,171 @@ class DataSize:
 
     train: int
     classes: int
-    size: int  # height and width of an image
-    channels: int
+    image_shape: ImageShape  # height, width, channels
 
 
 DATA = {
-    "digits": DataSize(1437, 10, 8, 1),
-    "cifar10": DataSize(50_000, 10, 32, 3),
-    "cifar100": DataSize(50_000, 100, 32, 3),
-    "cinic10": DataSize(90_000, 10, 32, 3),
+    "digits": DataSize(1437, 10, (8, 8, 1)),
+    "cifar10": DataSize(50_000, 10, (32, 32, 3)),
+    "cifar100": DataSize(50_000, 100, (32, 32, 3)),
+    "cinic10": DataSize(90_000, 10, (32, 32, 3)),
 }
 
 
 @dataclass(frozen=True)
-class ModelCost:
-    """What a network costs; operations and bytes are those of one image."""
+class Case:
+    """A row of the tables of rounds: an algorithm, and what is special about this round of it."""
 
-    parameters: int
-    forward_flops: int
-    training_flops: int  # forward and backward
-    activation_bytes: int  # float32, kept from the forward to the backward pass
+    name: str
+    work: RoundWork
 
 
-def model_cost(layers: nn.Module, shape: tuple[int, ...]) -> ModelCost:
-    """Return the cost of layers whose input is `shape` (without the batch) and whose output is logits (B, C)."""
-    layers.train()
-    x = torch.zeros(1, *shape)
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        layers(x)
-    with FlopCounterMode(display=False) as training:
-        layers(x).sum().backward()
-    parameters = sum(p.numel() for p in layers.parameters())
-    kept = _kept_bytes(layers, torch.zeros(_BATCH, *shape)) // _BATCH
-    return ModelCost(parameters, forward.get_total_flops(), training.get_total_flops(), kept)
+def network_costs(data: DataSize) -> dict[str, NetworkCost]:
+    """Return the cost of every network for images of a data set."""
+    shape, classes = data.image_shape, data.classes
+    costs = {f"{name}, edge": edge_cost(name, shape, classes) for name in get_args(EdgeName)}
+    for large in get_args(ServerName):
+        costs[f"{large}, whole"] = whole_cost(large, shape, classes)
+        costs[f"{large}, server's part"] = server_cost(large, shape, classes)
+        costs[f"{large}, server's, split"] = server_cost(large, shape, classes, with_input_gradient=True)
+    return costs | {"stem alone": stem_cost(shape)}
 
 
-def _kept_bytes(layers: nn.Module, x: Tensor) -> int:
-    """Return the bytes that autograd keeps from a forward pass for the backward pass, parameters aside."""
-    known = {p.untyped_storage().data_ptr() for p in layers.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logit = layers(x)
-    del logit
-    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in known)
+def edge_savings(large: ServerName, data: DataSize) -> dict[str, float]:
+    """Return how many times cheaper ResNet-8 is at the edge than a whole large network, by field of `NetworkCost`."""
+    edge = edge_cost("resnet8", data.image_shape, data.classes)
+    whole = whole_cost(large, data.image_shape, data.classes)
+    return {name: value / asdict(edge)[name] for name, value in asdict(whole).items()}
 
 
-def edge_layers(name: EdgeName, data: DataSize) -> nn.Module:
-    """Return the edge's network, stem and head."""
-    edge = build_edge_model(name, data.channels, data.classes, torch.Generator(), _CPU)
-    return nn.Sequential(edge.stem, edge.head)
+def cases(setting: Setting, data: DataSize, num_clients: int, edge: EdgeName) -> Iterator[Case]:
+    """Yield a round of every algorithm, with the training set spread equally over the clients."""
+    clients = dict.fromkeys(range(num_clients), Participant(math.ceil(data.train / num_clients), edge))
+    untaught = {client: replace(its, gets_logits=False) for client, its in clients.items()}
+    for name in ALGORITHM_WORK:
+        if name == "fedgkt":
+            yield Case("fedgkt, first round", round_work(name, setting, untaught, data.train))
+            yield Case("fedgkt, later", round_work(name, setting, clients, data.train))
+        elif name == "split_learning":
+            for mode in ("sequential", "parallel"):
+                in_mode = replace(_in_floats(setting), split_mode=mode)
+                yield Case(f"{name}, {mode}", round_work(name, in_mode, clients, data.train))
+        else:
+            yield Case(name, round_work(name, setting, clients, data.train))
 
 
-def server_layers(name: ServerName, data: DataSize) -> nn.Module:
-    """Return the server's part of a large network."""
-    return build_server_model(name, data.classes, torch.Generator(), _CPU).layers
-
-
-def whole_layers(name: ServerName, data: DataSize) -> nn.Module:
-    """Return a large network with its stem, as it is trained where nothing is split."""
-    edge = build_edge_model("resnet8", data.channels, data.classes, torch.Generator(), _CPU)
-    return nn.Sequential(edge.stem, server_layers(name, data))
-
-
-def fedgkt_bytes(
-    num_samples: int, num_classes: int, codec: Codec, block_rows: int, *, is_first_round: bool = False
-) -> tuple[int, int]:
-    """Return the bytes (up, down) of one client with so many samples in a round of FedGKT, headers included."""
-
-    def message(kind: Kind, rows: int, row_bytes: int = 0) -> int:
-        header = Header(kind, num_samples=rows, num_classes=num_classes, row_bytes=row_bytes)
-        return HEADER_BYTES + payload_size(header)
-
-    full, rest = divmod(num_samples, block_rows)
-    up = full * message(Kind.BLOCK, block_rows, codec.row_bytes)
-    up += message(Kind.BLOCK, rest, codec.row_bytes) if rest else 0
-    return up, message(Kind.TRAIN, 0 if is_first_round else num_samples)
+def _in_floats(setting: Setting) -> Setting:
+    """Return a setting whose codec can carry gradients."""
+    if setting.codec.name not in INTEGER_CODECS:
+        return setting
+    return replace(setting, codec=replace(setting.codec, name="float32"))
 
 
 def model_table(data: DataSize) -> Table:
     """Return the table of the networks, with what the edge saves."""
-    table = Table(title="one image", title_justify="left")
-    for name in ("network", "parameters", "forward MFLOP", "training MFLOP", "activations"):
-        table.add_column(name, justify="left" if name == "network" else "right")
-    image, feature = (data.channels, data.size, data.size), (STEM_CHANNELS, data.size, data.size)
-    costs = {f"{name}, edge": model_cost(edge_layers(name, data), image) for name in get_args(EdgeName)}
-    for large in get_args(ServerName):
-        costs[f"{large}, whole"] = model_cost(whole_layers(large, data), image)
-        costs[f"{large}, server's part"] = model_cost(server_layers(large, data), feature)
-    for name, cost in costs.items():
+    table = _table("one image", "network", "parameters", "forward MFLOP", "training MFLOP", "activations")
+    for name, cost in network_costs(data).items():
         flops = (f"{number / 1e6:,.2f}" for number in (cost.forward_flops, cost.training_flops))
         table.add_row(name, f"{cost.parameters:,}", *flops, decimal(cost.activation_bytes))
-    edge = costs["resnet8, edge"]
     for large in get_args(ServerName):
-        whole = costs[f"{large}, whole"]
-        pairs = ((getattr(whole, field), getattr(edge, field)) for field in ModelCost.__dataclass_fields__)
-        table.add_row(f"{large} / resnet8", *(f"{a / b:.1f} times" for a, b in pairs), style="bold")
+        times = edge_savings(large, data)
+        columns = ("parameters", "forward_flops", "training_flops", "activation_bytes")
+        table.add_row(f"{large} / resnet8", *(f"{times[name]:.1f} times" for name in columns), style="bold")
+    table.caption, table.caption_justify = _PAPER, "left"
     return table
 
 
-def byte_table(data: DataSize, codec: Codec, num_clients: int) -> Table:
-    """Return the table of what a client sends and receives, with the training set spread equally."""
-    samples = math.ceil(data.train / num_clients)
-    rows = min(codec.block_rows(WireConfig().block_mib), LARGEST_BATCH)
-    table = Table(title=f"one client of {num_clients}, {samples:,} images, {codec.name}", title_justify="left")
-    for name in ("algorithm", "round", "up", "down"):
-        table.add_column(name, justify="left" if name in ("algorithm", "round") else "right")
-    for name, is_first in (("first", True), ("later", False)):
-        up, down = fedgkt_bytes(samples, data.classes, codec, rows, is_first_round=is_first)
-        table.add_row("fedgkt", name, decimal(up), decimal(down))
+def round_table(rounds: list[Case], title: str, codec: CodecName) -> Table:
+    """Return the table of what a client sends, receives and computes in a round, and of the server's operations."""
+    table = _table(title, "one client, one round", "up", "down", "edge GFLOP", "server GFLOP, for all")
+    for case in rounds:
+        cells = ["-", "-", "-"]
+        if 0 in case.work.clients:
+            client = case.work.clients[0]
+            cells = [decimal(client.up_bytes), decimal(client.down_bytes), _short(client.edge_flops / 1e9)]
+        table.add_row(case.name, *cells, _short(case.work.server_flops / 1e9))
+    if codec in INTEGER_CODECS:
+        table.caption, table.caption_justify = "split_learning in float32: no gradient travels in integers", "left"
     return table
+
+
+def seconds_table(rounds: list[Case], num_clients: int, server: str) -> Table:
+    """Return the table of a round's seconds where every client is a device of a packaged profile."""
+    profiles = packaged_profiles()
+    title = f"virtual seconds of a round of {num_clients} clients on such devices, the server on {server}"
+    table = _table(title, "seconds", *profiles)
+    host = load_profile(server, "--server-device")
+    for case in rounds:
+        devices = (Devices((load_profile(name, "profile"),), host) for name in profiles)
+        table.add_row(case.name, *(_short(round_s(case.work, its)) for its in devices))
+    return table
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}; expected at least 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gkt_mpi.models.cost", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", choices=DATA, default="cifar10", help="whose number and shape of images is taken")
+    parser.add_argument("--images", type=_positive, help="training images, instead of the data set's")
+    parser.add_argument("--classes", type=_positive, help="classes, instead of the data set's")
+    parser.add_argument("--size", type=_positive, help="height and width, instead of the data set's")
+    parser.add_argument("--codec", choices=get_args(CodecName), default="float32")
+    parser.add_argument("--clients", type=_positive, default=16)
+    parser.add_argument("--epochs", type=_positive, default=1, help="passes of a client in a round")
+    parser.add_argument("--batch-size", type=_positive, default=256, help="of a client")
+    parser.add_argument("--server-epochs", type=_positive, default=20)
+    parser.add_argument("--edge", choices=get_args(EdgeName), default="resnet8")
+    parser.add_argument("--server", choices=get_args(ServerName), default="resnet56")
+    parser.add_argument("--server-device", default="server_gpu", help="profile of the server's device, or a YAML file")
+    return parser
 
 
 def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser(prog="python -m gkt_mpi.models.cost", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", choices=DATA, default="cifar10")
-    parser.add_argument("--codec", choices=get_args(CodecName), default="float32")
-    parser.add_argument("--clients", type=int, default=16)
+    """Print the tables."""
+    torch.set_num_threads(1)  # counting is too little work to share
+    parser = _parser()
     options = parser.parse_args()
-    if options.clients < 1:
-        parser.error(f"--clients is {options.clients}; expected at least 1")
     data = DATA[options.data]
+    size = options.size or data.image_shape[0]
+    data = DataSize(options.images or data.train, options.classes or data.classes, (size, size, data.image_shape[2]))
+    codec = Codec(options.codec, (size, size, STEM_CHANNELS))
+    setting = Setting(
+        image_shape=data.image_shape,
+        num_classes=data.classes,
+        codec=codec,
+        block_rows=min(codec.block_rows(WireConfig().block_mib), LARGEST_BATCH),
+        server_model=options.server,
+        client_epochs=options.epochs,
+        client_batch_size=options.batch_size,
+        server_epochs=options.server_epochs,
+    )
+    rounds = list(cases(setting, data, options.clients, options.edge))
+    samples = math.ceil(data.train / options.clients)
+    title = f"one client of {options.clients}, {samples:,} images, {codec.name}, {options.edge} and {options.server}"
     console = Console(width=None if Console().is_terminal else 110)
-    console.print(model_table(data))
-    console.print(byte_table(data, Codec(options.codec, (data.size, data.size, STEM_CHANNELS)), options.clients))
+    try:
+        last = seconds_table(rounds, options.clients, options.server_device)
+    except GktError as error:
+        parser.error(str(error))
+    for table in (model_table(data), round_table(rounds, title, codec.name), last):
+        console.print(table)
 
 
 if __name__ == "__main__":

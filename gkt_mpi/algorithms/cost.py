@@ -1,0 +1,171 @@
+"""What a round of each algorithm costs: bytes and operations, from counts alone. No algorithm, and no MPI.
+
+    a client's samples, the networks' counts (models/flops.py), the messages' layouts (wire/messages.py)  ->  RoundWork
+
+The bytes are those that the ledger of a run counts, to the byte. Operations are those of training, and of the passes
+in between that the algorithm needs; evaluation, averaging and augmentation are not counted. For virtual seconds see
+engine/virtual_clock.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from gkt_mpi.engine import virtual_clock
+from gkt_mpi.engine.devices import Devices
+from gkt_mpi.engine.virtual_clock import ClientCost, Order, Participants, RoundCost, RoundWork
+from gkt_mpi.errors import require
+from gkt_mpi.models.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
+from gkt_mpi.models.resnet import EdgeName, ServerName
+from gkt_mpi.wire.codec import Codec, CodecName
+from gkt_mpi.wire.messages import HEADER_BYTES, Header, Kind, payload_size
+
+INTEGER_CODECS: tuple[CodecName, ...] = ("int8", "int4")  # for what follows a ReLU; no gradient travels in them
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cost of every round of a run depends on."""
+
+    image_shape: ImageShape  # height, width, channels
+    num_classes: int
+    codec: Codec
+    block_rows: int  # samples of the largest FeatureBlock of FedGKT
+    server_model: ServerName = "resnet56"
+    client_epochs: int = 1
+    client_batch_size: int = 256
+    server_epochs: int = 20
+    split_mode: Literal["sequential", "parallel"] = "sequential"
+
+    def edge(self, model: EdgeName) -> NetworkCost:
+        """Return the counts of an edge model."""
+        return edge_cost(model, self.image_shape, self.num_classes)
+
+    @property
+    def whole(self) -> NetworkCost:
+        """The counts of the large network with its stem."""
+        return whole_cost(self.server_model, self.image_shape, self.num_classes)
+
+
+def round_cost(
+    algorithm: str, setting: Setting, devices: Devices, participants: Participants, server_samples: int | None = None
+) -> RoundCost:
+    """Return edge_flops and virtual_s of a round, for metrics.jsonl; see `round_work`."""
+    return virtual_clock.round_cost(round_work(algorithm, setting, participants, server_samples), devices)
+
+
+def round_work(
+    algorithm: str, setting: Setting, participants: Participants, server_samples: int | None = None
+) -> RoundWork:
+    """Return what a round of an algorithm costs, by client.
+
+    `server_samples` is how many samples the server trains on (fedgkt: those in the bank, absent clients' too;
+    centralized: all images); None for those of the participants.
+    """
+    if server_samples is None:
+        server_samples = sum(its.num_samples for its in participants.values())
+    return ALGORITHM_WORK[algorithm](setting, participants, server_samples)
+
+
+def fedgkt(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of FedGKT: logits down, features up.
+
+    The client trains its edge model, then passes every image through it once more, to upload what comes out.
+    """
+    clients = {}
+    for client, its in participants.items():
+        edge, n = setting.edge(its.model), its.num_samples
+        clients[client] = ClientCost(
+            up_bytes=sum(_block_bytes(setting, rows, setting.num_classes) for rows in _parts(n, setting.block_rows)),
+            down_bytes=_train_bytes(setting, n if its.gets_logits else 0),
+            edge_flops=n * (setting.client_epochs * edge.training_flops + edge.forward_flops),
+        )
+    server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
+    passes = setting.server_epochs * server.training_flops + server.forward_flops  # the last predicts
+    return RoundWork(clients, server_samples * passes)
+
+
+def fedavg(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of FedAvg: the whole large network down and up; the client trains it."""
+    model_bytes = _model_state_bytes(setting.whole)
+    clients = {
+        client: ClientCost(
+            up_bytes=model_bytes,
+            down_bytes=model_bytes,
+            edge_flops=its.num_samples * setting.client_epochs * setting.whole.training_flops,
+        )
+        for client, its in participants.items()
+    }
+    return RoundWork(clients, server_flops=0)
+
+
+def split_learning(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of split learning: the stem down and up, every batch its features up and their gradients down.
+
+    Raises `ConfigError` for an integer codec, in which no gradient can travel.
+    """
+    require(setting.codec.name not in INTEGER_CODECS, "wire.codec", setting.codec.name, "a float codec")
+    stem = stem_cost(setting.image_shape)
+    server = server_cost(setting.server_model, setting.image_shape, setting.num_classes, with_input_gradient=True)
+    clients = {}
+    for client, its in participants.items():
+        passes = its.num_samples * setting.client_epochs
+        batches = _parts(its.num_samples, setting.client_batch_size) * setting.client_epochs
+        clients[client] = ClientCost(
+            up_bytes=_model_state_bytes(stem) + sum(_block_bytes(setting, rows, 0) for rows in batches),
+            down_bytes=_model_state_bytes(stem) + sum(_gradient_bytes(setting, rows) for rows in batches),
+            edge_flops=passes * stem.training_flops,
+            served_flops=passes * server.training_flops,
+        )
+    order: Order = "in_turn" if setting.split_mode == "sequential" else "side_by_side"
+    return RoundWork(clients, sum(cost.served_flops for cost in clients.values()), order)
+
+
+def centralized(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of training the whole large network on the server, on all images."""
+    return RoundWork({}, server_samples * setting.server_epochs * setting.whole.training_flops)
+
+
+def standalone(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of training every edge model on its own images; nothing travels."""
+    clients = {
+        client: ClientCost(0, 0, its.num_samples * setting.client_epochs * setting.edge(its.model).training_flops)
+        for client, its in participants.items()
+    }
+    return RoundWork(clients, server_flops=0)
+
+
+ALGORITHM_WORK: dict[str, Callable[[Setting, Participants, int], RoundWork]] = {
+    "fedgkt": fedgkt,
+    "fedavg": fedavg,
+    "split_learning": split_learning,
+    "centralized": centralized,
+    "standalone": standalone,
+}
+
+
+def _parts(num_samples: int, rows: int) -> list[int]:
+    """Return the sizes of the blocks or batches of `rows` samples, the last of which may be smaller."""
+    return [min(rows, num_samples - first) for first in range(0, num_samples, rows)]
+
+
+def _block_bytes(setting: Setting, rows: int, num_classes: int) -> int:
+    """Return the bytes of a FeatureBlock."""
+    row_bytes = setting.codec.row_bytes
+    header = Header(Kind.BLOCK, num_samples=rows, num_classes=num_classes, row_bytes=row_bytes)
+    return HEADER_BYTES + payload_size(header)
+
+
+def _train_bytes(setting: Setting, rows: int) -> int:
+    """Return the bytes of a TrainRequest with logits for so many samples."""
+    return HEADER_BYTES + payload_size(Header(Kind.TRAIN, num_samples=rows, num_classes=setting.num_classes))
+
+
+def _model_state_bytes(network: NetworkCost) -> int:
+    """Return the bytes of a ModelState."""
+    return HEADER_BYTES + network.state_bytes
+
+
+def _gradient_bytes(setting: Setting, rows: int) -> int:
+    """Return the bytes of a Gradient for so many samples."""
+    return HEADER_BYTES + rows * setting.codec.row_bytes

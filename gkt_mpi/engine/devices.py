@@ -1,0 +1,106 @@
+"""What the devices of a real federation can do: profiles in YAML, packaged (profiles/) or a user's own."""
+
+import math
+from dataclasses import dataclass, fields
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import yaml
+
+from gkt_mpi.errors import ConfigError, expand, require
+
+
+@dataclass(frozen=True)
+class DevicesConfig:
+    """The devices whose time `virtual_s` is; training does not depend on them."""
+
+    edge: list[str] | str = "phone"
+    """Profile of the clients' devices, or several that are dealt out to the clients in turn: a name of gkt_mpi/profiles
+    (phone_old, phone, phone_new, raspberry_pi, jetson, laptop, server_gpu) or the path of a YAML file."""
+    server: str = "server_gpu"
+    """Profile of the server, likewise."""
+
+    def __post_init__(self) -> None:
+        require(len(self.edge) > 0, "devices.edge", self.edge, "a profile, or a list of at least one")
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """A device."""
+
+    name: str
+    flop_s: float
+    """Operations a second that training sustains (of those that are counted: convolutions and matrix products)."""
+    uplink_bit_s: float
+    downlink_bit_s: float
+    availability: float
+    """Share of the time that the device can be used, above 0 and at most 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("flop_s", "uplink_bit_s", "downlink_bit_s"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"{name} of {self.name}", value, "a number above 0")
+        require(0 < self.availability <= 1, f"availability of {self.name}", self.availability, "above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices of a run."""
+
+    edge: tuple[DeviceProfile, ...]
+    server: DeviceProfile
+
+    def of(self, client: int) -> DeviceProfile:
+        """Return the device of a client: the profiles are dealt out in turn."""
+        return self.edge[client % len(self.edge)]
+
+
+def packaged_profiles() -> tuple[str, ...]:
+    """Return the names of the profiles that come with the package, sorted."""
+    return tuple(sorted(_packaged()))
+
+
+def load_devices(config: DevicesConfig) -> Devices:
+    """Return the devices of a configuration. Raises `ConfigError` naming the field for one that cannot be used."""
+    names = [config.edge] if isinstance(config.edge, str) else config.edge
+    return Devices(
+        tuple(load_profile(name, "devices.edge") for name in names), load_profile(config.server, "devices.server")
+    )
+
+
+def load_profile(name: str, field: str) -> DeviceProfile:
+    """Return a profile by its packaged name, or from the YAML file at this path.
+
+    Raises `ConfigError` naming `field`, the file and what is wrong with it.
+    """
+    packaged = _packaged()
+    path = packaged[name] if name in packaged else expand(name, field)
+    require(path.is_file(), field, name, f"one of {', '.join(sorted(packaged))}, or the path of a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{field}: {name} cannot be read: {error}") from error
+    wanted = {f.name for f in fields(DeviceProfile)} - {"name"}
+    if not isinstance(content, dict) or content.keys() != wanted:
+        found = ", ".join(map(str, content)) if isinstance(content, dict) else repr(content)
+        raise ConfigError(f"{field}: {name} holds {found or 'nothing'}; expected {', '.join(sorted(wanted))}")
+    try:
+        numbers = {key: _number(f"{key} of {name}", value) for key, value in content.items()}
+        return DeviceProfile(name if name in packaged else Path(name).stem, **numbers)
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
+def _packaged() -> dict[str, Traversable]:
+    folder = resources.files("gkt_mpi") / "profiles"
+    return {path.name.removesuffix(".yaml"): path for path in folder.iterdir() if path.name.endswith(".yaml")}
+
+
+def _number(field: str, value: object) -> float:
+    """Return a number. YAML takes 1e9 for text, since it has no point and no sign; here it is a number."""
+    require(isinstance(value, int | float | str) and not isinstance(value, bool), field, value, "a number")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigError(f"{field} is {value!r}; expected a number") from error

@@ -1,0 +1,121 @@
+"""What a network costs, counted on the real modules and not guessed: parameters, operations, activations.
+
+An operation is a multiplication or an addition of a convolution or a matrix product; what else a network does (norms,
+ReLU, sums) is not counted. A count is made once and remembered: it takes about a tenth of a second.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gkt_mpi.models.resnet import STEM_CHANNELS, EdgeName, ServerName, build_edge_model, build_server_model
+
+ImageShape = tuple[int, int, int]  # height, width, channels
+
+_BATCH = 8  # images that are counted together: a norm keeps a few numbers a batch
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What a network costs; operations and activations are those of one image."""
+
+    parameters: int
+    state_bytes: int  # parameters and the norms' statistics, as they travel
+    forward_flops: int
+    training_flops: int  # forward and backward
+    activation_bytes: int  # float32, kept from the forward to the backward pass
+
+
+@cache
+def edge_cost(name: EdgeName, image_shape: ImageShape, num_classes: int) -> NetworkCost:
+    """Return the cost of an edge model, stem and head, on images, whose gradient nobody needs."""
+    edge = build_edge_model(name, image_shape[2], num_classes, torch.Generator(), _CPU)
+    return count(nn.Sequential(edge.stem, edge.head), image_shape)
+
+
+@cache
+def stem_cost(image_shape: ImageShape) -> NetworkCost:
+    """Return the cost of the stem alone, trained from the gradient of its output: its weights' gradients only."""
+    return count(_stem(image_shape), image_shape)
+
+
+@cache
+def whole_cost(name: ServerName, image_shape: ImageShape, num_classes: int) -> NetworkCost:
+    """Return the cost of a large network with its stem, as it is trained where nothing is split."""
+    server = build_server_model(name, num_classes, torch.Generator(), _CPU)
+    return count(nn.Sequential(_stem(image_shape), server.layers), image_shape)
+
+
+@cache
+def server_cost(
+    name: ServerName, image_shape: ImageShape, num_classes: int, *, with_input_gradient: bool = False
+) -> NetworkCost:
+    """Return the cost of a large network without its stem; split learning needs the gradient of its input, too."""
+    server = build_server_model(name, num_classes, torch.Generator(), _CPU)
+    feature_shape = (*image_shape[:2], STEM_CHANNELS)
+    return count(server.layers, feature_shape, with_input_gradient=with_input_gradient)
+
+
+def _stem(image_shape: ImageShape) -> nn.Module:
+    return build_edge_model("resnet4", image_shape[2], 2, torch.Generator(), _CPU).stem
+
+
+def count(layers: nn.Module, shape: tuple[int, ...], *, with_input_gradient: bool = False) -> NetworkCost:
+    """Return the cost of layers in training mode on inputs of `shape` (height, width, channels), or (width,)."""
+    x = torch.zeros(_BATCH, *shape[-1:], *shape[:-1]).requires_grad_(with_input_gradient)
+    tensors = [*layers.parameters(), *layers.buffers()]
+    known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    layers.train()
+    with _FlopCounter() as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = layers(x)
+        forward_flops = counter.flops
+        output.sum().backward()
+    activations = sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in known)
+    return NetworkCost(
+        parameters=sum(p.numel() for p in layers.parameters()),
+        state_bytes=sum(4 * math.prod(tensor.shape) for tensor in tensors if tensor.is_floating_point()),
+        forward_flops=forward_flops // _BATCH,
+        training_flops=counter.flops // _BATCH,
+        activation_bytes=activations // _BATCH,
+    )
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Counts operations by the formulas of torch's FlopCounterMode, and gives the same numbers.
+
+    That class itself imports torch's compiler when it is first used, which takes the server two to four seconds.
+    """
+
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry
+
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._formulas: Mapping[Any, Callable[..., int]] = flop_registry
+        self.flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave `__torch_dispatch__` as it is: what torch would wrap it in is what imports the compiler."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        formula = self._formulas.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=output)
+        return output
