@@ -15,6 +15,7 @@ from gkt_mpi.data.datasets import DataConfig
 from gkt_mpi.engine.checkpoint import CheckpointConfig
 from gkt_mpi.engine.client import ClientConfig
 from gkt_mpi.engine.compute import ComputeConfig
+from gkt_mpi.engine.devices import DevicesConfig
 from gkt_mpi.engine.evaluate import EvaluateConfig
 from gkt_mpi.engine.faults import FaultsConfig
 from gkt_mpi.engine.feature_rows import BankConfig
@@ -59,6 +60,7 @@ class RunConfig:
     faults: FaultsConfig = field(default_factory=FaultsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    devices: DevicesConfig = field(default_factory=DevicesConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     def __post_init__(self) -> None:

@@ -23,21 +23,24 @@ import torch
 
 from gkt_mpi import __version__
 from gkt_mpi.algorithms import ALGORITHMS
+from gkt_mpi.algorithms.cost import Setting, round_cost
 from gkt_mpi.config import RunConfig, parse_command
 from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import ImageFile, file_path, prepare
 from gkt_mpi.data.partition import count_by_class, partition
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.checkpoint import CheckpointStore
-from gkt_mpi.engine.client import build_edges
+from gkt_mpi.engine.client import build_edges, edge_names
 from gkt_mpi.engine.compute import ComputeConfig
+from gkt_mpi.engine.devices import load_devices
 from gkt_mpi.engine.faults import Interrupt, ignore_signals
 from gkt_mpi.engine.learner import Learner, Site
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.trainable import Edge
+from gkt_mpi.engine.virtual_clock import RoundPricer
 from gkt_mpi.engine.watch import Watch
-from gkt_mpi.engine.worker import Worker, receive_setup
+from gkt_mpi.engine.worker import LARGEST_BATCH, Worker, receive_setup
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand
 from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
@@ -138,6 +141,7 @@ def serve(
     file = _prepare_data(config, console)
     labels, num_classes, device = file.labels("train"), len(file.classes), placement.device
     assert config.clients is not None
+    price = _round_pricer(config, file)  # refuses unknown devices
     shards = partition(labels, config.clients, config.data, config.seed)
     folder = expand(config.out, "out") / config.name
     resumable = asdict(config) | {"training images": _digest_of_shards(shards, labels)}
@@ -186,6 +190,8 @@ def serve(
             roster=Roster(shards if algorithm.requests else [], transport.size),
             learner=learner,
             edges=edges if algorithm.requests else [],
+            models=edge_names(config.client.model, config.clients),
+            price=price,
             evaluate_config=config.evaluate,
             num_rounds=config.rounds,
             participation=config.participation,
@@ -338,6 +344,23 @@ def _edges(config: RunConfig, file: ImageFile, device: torch.device) -> list[Edg
     return build_edges(
         part, config.client, config.server.model, file.image_shape, num_classes, config.clients, config.seed, device
     )
+
+
+def _round_pricer(config: RunConfig, file: ImageFile) -> RoundPricer:
+    """Return what prices the rounds of a run. Raises `ConfigError` for devices that are none."""
+    codec = _codec(config, file)
+    setting = Setting(
+        image_shape=file.image_shape,
+        num_classes=len(file.classes),
+        codec=codec,
+        block_rows=min(codec.block_rows(config.wire.block_mib), LARGEST_BATCH),
+        server_model=config.server.model,
+        client_epochs=config.client.epochs,
+        client_batch_size=config.client.batch_size,
+        server_epochs=config.server.epochs,
+        split_mode=config.split.mode,
+    )
+    return partial(round_cost, config.algorithm, setting, load_devices(config.devices))
 
 
 def _digest(config: RunConfig) -> torch.Tensor:

@@ -14,6 +14,7 @@ class EdgesAlone:
     """The result of a run in which every client learns by itself, and the inbox of the little that is heard of it."""
 
     passes = 1
+    samples_trained: int | None = None
 
     def __init__(self, site: Site) -> None:
         self._site = site

@@ -21,6 +21,8 @@ from gkt_mpi.wire.messages import Kind, ModelState
 class GlobalModel:
     """The network and its evaluation; `model` is how training calls it."""
 
+    samples_trained: int | None = None
+
     def __init__(self, site: Site, side: ClientConfig | ServerConfig) -> None:
         """`side` is who trains it."""
         self._site = site
@@ -106,6 +108,7 @@ class CentralModel(GlobalModel):
         rows = np.sort(np.concatenate(site.shards))
         self._shard = Shard.load(site.file, "train", rows, site.pipeline, site.device)
         self._training = Training(self._trained.optimizer, site.server, site.num_rounds, site.device)
+        self.samples_trained = len(self._shard)
         self.step, self.end_round = self._training.step, self._training.end_round
 
     def begin_round(self) -> int:

@@ -117,6 +117,10 @@ class Learner(Protocol):
 
     compute: Compute
 
+    @property
+    def samples_trained(self) -> int | None:
+        """Samples that an epoch of the server passes; None for those of the round's clients."""
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of it: tensors, numbers, text, and lists and dictionaries of such."""
 

@@ -22,14 +22,16 @@ from gkt_mpi.engine.faults import FaultsConfig
 from gkt_mpi.engine.learner import Learner
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.engine.trainable import Edge
+from gkt_mpi.engine.virtual_clock import Participant, RoundPricer
 from gkt_mpi.engine.watch import Watch
 from gkt_mpi.errors import LostRankError, WireError
+from gkt_mpi.models.resnet import EdgeName
 from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.observe.timeline import MOST_SPANS
 from gkt_mpi.placement import Placement, peak_mib
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import ClientReport, Gradient, HostClient, Request, Stop
+from gkt_mpi.wire.messages import ClientReport, Gradient, HostClient, Request, Stop, TrainRequest
 from gkt_mpi.wire.transport import SERVER
 
 _REFUSALS_SAID = 3  # a round; the others are only counted
@@ -45,6 +47,8 @@ class Server:
         roster: Roster,
         learner: Learner,
         edges: list[Edge[Any]],
+        models: list[EdgeName],
+        price: RoundPricer,
         evaluate_config: EvaluateConfig,
         num_rounds: int,
         participation: float,
@@ -65,6 +69,8 @@ class Server:
         self._watch, self._progress, self._faults = watch, watch.progress, faults
         self.transport.set_timeout(faults.timeout_s)
         self.transport.on_wait = watch.interrupt.check
+        self._models, self._price = models, price
+        self._taking_part: dict[int, Participant] = {}
         self._rounds_done = 0
         self._unsaved: tuple[int, dict[str, Any]] | None = None  # the run's state between rounds, if on no disk yet
         self._asked: dict[int, Request] = {}  # clients whose upload has not been collected yet
@@ -89,7 +95,9 @@ class Server:
             self._ledger = self._bytes()
             counts = ("participants", "refused_messages", "lost_workers", "dropped_clients")
             self._record = {"round": round} | dict.fromkeys(counts, 0)
+            self._taking_part = {}
             yield round
+            self._record |= asdict(self._price(self._taking_part, self._learner.samples_trained))
             names = ("upload_bytes", "download_bytes", "simulation_bytes")
             moved = (b - a for a, b in zip(self._ledger, self._bytes(), strict=True))
             self._to_close = {**self._record, **dict(zip(names, moved, strict=True))}
@@ -110,14 +118,18 @@ class Server:
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Leave what is moved inside out of the round's bytes: it makes up for what an interruption has cost."""
-        before = self._bytes()
+        before, taking_part = self._bytes(), dict(self._taking_part)
         yield
+        self._taking_part = taking_part
         moved = (b - a for a, b in zip(before, self._bytes(), strict=True))
         self._ledger = [a + b for a, b in zip(self._ledger, moved, strict=True)]
 
     def request(self, client: int, request: Request) -> None:
         """Ask a client for its round; what it sends is to be collected."""
         self._asked[client] = request
+        gets_logits = isinstance(request, TrainRequest) and len(request.sample_id) > 0
+        num_samples = len(self.roster.shards[client])
+        self._taking_part[client] = Participant(num_samples, self._models[client], gets_logits)
         self.send(client, request)
 
     def collect(self, round: int, inbox: Inbox) -> None:

@@ -23,6 +23,8 @@ _SIGNED = ("float32", "bfloat16", "float16")  # codecs that can carry a gradient
 class SplitModel:
     """The stem's weights, which travel, and the rest, which is trained here; `rest` is how training calls it."""
 
+    samples_trained: int | None = None
+
     def __init__(self, site: Site) -> None:
         """Build both parts. Raises `ConfigError` for a codec that cannot carry gradients."""
         if site.codec.name not in _SIGNED:

@@ -106,6 +106,11 @@ class Teacher:
         """Return how many images an evaluation passes through the networks."""
         return num_evaluated(mode, len(self._site.shards), len(self._site.test))
 
+    @property
+    def samples_trained(self) -> int | None:
+        """Samples that an epoch of the server passes; None for those of the round's clients."""
+        return self.bank.num_arrived
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds: the bank's features are not in it, since clients upload them anew."""
         return {

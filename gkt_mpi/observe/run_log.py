@@ -119,7 +119,7 @@ class RunLog:
 
     def _so_far(self, status: str) -> dict[str, Any]:
         """Return what a summary says of all runs, completed or not."""
-        sums = ("upload_bytes", "download_bytes", "simulation_bytes")
+        sums = ("upload_bytes", "download_bytes", "simulation_bytes", "edge_flops", "virtual_s")
         return {
             "rounds": len(self.records),
             **{name: sum(record[name] for record in self.records) for name in sums},

@@ -6,7 +6,7 @@ from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.algorithms.cost import ALGORITHM_WORK, Setting, round_cost, round_work
 from gkt_mpi.data.datasets import ImageFile, file_path
 from gkt_mpi.data.partition import partition
-from gkt_mpi.engine.devices import DeviceProfile, Devices
+from gkt_mpi.engine.devices import DeviceProfile, Devices, load_devices
 from gkt_mpi.engine.virtual_clock import Participant
 from gkt_mpi.engine.worker import LARGEST_BATCH
 from gkt_mpi.errors import ConfigError
@@ -135,6 +135,7 @@ def setting_of(config):
         client_epochs=config.client.epochs,
         client_batch_size=config.client.batch_size,
         server_epochs=config.server.epochs,
+        split_mode=config.split.mode,
     )
 
 
@@ -151,3 +152,7 @@ def test_bytes_are_exactly_those_of_a_runs_ledger(algorithm, changes, tiny):
         work = round_work(algorithm, setting_of(config), clients)
         assert record["upload_bytes"] == sum(cost.up_bytes for cost in work.clients.values())
         assert record["download_bytes"] == sum(cost.down_bytes for cost in work.clients.values())
+        assert record["edge_flops"] == work.edge_flops
+        server_samples = sum(sizes) if algorithm == "centralized" else None
+        cost = round_cost(algorithm, setting_of(config), load_devices(config.devices), clients, server_samples)
+        assert record["virtual_s"] == cost.virtual_s
