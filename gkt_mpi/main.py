@@ -150,7 +150,8 @@ def serve(
     _say_what_runs(config, file, counts, transport.size, placement, console)
 
     codec = _codec(config, file)
-    model = build_server_model(config.server.model, num_classes, torch_generator(config.seed, "server model"), device)
+    generator = torch_generator(config.seed, "server model")
+    model = build_server_model(config.server.model, num_classes, generator, device, config.server.norm)
     edge = Edge(config.client, file.image_shape[2], num_classes, config.seed, device)
     chosen = config.compute if state is None else ComputeConfig(**state["compute"])
     example = _example_batch(config, file, counts.sum(), device)

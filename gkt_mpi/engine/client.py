@@ -15,7 +15,7 @@ from torch import Tensor
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig
 from gkt_mpi.errors import WireError, require
-from gkt_mpi.models.resnet import EdgeName, build_edge_model
+from gkt_mpi.models.resnet import EdgeName, NormName, build_edge_model
 from gkt_mpi.seeding import torch_generator
 
 
@@ -25,6 +25,8 @@ class ClientConfig(OptimizerConfig):
 
     model: EdgeName = "resnet8"
     """Edge model: the stem and a small head. The paper's main results use resnet8."""
+    norm: NormName = "batch"
+    """Normalisation in the edge model. group: of each image by itself, instead of BatchNorm over a batch."""
     epochs: int = 1
     """Passes over its own images that a client trains each round; 0 leaves it untrained."""
 
@@ -44,7 +46,7 @@ class Edge:
         # Every client begins with the same weights, as in the released code. DIFFERS: random ones; the released
         # edge models once began from weights trained centrally on the same data set.
         generator = torch_generator(seed, "edge model")
-        self.model = build_edge_model(config.model, image_channels, num_classes, generator, device)
+        self.model = build_edge_model(config.model, image_channels, num_classes, generator, device, config.norm)
         self.optimizer = Optimizer(config, self.model.parameters())
         self._memory = _share_memory([*self.model.parameters(), *self.model.buffers(), *self.optimizer.state])
 

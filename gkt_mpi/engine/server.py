@@ -27,7 +27,7 @@ from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig, Schedule, Sched
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.errors import GktError, LostRankError, WireError, require
 from gkt_mpi.losses import DistillConfig
-from gkt_mpi.models.resnet import ServerModel, ServerName
+from gkt_mpi.models.resnet import NormName, ServerModel, ServerName
 from gkt_mpi.observe.progress import Progress
 from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.observe.timeline import MOST_SPANS
@@ -46,6 +46,8 @@ class ServerConfig(OptimizerConfig):
 
     model: ServerName = "resnet56"
     """Server model, without its stem."""
+    norm: NormName = "batch"
+    """Normalisation in the server model. group: of each feature by itself, instead of BatchNorm over a batch."""
     epochs: int = 20
     """Passes over the feature bank that the server trains each round; at least 1."""
     schedule: ScheduleName = "plateau"
