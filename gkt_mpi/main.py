@@ -136,6 +136,7 @@ def serve(
     console = make_console()
     file = _prepare_data(config, console)
     labels, num_classes, device = file.labels("train"), len(file.classes), placement.device
+    config.distill.check(num_classes)
     assert config.clients is not None
     shards = partition(labels, config.clients, config.data, config.seed)
     folder = expand(config.out, "out") / config.name

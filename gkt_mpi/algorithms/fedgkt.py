@@ -18,7 +18,7 @@ import torch
 from gkt_mpi.engine.client import Client
 from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.worker import Worker
-from gkt_mpi.losses import client_loss, count_correct, server_loss
+from gkt_mpi.losses import client_loss, count_correct, fpkd_weight, server_loss
 from gkt_mpi.wire.messages import TrainRequest
 
 
@@ -35,7 +35,9 @@ def run_server(server: Server) -> None:
                 # DIFFERS: mixed across clients unless server.batch_order is by_client, as in the paper.
                 for batch in server.batches(round, epoch):
                     logit_BC = server.model(batch.feature)
-                    loss = server_loss(logit_BC, batch.label, batch.client_logit, server.distill)
+                    loss = server_loss(
+                        logit_BC, batch.label, batch.client_logit, server.distill, server.weight_of(batch)
+                    )
                     server.step(loss, len(batch.label))
             # DIFFERS: the released code returns the training-mode logits of the last epoch, each batch's from
             # another state of the model. These come from one pass of the trained model in evaluation mode.
@@ -46,6 +48,7 @@ def run_client(worker: Worker, client: Client, request: TrainRequest) -> None:
     """Algorithm 1 of the paper, on the edge: one round of one client."""
     # DIFFERS: matched by sample id; the released code matches by batch number, though every pass reshuffles.
     server_logit_NC = client.align(request.sample_id, request.logit)  # None in round 0
+    weight_C = fpkd_weight(client.class_count, worker.distill)  # None unless distill.fpkd is on
 
     with worker.timed("client train"):
         client.model.train()
@@ -53,7 +56,7 @@ def run_client(worker: Worker, client: Client, request: TrainRequest) -> None:
             for row_B, image, label_B in client.batches(request.round, epoch):
                 _, logit_BC = client.model(image)
                 teacher_BC = None if server_logit_NC is None else server_logit_NC[row_B]
-                loss = client_loss(logit_BC, label_B, teacher_BC, worker.distill)
+                loss = client_loss(logit_BC, label_B, teacher_BC, worker.distill, weight_C)
                 client.step(loss)
                 client.count(loss, count_correct(logit_BC, label_B), len(row_B))
 

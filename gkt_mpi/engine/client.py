@@ -47,6 +47,7 @@ class Edge:
         # edge models once began from weights trained centrally on the same data set.
         generator = torch_generator(seed, "edge model")
         self.model = build_edge_model(config.model, image_channels, num_classes, generator, device, config.norm)
+        self.num_classes = num_classes
         self.optimizer = Optimizer(config, self.model.parameters())
         self._memory = _share_memory([*self.model.parameters(), *self.model.buffers(), *self.optimizer.state])
 
@@ -92,6 +93,7 @@ class Client:
         self.config = config
         self.seed = seed
         self.model = edge.model
+        self.class_count = shard.label.bincount(minlength=edge.num_classes)  # int64 (C,)
         self._optimizer = edge.optimizer
         self._device = shard.image.device
         self._on_batch = on_batch

@@ -26,7 +26,7 @@ from gkt_mpi.engine.faults import FaultsConfig, Interrupt
 from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig, Schedule, ScheduleName
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.errors import GktError, LostRankError, WireError, require
-from gkt_mpi.losses import DistillConfig
+from gkt_mpi.losses import DistillConfig, lka_weight
 from gkt_mpi.models.resnet import NormName, ServerModel, ServerName
 from gkt_mpi.observe.progress import Progress
 from gkt_mpi.observe.run_log import RunLog
@@ -109,6 +109,7 @@ class Server:
         self._rounds_done = 0
         self._unsaved: tuple[int, dict[str, Any]] | None = None  # the run's state between rounds, if on no disk yet
         self._is_taught = [False] * len(roster)  # clients for whose samples the bank holds the server's logits
+        self._weight_KC: Tensor | None = None  # of the distillation from each client, in this round
         self._spans: dict[int, Tensor] = {}
         self._record: dict[str, Any] = {}
         self._to_close: dict[str, Any] | None = None  # the record of a round that is done, but not evaluated and saved
@@ -200,6 +201,10 @@ class Server:
             yield batch
             self._advance(len(batch.row))
 
+    def weight_of(self, batch: BankBatch) -> Tensor | None:
+        """Return the weights (B, C) of the distillation in a batch, or None when it is not weighted."""
+        return None if self._weight_KC is None else self._weight_KC[batch.client]
+
     def step(self, loss: Tensor, samples: int) -> None:
         """Take one optimizer step down the gradient of `loss`, the mean over `samples` samples."""
         self._optimizer.step(loss)
@@ -228,6 +233,7 @@ class Server:
         """Time the server's training and prediction, on all cores, since the workers wait; step the schedule."""
         began = time.perf_counter()
         self._loss_sum, self._samples = torch.zeros((), device=self.bank.device), 0
+        self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
         self._optimizer.lr = self._schedule.rate()
         self._progress.begin_phase("server trains", self.bank.num_arrived * (self.config.epochs + 1))
         with self._placement.all_cores():
