@@ -68,9 +68,7 @@ def check_batch(bank, batch):
     assert torch.equal(batch.feature, feature_of(ids))
     assert torch.equal(batch.label, ids % 10)
     assert torch.equal(batch.client_logit, ids[:, None].float().repeat(1, 10))
-    assert [sample_id in SHARDS[client] for client, sample_id in zip(batch.client, ids, strict=True)] == [True] * len(
-        ids
-    )
+    assert all(sample_id in SHARDS[client] for client, sample_id in zip(batch.client, ids, strict=True))
 
 
 @pytest.mark.parametrize("order", ["mixed", "by_client"])
