@@ -78,9 +78,7 @@ class DistillConfig:
     def check(self, num_classes: int) -> None:
         """Raise `ConfigError` for what cannot be with so many classes."""
         fits = self.refine != "kkr" or self.kkr_peak * num_classes > 1
-        require(
-            fits, "distill.kkr_peak", self.kkr_peak, f"more than 1 / {num_classes}, the share of one of the classes"
-        )
+        require(fits, "distill.kkr_peak", self.kkr_peak, f"more than 1 / {num_classes}, the share of one class")
 
 
 def distil_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float, weight_BC: Tensor | None = None) -> Tensor:
@@ -195,8 +193,10 @@ def fpkd_weight(count_C: Tensor, distill: DistillConfig) -> Tensor | None:
 
     FedICT ("Federated Multi-task Distillation for Multi-access Edge Computing", arXiv 2301.00389), federated prior
     knowledge distillation: a client learns more from the server about the classes it has much of. `count_C`, int64, is
-    how many samples of each class it has, d their shares; the weight of a class is 1 + d / fpkd_scale. DIFFERS: divided
-    by their mean, so that alpha means the same with and without; equal shares are plain distillation.
+    how many samples of each class it has, d their shares; the weight of a class is 1 + d / fpkd_scale. The 1 is a plain
+    divergence beside the weighted one. DIFFERS: divided by their mean, so that alpha means the same with and without,
+    and equal shares are plain distillation; and the authors' program softens the plain part a second time, here and in
+    `lka_weight`, which we take for a slip.
     """
     if not distill.fpkd:
         return None

@@ -35,9 +35,7 @@ def run_server(server: Server) -> None:
                 # DIFFERS: mixed across clients unless server.batch_order is by_client, as in the paper.
                 for batch in server.batches(round, epoch):
                     logit_BC = server.model(batch.feature)
-                    loss = server_loss(
-                        logit_BC, batch.label, batch.client_logit, server.distill, server.weight_of(batch)
-                    )
+                    loss = server_loss(logit_BC, batch.label, batch.client_logit, server.distill, server.weight(batch))
                     server.step(loss, len(batch.label))
             # DIFFERS: the released code returns the training-mode logits of the last epoch, each batch's from
             # another state of the model. These come from one pass of the trained model in evaluation mode.

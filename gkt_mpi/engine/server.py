@@ -201,7 +201,7 @@ class Server:
             yield batch
             self._advance(len(batch.row))
 
-    def weight_of(self, batch: BankBatch) -> Tensor | None:
+    def weight(self, batch: BankBatch) -> Tensor | None:
         """Return the weights (B, C) of the distillation in a batch, or None when it is not weighted."""
         return None if self._weight_KC is None else self._weight_KC[batch.client]
 
