@@ -140,6 +140,7 @@ def serve(
     console = make_console()
     file = _prepare_data(config, console)
     labels, num_classes, device = file.labels("train"), len(file.classes), placement.device
+    config.distill.check(num_classes)
     assert config.clients is not None
     price = _round_pricer(config, file)  # refuses unknown devices
     shards = partition(labels, config.clients, config.data, config.seed)
@@ -342,7 +343,7 @@ def _edges(config: RunConfig, file: ImageFile, device: torch.device) -> list[Edg
     part, num_classes = ALGORITHMS[config.algorithm].client_part, len(file.classes)
     assert config.clients is not None
     return build_edges(
-        part, config.client, config.server.model, file.image_shape, num_classes, config.clients, config.seed, device
+        part, config.client, config.server, file.image_shape, num_classes, config.clients, config.seed, device
     )
 
 
@@ -355,6 +356,7 @@ def _round_pricer(config: RunConfig, file: ImageFile) -> RoundPricer:
         codec=codec,
         block_rows=min(codec.block_rows(config.wire.block_mib), LARGEST_BATCH),
         server_model=config.server.model,
+        server_norm=config.server.norm,
         client_epochs=config.client.epochs,
         client_batch_size=config.client.batch_size,
         server_epochs=config.server.epochs,

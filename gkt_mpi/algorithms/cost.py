@@ -16,7 +16,7 @@ from gkt_mpi.engine.devices import Devices
 from gkt_mpi.engine.virtual_clock import ClientCost, Order, Participants, RoundCost, RoundWork
 from gkt_mpi.errors import require
 from gkt_mpi.models.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
-from gkt_mpi.models.resnet import EdgeName, ServerName
+from gkt_mpi.models.resnet import EdgeName, NormName, ServerName
 from gkt_mpi.wire.codec import Codec, CodecName
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Kind, payload_size
 
@@ -32,6 +32,7 @@ class Setting:
     codec: Codec
     block_rows: int  # samples of the largest FeatureBlock of FedGKT
     server_model: ServerName = "resnet56"
+    server_norm: NormName = "batch"
     client_epochs: int = 1
     client_batch_size: int = 256
     server_epochs: int = 20
@@ -44,7 +45,7 @@ class Setting:
     @property
     def whole(self) -> NetworkCost:
         """The counts of the large network with its stem."""
-        return whole_cost(self.server_model, self.image_shape, self.num_classes)
+        return whole_cost(self.server_model, self.image_shape, self.num_classes, self.server_norm)
 
 
 def round_cost(
@@ -105,7 +106,7 @@ def split_learning(setting: Setting, participants: Participants, server_samples:
     Raises `ConfigError` for an integer codec, in which no gradient can travel.
     """
     require(setting.codec.name not in INTEGER_CODECS, "wire.codec", setting.codec.name, "a float codec")
-    stem = stem_cost(setting.image_shape)
+    stem = stem_cost(setting.image_shape, setting.server_norm)
     server = server_cost(setting.server_model, setting.image_shape, setting.num_classes, with_input_gradient=True)
     clients = {}
     for client, its in participants.items():
@@ -163,9 +164,9 @@ def _train_bytes(setting: Setting, rows: int) -> int:
 
 def _model_state_bytes(network: NetworkCost) -> int:
     """Return the bytes of a ModelState."""
-    return HEADER_BYTES + network.state_bytes
+    return HEADER_BYTES + payload_size(Header(Kind.MODEL, state_bytes=network.state_bytes))
 
 
 def _gradient_bytes(setting: Setting, rows: int) -> int:
     """Return the bytes of a Gradient for so many samples."""
-    return HEADER_BYTES + rows * setting.codec.row_bytes
+    return HEADER_BYTES + payload_size(Header(Kind.GRADIENT, num_samples=rows, row_bytes=setting.codec.row_bytes))

@@ -20,7 +20,7 @@ from gkt_mpi.engine.client import Client
 from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.engine.worker import Worker
-from gkt_mpi.losses import client_loss, count_correct, server_loss
+from gkt_mpi.losses import client_loss, count_correct, fpkd_weight, server_loss
 from gkt_mpi.wire.messages import LocalRequest, TrainRequest
 
 
@@ -39,7 +39,8 @@ def run_server(server: Server, teacher: Teacher) -> None:
                 # DIFFERS: mixed across clients unless server.batch_order is by_client, as in the paper.
                 for batch in teacher.batches(round, epoch):
                     logit_BC = teacher.model(batch.feature)
-                    loss = server_loss(logit_BC, batch.label, batch.client_logit, teacher.distill)
+                    weight_BC = teacher.weight(batch)  # None without distill.lka
+                    loss = server_loss(logit_BC, batch.label, batch.client_logit, teacher.distill, weight_BC)
                     teacher.step(loss, len(batch.label))
             # DIFFERS: the released code returns the training-mode logits of the last epoch, each batch's from
             # another state of the model. These come from one pass of the trained model in evaluation mode.
@@ -62,12 +63,13 @@ def train(worker: Worker, client: Client, request: TrainRequest) -> None:
     """Train a client on its own images, with the server's logits as a second teacher."""
     # DIFFERS: matched by sample id; the released code matches by batch number, though every pass reshuffles.
     server_logit_NC = client.align(request.sample_id, request.logit)  # None in round 0
+    weight_C = fpkd_weight(client.class_count(request.logit.shape[1]), worker.distill)  # None without distill.fpkd
     with worker.timed("client train"):
         client.model.train()
         for epoch in range(client.config.epochs):
             for row_B, image, label_B in client.batches(request.round, epoch):
                 _, logit_BC = client.model(image)
                 teacher_BC = None if server_logit_NC is None else server_logit_NC[row_B]
-                loss = client_loss(logit_BC, label_B, teacher_BC, worker.distill)
+                loss = client_loss(logit_BC, label_B, teacher_BC, worker.distill, weight_C)
                 client.step(loss)
                 client.count(loss, count_correct(logit_BC, label_B), len(row_B))

@@ -32,6 +32,7 @@ class BankBatch:
     feature: Tensor  # float32 (B, K, H, W)
     label: Tensor  # int64 (B,)
     client_logit: Tensor  # float32 (B, C)
+    client: Tensor  # int64 (B,): whose samples they are
 
 
 class Bank:
@@ -174,6 +175,17 @@ class Bank:
         """How many samples are there to train on."""
         return int(self._arrived.sum())
 
+    def class_counts(self) -> Tensor:
+        """Return how many samples of each class have arrived of each client, int64 (K, C), on the training device."""
+        row = self._arrived_rows()
+        cell = self._client_of(row) * self.num_classes + self.label[row]
+        num_clients = len(self.first) - 1
+        counts = cell.bincount(minlength=num_clients * self.num_classes)
+        return counts.view(num_clients, self.num_classes).to(self.device)
+
+    def _client_of(self, row: Tensor) -> Tensor:
+        return torch.bucketize(row, torch.tensor(self.first[1:]), right=True)
+
     def _arrived_rows(self) -> Tensor:
         return self._arrived.nonzero().flatten()
 
@@ -187,7 +199,8 @@ class Bank:
             if k + 1 < len(batches):
                 self.feature.prefetch(batches[k + 1])
             feature = self.codec.decode(self.feature.gather(row).to(self.device))
-            yield BankBatch(row, feature, self.label[row].to(self.device), self.client_logit[row].to(self.device))
+            parts = self.label[row], self.client_logit[row], self._client_of(row)
+            yield BankBatch(row, feature, *(part.to(self.device) for part in parts))
 
     def close(self) -> None:
         """Delete what lies on the disk; the bank must not be used any more."""

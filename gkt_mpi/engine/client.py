@@ -7,7 +7,7 @@ loaded into the worker's edge. The server uses an `Edge` too, to evaluate each c
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,15 @@ from gkt_mpi.engine.optimizer import OptimizerConfig
 from gkt_mpi.engine.trainable import Edge
 from gkt_mpi.errors import WireError, require
 from gkt_mpi.losses import proximal_term
-from gkt_mpi.models.resnet import EdgeModel, EdgeName, ServerName, WholeModel, build_edge_model, build_whole_model
+from gkt_mpi.models.resnet import (
+    EdgeModel,
+    EdgeName,
+    NormName,
+    ServerName,
+    WholeModel,
+    build_edge_model,
+    build_whole_model,
+)
 from gkt_mpi.seeding import torch_generator
 
 EdgeChoice = EdgeName | list[EdgeName] | dict[EdgeName, float]
@@ -33,6 +41,8 @@ class ClientConfig(OptimizerConfig):
     model: EdgeChoice = "resnet8"
     """Edge model of fedgkt and standalone: the stem and a small head. The paper's main results use resnet8. A list is
     dealt out to the clients in turn; a mapping such as {resnet4: 0.5, resnet8: 0.5} gives each model that share."""
+    norm: NormName = "batch"
+    """Normalisation in the edge model. group: of each image by itself, instead of BatchNorm over a batch."""
     epochs: int = 1
     """Passes over its own images that a client trains each round; 0 leaves it untrained."""
     proximal_mu: float = 0.0
@@ -52,6 +62,18 @@ class ClientConfig(OptimizerConfig):
             require(is_whole, "client.model", self.model, "shares above 0 that add up to 1")
 
 
+class LargeNetwork(Protocol):
+    """What a ServerConfig says of the large network."""
+
+    @property
+    def model(self) -> ServerName:
+        """Its name."""
+
+    @property
+    def norm(self) -> NormName:
+        """Its normalisation."""
+
+
 def edge_names(choice: EdgeChoice, num_clients: int) -> list[EdgeName]:
     """Return each client's edge model: one for all, a list in turn, or by shares, one model after the other."""
     if isinstance(choice, str):
@@ -65,7 +87,7 @@ def edge_names(choice: EdgeChoice, num_clients: int) -> list[EdgeName]:
 def build_edges(
     part: ClientPart,
     config: ClientConfig,
-    large: ServerName,
+    large: LargeNetwork,
     image_shape: tuple[int, int, int],
     num_classes: int,
     num_clients: int,
@@ -86,10 +108,11 @@ def build_edges(
 
 
 def whole_model(
-    name: ServerName, image_shape: tuple[int, int, int], num_classes: int, seed: int, device: torch.device
+    large: LargeNetwork, image_shape: tuple[int, int, int], num_classes: int, seed: int, device: torch.device
 ) -> WholeModel:
     """Return the uncut large network as a run with this seed begins with it, wherever it is trained."""
-    return build_whole_model(name, image_shape[2], num_classes, torch_generator(seed, "whole model"), device)
+    generator = torch_generator(seed, "whole model")
+    return build_whole_model(large.model, image_shape[2], num_classes, generator, device, large.norm)
 
 
 def build_edge(
@@ -98,7 +121,9 @@ def build_edge(
     """Return an edge with the model `name`, as every client with it begins."""
     # Every client begins with the same weights, as in the released code. DIFFERS: random ones; the released
     # edge models once began from weights trained centrally on the same data set.
-    model = build_edge_model(name, image_channels, num_classes, torch_generator(seed, "edge model"), device)
+    model = build_edge_model(
+        name, image_channels, num_classes, torch_generator(seed, "edge model"), device, config.norm
+    )
     return Edge(model, config)
 
 
@@ -150,6 +175,10 @@ class Client:
         for row_B, image in self.shard.train_batches(self.config.batch_size, generator):
             self._on_batch()
             yield row_B, image, self.shard.label[row_B]
+
+    def class_count(self, num_classes: int) -> Tensor:
+        """Return how many samples of each class the client has, int64 (C,)."""
+        return self.shard.label.bincount(minlength=num_classes)
 
     def begin_from(self, weights: Tensor) -> None:
         """Take over the weights that the server sent, uint8 (bytes,)."""

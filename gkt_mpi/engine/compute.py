@@ -40,7 +40,7 @@ class Compute:
     compile: bool = False
 
 
-class LargeNetwork:
+class TrainedNetwork:
     """The large model as training calls it: compiled for batches of one size, if it was chosen so."""
 
     def __init__(self, model: LargeModel, compiled: Callable[[Tensor], Tensor] | None, batch_size: int) -> None:
@@ -59,7 +59,7 @@ def choose(
     feature: Tensor,
     num_steps: int,
     say: Callable[[str], None],
-) -> tuple[Compute, LargeNetwork]:
+) -> tuple[Compute, TrainedNetwork]:
     """Decide how `model` computes; return the choice, and the model as training is to call it.
 
     `feature`, float32 (B, 16, H, W), or images where the model is whole, stands for a training batch of B samples on
@@ -82,7 +82,7 @@ def choose(
     if why:
         say(f"precision: {precision} ({why})")
     compiled = _choose_compiled(config, trial, num_steps, say)
-    return Compute(precision, compiled is not None), LargeNetwork(model, compiled, len(feature))
+    return Compute(precision, compiled is not None), TrainedNetwork(model, compiled, len(feature))
 
 
 def _choose_compiled(

@@ -27,7 +27,7 @@ class GlobalModel:
         """`side` is who trains it."""
         self._site = site
         num_classes = len(site.file.classes)
-        whole = whole_model(site.server.model, site.file.image_shape, num_classes, site.seed, site.device)
+        whole = whole_model(site.server, site.file.image_shape, num_classes, site.seed, site.device)
         example = site.example(site.file.image_shape[2], side.batch_size)
         self.compute, self.model = choose(site.compute, whole, example, site.steps_left(side), site.say)
         self._trained = Trainable(whole, site.server)

@@ -29,7 +29,7 @@ from gkt_mpi.engine.trainable import Edge
 from gkt_mpi.engine.watch import Watch
 from gkt_mpi.errors import GktError, require
 from gkt_mpi.losses import DistillConfig
-from gkt_mpi.models.resnet import ServerName
+from gkt_mpi.models.resnet import NormName, ServerName
 from gkt_mpi.placement import Placement
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.codec import Codec
@@ -42,6 +42,8 @@ class ServerConfig(OptimizerConfig):
     model: ServerName = "resnet56"
     """The large network: without its stem on the server in fedgkt and split_learning, whole on every client in fedavg,
     whole on the server in centralized."""
+    norm: NormName = "batch"
+    """Normalisation in it. group: of each image or feature by itself, instead of BatchNorm over a batch."""
     epochs: int = 20
     """Passes over the feature bank (centralized: over all images) that the server trains each round; at least 1."""
     schedule: ScheduleName = "plateau"

@@ -33,9 +33,7 @@ class SplitModel:
                 f"{', '.join(_SIGNED)}"
             )
         self.site = site
-        self._whole = whole_model(
-            site.server.model, site.file.image_shape, len(site.file.classes), site.seed, site.device
-        )
+        self._whole = whole_model(site.server, site.file.image_shape, len(site.file.classes), site.seed, site.device)
         stem, rest = self._whole.cut()
         example = site.example(STEM_CHANNELS, site.client.batch_size)
         self.compute, self.rest = choose(site.compute, rest, example, site.steps_left(site.client), site.say)

@@ -13,6 +13,7 @@ from gkt_mpi.engine.learner import Site, Training
 from gkt_mpi.engine.optimizer import Optimizer
 from gkt_mpi.engine.server import Server
 from gkt_mpi.errors import GktError
+from gkt_mpi.losses import lka_weight
 from gkt_mpi.models.resnet import STEM_CHANNELS, build_server_model
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.messages import LocalRequest, TrainRequest
@@ -26,7 +27,7 @@ class Teacher:
         self._site = site
         self.config, self.distill = site.server, site.distill
         num_classes, generator = len(site.file.classes), torch_generator(site.seed, "server model")
-        self._model = build_server_model(site.server.model, num_classes, generator, site.device)
+        self._model = build_server_model(site.server.model, num_classes, generator, site.device, site.server.norm)
         self.compute, self.model = choose(
             site.compute,
             self._model,
@@ -39,6 +40,7 @@ class Teacher:
         self._training = Training(self._optimizer, site.server, site.num_rounds, site.device)
         self.step = self._training.step
         self._is_taught = [False] * len(site.shards)  # clients for whose samples the bank holds the server's logits
+        self._weight_KC: Tensor | None = None  # of the distillation from each client, in this round
         self._uploaded_in = [-1] * len(site.shards)  # the round of a client's last whole upload
 
     def request(self, client: int, round: int) -> TrainRequest:
@@ -66,6 +68,7 @@ class Teacher:
     def begin_round(self) -> int:
         """Begin to train on the bank; return how many samples training and prediction will pass."""
         self._training.begin_round()
+        self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
         return self.bank.num_arrived * (self.config.epochs + 1)
 
     def batches(self, round: int, epoch: int) -> Iterator[BankBatch]:
@@ -75,6 +78,10 @@ class Teacher:
         for batch in self.bank.train_batches(self.config.batch_order, self.config.batch_size, generator):
             yield batch
             self._site.watch.advance(len(batch.row))
+
+    def weight(self, batch: BankBatch) -> Tensor | None:
+        """Return the weights (B, C) of the distillation in a batch, or None when it is not weighted."""
+        return None if self._weight_KC is None else self._weight_KC[batch.client]
 
     @torch.no_grad()
     def predict(self) -> None:

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gkt_mpi.models.resnet import STEM_CHANNELS, EdgeName, ServerName, build_edge_model, build_server_model
+from gkt_mpi.models.resnet import (
+    STEM_CHANNELS,
+    EdgeName,
+    NormName,
+    ServerName,
+    WholeModel,
+    build_edge_model,
+    build_server_model,
+    build_whole_model,
+)
 
 ImageShape = tuple[int, int, int]  # height, width, channels
 
@@ -41,16 +50,16 @@ def edge_cost(name: EdgeName, image_shape: ImageShape, num_classes: int) -> Netw
 
 
 @cache
-def stem_cost(image_shape: ImageShape) -> NetworkCost:
+def stem_cost(image_shape: ImageShape, norm: NormName = "batch") -> NetworkCost:
     """Return the cost of the stem alone, trained from the gradient of its output: its weights' gradients only."""
-    return count(_stem(image_shape), image_shape)
+    return count(_whole("resnet56", image_shape, 2, norm).stem, image_shape)
 
 
 @cache
-def whole_cost(name: ServerName, image_shape: ImageShape, num_classes: int) -> NetworkCost:
+def whole_cost(name: ServerName, image_shape: ImageShape, num_classes: int, norm: NormName = "batch") -> NetworkCost:
     """Return the cost of a large network with its stem, as it is trained where nothing is split."""
-    server = build_server_model(name, num_classes, torch.Generator(), _CPU)
-    return count(nn.Sequential(_stem(image_shape), server.layers), image_shape)
+    whole = _whole(name, image_shape, num_classes, norm)
+    return count(nn.Sequential(whole.stem, whole.layers), image_shape)
 
 
 @cache
@@ -63,8 +72,8 @@ def server_cost(
     return count(server.layers, feature_shape, with_input_gradient=with_input_gradient)
 
 
-def _stem(image_shape: ImageShape) -> nn.Module:
-    return build_edge_model("resnet4", image_shape[2], 2, torch.Generator(), _CPU).stem
+def _whole(name: ServerName, image_shape: ImageShape, num_classes: int, norm: NormName) -> WholeModel:
+    return build_whole_model(name, image_shape[2], num_classes, torch.Generator(), _CPU, norm)
 
 
 def count(layers: nn.Module, shape: tuple[int, ...], *, with_input_gradient: bool = False) -> NetworkCost:

@@ -20,29 +20,51 @@ Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 EdgeName = Literal["resnet4", "resnet6", "resnet8"]
 ServerName = Literal["resnet56", "resnet110"]
+NormName = Literal["batch", "group"]
 Model = TypeVar("Model", bound=nn.Module)
+_GROUP_CHANNELS = 8  # channels that GroupNorm takes together
 _SERVER_DEPTH: dict[str, int] = {"resnet56": 6, "resnet110": 12}  # bottlenecks in each of the three stages
+
+
+def _norm(name: NormName, channels: int) -> nn.Module:
+    """Return a normalisation of (B, channels, H, W) with a learned scale and shift of each channel.
+
+    group: each image by itself (Wu and He 2018). Nothing is shared within a batch, and there are no running statistics,
+    which between clients of different classes do not fit (Hsieh et al. 2020 see BatchNorm fail there and GroupNorm
+    hold). 8 channels a group are between what both kinds of paper use: 2 groups, usual in federated learning (Reddi et
+    al. 2021), of the narrowest layers of 16 channels, and Wu and He's 32 groups of the widest of 256.
+    """
+    if name == "group":
+        return nn.GroupNorm(channels // _GROUP_CHANNELS, channels)
+    norm = nn.BatchNorm2d(channels)
+    norm.num_batches_tracked = None  # unused, since the momentum is fixed; a state is float32 alone without it
+    return norm
 
 
 class Bottleneck(nn.Module):
     """1x1 to `width`, 3x3 (strided), 1x1 to 4 * `width`, around a shortcut (He et al. 2016, figure 5 right)."""
 
-    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int = 1, norm: NormName = "batch") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
+        self.norm1 = _norm(norm, width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
+        self.norm2 = _norm(norm, width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.norm3 = nn.BatchNorm2d(4 * width)
+        self.norm3 = _norm(norm, 4 * width)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != 4 * width:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
+                nn.Conv2d(in_channels, 4 * width, 1, stride, bias=False), _norm(norm, 4 * width)
             )
 
     def fold(self) -> None:
-        """Fold each BatchNorm into the convolution before it; only evaluation makes sense afterwards."""
+        """Fold each BatchNorm into the convolution before it; only evaluation makes sense afterwards.
+
+        A GroupNorm stays: what it subtracts and divides by is another for every image.
+        """
+        if isinstance(self.norm1, nn.GroupNorm):
+            return
         for number in (1, 2, 3):
             conv, norm = self.get_submodule(f"conv{number}"), self.get_submodule(f"norm{number}")
             setattr(self, f"conv{number}", _fused(conv, norm))
@@ -60,12 +82,12 @@ class Bottleneck(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around an identity shortcut (He et al. 2016, figure 5 left)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: NormName) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
+        self.norm1 = _norm(norm, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
+        self.norm2 = _norm(norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
@@ -83,11 +105,11 @@ def _computing_in(precision: Precision, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def _stem(image_channels: int) -> nn.Sequential:
+def _stem(image_channels: int, norm: NormName) -> nn.Sequential:
     """Return the layers whose output is the feature."""
     return nn.Sequential(
         nn.Conv2d(image_channels, STEM_CHANNELS, 3, padding=1, bias=False),
-        nn.BatchNorm2d(STEM_CHANNELS),
+        _norm(norm, STEM_CHANNELS),
         nn.ReLU(inplace=True),
     )
 
@@ -96,7 +118,7 @@ def _classifier(in_channels: int, num_classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, num_classes)]
 
 
-def _edge_head(name: EdgeName, num_classes: int) -> nn.Sequential:
+def _edge_head(name: EdgeName, num_classes: int, norm: NormName) -> nn.Sequential:
     """Return the layers between the stem and the client's own logits.
 
     The number in a name counts weighted layers, the stem and the classifier among them. The paper defines only
@@ -104,18 +126,18 @@ def _edge_head(name: EdgeName, num_classes: int) -> nn.Sequential:
     """
     c = STEM_CHANNELS
     if name == "resnet8":
-        return nn.Sequential(Bottleneck(c, 16), Bottleneck(64, 16), *_classifier(64, num_classes))
-    blocks = [BasicBlock(c) for _ in range({"resnet4": 1, "resnet6": 2}[name])]
+        return nn.Sequential(Bottleneck(c, 16, 1, norm), Bottleneck(64, 16, 1, norm), *_classifier(64, num_classes))
+    blocks = [BasicBlock(c, norm) for _ in range({"resnet4": 1, "resnet6": 2}[name])]
     return nn.Sequential(*blocks, *_classifier(c, num_classes))
 
 
-def _server_layers(name: ServerName, num_classes: int) -> nn.Sequential:
+def _server_layers(name: ServerName, num_classes: int, norm: NormName) -> nn.Sequential:
     """Return the layers of a large network after its stem."""
     blocks: list[nn.Module] = []
     in_channels = STEM_CHANNELS
     for stage, width in enumerate((16, 32, 64)):
         for position in range(_SERVER_DEPTH[name]):
-            blocks.append(Bottleneck(in_channels, width, stride=2 if stage > 0 and position == 0 else 1))
+            blocks.append(Bottleneck(in_channels, width, 2 if stage > 0 and position == 0 else 1, norm))
             in_channels = 4 * width
     return nn.Sequential(*blocks, *_classifier(in_channels, num_classes))
 
@@ -123,10 +145,10 @@ def _server_layers(name: ServerName, num_classes: int) -> nn.Sequential:
 class EdgeModel(nn.Module):
     """The client's network: `stem` makes the feature that is uploaded, `head` the client's own logits."""
 
-    def __init__(self, name: EdgeName, image_channels: int, num_classes: int) -> None:
+    def __init__(self, name: EdgeName, image_channels: int, num_classes: int, norm: NormName) -> None:
         super().__init__()
-        self.stem = _stem(image_channels)
-        self.head = _edge_head(name, num_classes)
+        self.stem = _stem(image_channels, norm)
+        self.head = _edge_head(name, num_classes, norm)
         self.precision: Precision = "float32"
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +176,7 @@ class ServerModel(nn.Module):
     def folded(self) -> "ServerModel":
         """Return a copy for evaluation, faster by a quarter: each BatchNorm is folded into the convolution before it.
 
-        Its logits are those of this model in evaluation mode, up to rounding.
+        Its logits are those of this model in evaluation mode, up to rounding. With GroupNorm it is a plain copy.
         """
         copied = copy.deepcopy(self).eval()
         for block in copied.modules():
@@ -181,10 +203,10 @@ class StemModel(nn.Module):
 class WholeModel(nn.Module):
     """ResNet-56 or ResNet-110 with its stem, as it is trained where nothing is split."""
 
-    def __init__(self, name: ServerName, image_channels: int, num_classes: int) -> None:
+    def __init__(self, name: ServerName, image_channels: int, num_classes: int, norm: NormName) -> None:
         super().__init__()
-        self.stem = _stem(image_channels)
-        self.layers = _server_layers(name, num_classes)
+        self.stem = _stem(image_channels, norm)
+        self.layers = _server_layers(name, num_classes, norm)
         self.precision: Precision = "float32"
 
     def forward(self, image: Tensor) -> Tensor:
@@ -204,7 +226,8 @@ class WholeModel(nn.Module):
         """Return a copy for evaluation; see `ServerModel.folded`."""
         copied = copy.deepcopy(self).eval()
         conv, norm, relu = copied.stem
-        copied.stem = nn.Sequential(_fused(conv, norm), relu)
+        if isinstance(norm, nn.BatchNorm2d):
+            copied.stem = nn.Sequential(_fused(conv, norm), relu)
         for block in copied.modules():
             if isinstance(block, Bottleneck):
                 block.fold()
@@ -212,29 +235,43 @@ class WholeModel(nn.Module):
 
 
 def build_edge_model(
-    name: EdgeName, image_channels: int, num_classes: int, generator: torch.Generator, device: torch.device
+    name: EdgeName,
+    image_channels: int,
+    num_classes: int,
+    generator: torch.Generator,
+    device: torch.device,
+    norm: NormName = "batch",
 ) -> EdgeModel:
     """Return an initialised edge model on `device`, in channels-last layout."""
     with torch.random.fork_rng(devices=()):
-        model = EdgeModel(name, image_channels, num_classes)
+        model = EdgeModel(name, image_channels, num_classes, norm)
     return _initialise(model, generator, device)
 
 
 def build_server_model(
-    name: ServerName, num_classes: int, generator: torch.Generator, device: torch.device
+    name: ServerName,
+    num_classes: int,
+    generator: torch.Generator,
+    device: torch.device,
+    norm: NormName = "batch",
 ) -> ServerModel:
     """Return an initialised server model on `device`, in channels-last layout."""
     with torch.random.fork_rng(devices=()):
-        model = ServerModel(_server_layers(name, num_classes))
+        model = ServerModel(_server_layers(name, num_classes, norm))
     return _initialise(model, generator, device)
 
 
 def build_whole_model(
-    name: ServerName, image_channels: int, num_classes: int, generator: torch.Generator, device: torch.device
+    name: ServerName,
+    image_channels: int,
+    num_classes: int,
+    generator: torch.Generator,
+    device: torch.device,
+    norm: NormName = "batch",
 ) -> WholeModel:
     """Return an initialised large network with its stem on `device`, in channels-last layout."""
     with torch.random.fork_rng(devices=()):
-        model = WholeModel(name, image_channels, num_classes)
+        model = WholeModel(name, image_channels, num_classes, norm)
     return _initialise(model, generator, device)
 
 
@@ -247,6 +284,4 @@ def _initialise(model: Model, generator: torch.Generator, device: torch.device) 
             bound = 1 / math.sqrt(module.in_features)
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = None  # counts for an average that is not used here; so all values are float32
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

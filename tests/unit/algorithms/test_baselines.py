@@ -25,6 +25,7 @@ EVERY = [
     {"algorithm": "fedgkt", "participation": 0.5, "bank__absent": "drop"},
     {"algorithm": "fedavg", "participation": 0.5, "client__proximal_mu": 0.1},
     {"algorithm": "split_learning", "split__mode": "parallel", "participation": 0.5, "client__epochs": 2},
+    {"algorithm": "fedgkt", "client__norm": "group", "server__norm": "group"},
     {"algorithm": "fedgkt", "client__model": "{resnet4: 0.5, resnet8: 0.5}"},
     {"algorithm": "standalone", "client__model": "[resnet4, resnet6]"},
 ]

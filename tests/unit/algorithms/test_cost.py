@@ -117,7 +117,8 @@ RUNS = [
     *(("fedgkt", {"wire__codec": codec}) for codec in ("float32", "bfloat16", "int8", "int4")),
     *(("fedavg", {"client__epochs": epochs}) for epochs in (1, 2)),
     ("split_learning", {"split__mode": "sequential", "client__epochs": 2}),
-    ("split_learning", {"split__mode": "parallel", "wire__codec": "bfloat16"}),
+    ("split_learning", {"split__mode": "parallel", "wire__codec": "bfloat16", "server__norm": "group"}),
+    ("fedavg", {"server__norm": "group"}),
     ("centralized", {}),
     ("standalone", {}),
 ]
@@ -132,6 +133,7 @@ def setting_of(config):
         codec=codec,
         block_rows=min(codec.block_rows(config.wire.block_mib), LARGEST_BATCH),
         server_model=config.server.model,
+        server_norm=config.server.norm,
         client_epochs=config.client.epochs,
         client_batch_size=config.client.batch_size,
         server_epochs=config.server.epochs,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -137,7 +138,7 @@ def test_the_teacher_of_a_batch_is_its_own_samples(tiny, monkeypatch):
     def predict(teacher):
         teacher.bank.server_logit[:] = F.one_hot(teacher.bank.label, 10).float() * 100
 
-    def loss_with_check(logit, label, teacher, distill):
+    def loss_with_check(logit, label, teacher, distill, weight):
         if teacher is not None:
             seen.append(torch.equal(teacher.argmax(1), label))
         return F.cross_entropy(logit, label)
@@ -146,6 +147,87 @@ def test_the_teacher_of_a_batch_is_its_own_samples(tiny, monkeypatch):
     monkeypatch.setattr(fedgkt, "client_loss", loss_with_check)
     run_in_threads(tiny(rounds=3, client__epochs=2), 3)
     assert len(seen) > 10 and all(seen)
+
+
+REFINEMENTS = {
+    "client": [{"client_temperature": 1.5}, {"fpkd": True, "fpkd_scale": 0.1}],
+    "server": [
+        {"server_temperature": 1.5},
+        {"refine": "kkr"},
+        {"refine": "skr"},
+        {"lka": "balance", "lka_scale": 1},
+        {"lka": "similarity"},
+    ],
+}
+
+
+@pytest.fixture
+def losses_of(tiny):
+    """A function that returns the losses (clients, server) by round of a hetero run where both sides distil."""
+
+    def run(name, fields):
+        changes = {f"distill__{field}": value for field, value in fields.items()}
+        config = tiny(name=name, data__partition="hetero", distill__on_server=True, **changes)
+        return [(r["client_train_loss"], r["server_train_loss"]) for r in run_in_threads(config, 3)]
+
+    return run
+
+
+def test_each_refinement_changes_the_loss_of_its_own_side_first(losses_of):
+    """The clients' loss is distilled from round 1 on, the server's in round 0 already."""
+    plain = losses_of("plain", {})
+    for k, fields in enumerate(REFINEMENTS["client"]):
+        found = losses_of(f"client {k}", fields)
+        assert found[0] == plain[0], fields
+        assert abs(found[1][0] - plain[1][0]) > 1e-4, fields
+    for k, fields in enumerate(REFINEMENTS["server"]):
+        found = losses_of(f"server {k}", fields)
+        assert found[0][0] == plain[0][0], fields
+        assert abs(found[0][1] - plain[0][1]) > 1e-4, fields
+        assert found[1][0] != plain[1][0], fields  # the clients' teacher has learnt something else
+
+
+def test_all_refinements_run_together_and_what_is_off_changes_no_bit(losses_of):
+    together = {key: value for fields in REFINEMENTS["client"] + REFINEMENTS["server"] for key, value in fields.items()}
+    assert all(loss > 0 for pair in losses_of("together", together) for loss in pair)
+    unused = {"kkr_peak": 0.3, "kkr_softener": 2, "skr_entropy": 0.5, "fpkd_scale": 1, "lka_scale": 2}
+    same = {"client_temperature": 3, "server_temperature": 3}
+    assert losses_of("unused", unused | same) == losses_of("plain", {})
+
+
+def test_the_distillation_weighs_by_the_class_counts_of_each_samples_own_client(tiny, monkeypatch):
+    """What reaches the losses, against shares counted from the partition in numpy."""
+    from gkt_mpi.algorithms import fedgkt
+
+    on_client, on_server = [], []
+
+    def client_loss(logit, label, teacher, distill, weight):
+        on_client.append(tuple(weight.tolist()))
+        return F.cross_entropy(logit, label)
+
+    def server_loss(logit, label, client_logit, distill, weight):
+        on_server.extend((target, *row) for target, row in zip(label.tolist(), weight.tolist(), strict=True))
+        return F.cross_entropy(logit, label)
+
+    monkeypatch.setattr(fedgkt, "client_loss", client_loss)
+    monkeypatch.setattr(fedgkt, "server_loss", server_loss)
+    fields = {"distill__on_server": True, "distill__lka": "balance", "distill__fpkd": True}
+    config = tiny(rounds=1, data__partition="hetero", data__alpha=0.3, **fields)
+    run_in_threads(config, 3)
+    label = prepare(config.data, lambda done, total: None).labels("train")
+    parts = partition(label, config.clients, config.data, config.seed)
+    share = [np.bincount(label[part], minlength=10) / len(part) for part in parts]
+    whole = np.bincount(label, minlength=10) / len(label)
+    expected = [(label[row], *(1 + (whole - d) / 7)) for part, d in zip(parts, share, strict=True) for row in part]
+    np.testing.assert_allclose(sorted(on_server), sorted(expected), rtol=1e-5)
+    priors = [(1 + d / 3) / np.mean(1 + d / 3) for d in share]
+    np.testing.assert_allclose(sorted(set(on_client)), sorted(map(tuple, priors)), rtol=1e-5)
+
+
+def test_a_peak_that_cannot_be_is_refused_before_the_run_begins(tiny, capsys):
+    fields = {"distill__on_server": True, "distill__refine": "kkr", "distill__kkr_peak": 0.05}
+    line = run_refused(tiny(**fields), capsys)
+    assert "distill.kkr_peak is 0.05; expected more than 1 / 10" in line and line.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -168,6 +250,9 @@ def test_the_teacher_of_a_batch_is_its_own_samples(tiny, monkeypatch):
         {"wire__codec": "bfloat16"},
         {"data__augment": False, "wire__codec": "float16"},
         {"server__model": "resnet110", "rounds": 1},
+        {"client__norm": "group"},
+        {"server__norm": "group"},
+        {"client__model": "resnet4", "client__norm": "group", "server__norm": "group"},
         {"data__synthetic__classes": 100},
         {"data__limit": 41, "data__test_limit": 7},
     ],

@@ -68,6 +68,7 @@ def check_batch(bank, batch):
     assert torch.equal(batch.feature, feature_of(ids))
     assert torch.equal(batch.label, ids % 10)
     assert torch.equal(batch.client_logit, ids[:, None].float().repeat(1, 10))
+    assert all(sample_id in SHARDS[client] for client, sample_id in zip(batch.client, ids, strict=True))
 
 
 @pytest.mark.parametrize("order", ["mixed", "by_client"])
@@ -99,6 +100,16 @@ def test_mixed_batches_cross_clients_and_the_generator_decides(full):
 def test_all_batches_go_in_order(full):
     rows = [batch.row.tolist() for batch in full.all_batches(4)]
     assert rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_classes_are_counted_by_client_and_of_what_has_arrived(bank):
+    deliver(bank, block(1, 0, 2))
+    deliver(bank, block(2, 0, 2))
+    expected = torch.zeros(3, 10, dtype=torch.int64)
+    for client in (1, 2):
+        for sample_id in SHARDS[client][:2]:
+            expected[client, sample_id % 10] += 1
+    assert torch.equal(bank.class_counts(), expected)
 
 
 def test_a_client_is_complete_when_all_its_samples_have_arrived(bank):

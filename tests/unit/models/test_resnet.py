@@ -8,12 +8,12 @@ from gkt_mpi.seeding import torch_generator
 CPU = torch.device("cpu")
 
 
-def edge(name="resnet8", classes=10, channels=3, seed=0):
-    return build_edge_model(name, channels, classes, torch_generator(seed, "test"), CPU)
+def edge(name="resnet8", classes=10, channels=3, seed=0, norm="batch"):
+    return build_edge_model(name, channels, classes, torch_generator(seed, "test"), CPU, norm)
 
 
-def server(name="resnet56", classes=10, seed=0):
-    return build_server_model(name, classes, torch_generator(seed, "test"), CPU)
+def server(name="resnet56", classes=10, seed=0, norm="batch"):
+    return build_server_model(name, classes, torch_generator(seed, "test"), CPU, norm)
 
 
 def parameters(model):
@@ -113,3 +113,81 @@ def test_initial_convolutions_have_the_variance_of_he_et_al():
     weight = server().layers[13].conv2.weight  # 64 to 64 channels would be later; this is 32 to 32
     fan_out = weight.shape[0] * 9
     assert float(weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+
+
+def test_a_state_holds_float32_alone():
+    for model in (edge(), server()):
+        assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+
+
+def test_group_norm_has_the_parameters_of_batch_norm_and_no_buffers():
+    stem = 3 * 9 * 16 + 2 * 16
+    head = bottleneck_parameters(16, 16, projected=True) + bottleneck_parameters(64, 16, projected=False) + 64 * 10 + 10
+    assert parameters(edge(norm="group")) == stem + head == 10_586
+    assert parameters(edge("resnet4", norm="group")) == stem + 2 * (9 * 16 * 16 + 2 * 16) + 16 * 10 + 10
+    assert parameters(server(norm="group")) == 591_322 - 464
+    for build in (edge, server):
+        assert list(build(norm="group").buffers()) == []
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in build(norm="group").modules())
+        shared = zip(build().parameters(), build(norm="group").parameters(), strict=True)
+        assert all(torch.equal(batch, group) for batch, group in shared)  # the same first values
+
+
+@pytest.mark.parametrize("name", ["resnet56", "resnet110"])
+def test_a_group_has_8_channels_and_every_layer_at_least_2_groups(name):
+    layers = [m for m in server(name, norm="group").modules() if isinstance(m, torch.nn.GroupNorm)]
+    found = {layer.num_channels: layer.num_groups for layer in layers}
+    assert found == {16: 2, 32: 4, 64: 8, 128: 16, 256: 32}
+    assert all(layer.affine for layer in layers)
+
+
+def test_group_norm_computes_what_its_formula_says():
+    """Mean and variance over 8 channels and all pixels of one image, written with loops, in float64."""
+    layer = edge(norm="group").stem[1].double()
+    generator = torch_generator(0, "x")
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 1.5, generator=generator)
+        layer.bias.uniform_(-1, 1, generator=generator)
+    x = torch.randn(3, 16, 4, 4, generator=generator, dtype=torch.float64)
+    expected = torch.empty_like(x)
+    for image in range(3):
+        for first in (0, 8):
+            part = x[image, first : first + 8]
+            expected[image, first : first + 8] = (part - part.mean()) / (part.var(unbiased=False) + 1e-5).sqrt()
+    expected = expected * layer.weight[:, None, None] + layer.bias[:, None, None]
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_with_group_norm_alone_an_image_is_computed_without_the_rest_of_its_batch(norm):
+    generator = torch_generator(0, "x")
+    image, others = (torch.rand(n, 3, 8, 8, generator=generator) for n in (1, 4))
+    edge_model, server_model = edge(norm=norm).train(), server(norm=norm).train()
+    with torch.no_grad():
+        found = []
+        for rest in (others, others * 5):
+            feature, logit = edge_model(torch.cat([image, rest]))
+            found.append(torch.cat([logit[:1], server_model(feature)[:1]]))
+    if norm == "group":
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    else:
+        assert (found[0] - found[1]).abs().min() > 1e-3
+
+
+def test_a_folded_model_with_group_norm_says_the_same():
+    """The same operations, hence the same bits; that batch norm folds rightly stands in test_compute.py."""
+    model = server(norm="group")
+    feature = torch.rand(3, 16, 8, 8, generator=torch_generator(0, "x"))
+    with torch.no_grad():
+        assert torch.equal(model.folded()(feature), model.eval()(feature))
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_both_norms_train_in_bfloat16(norm):
+    edge_model, server_model = edge(norm=norm).train(), server(norm=norm).train()
+    edge_model.precision = server_model.precision = "bfloat16"
+    feature, logit = edge_model(torch.rand(4, 3, 8, 8, generator=torch_generator(0, "x")))
+    (logit.square().mean() + server_model(feature).square().mean()).backward()
+    gradients = [p.grad for model in (edge_model, server_model) for p in model.parameters()]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    assert edge_model.stem[0].weight.grad.abs().max() > 0
