@@ -1,0 +1,231 @@
+"""The tables of a comparison: final accuracy, cost, runs, and the fields that differ."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gkt_mpi.observe.groups import Column, Comparison, Row
+from gkt_mpi.observe.measures import (
+    Spread,
+    best_rows,
+    describe,
+    differing_fields,
+    final_accuracy,
+    mean_cost,
+    run_cost,
+    spread,
+)
+from gkt_mpi.observe.run_folder import Run
+from gkt_mpi.observe.tables import Section, Table, Text
+
+_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_DURATIONS = ((2 * 86400, 86400, "days"), (2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
+
+
+def amount(value: float | None, unit: str) -> str:
+    """Return an amount with three digits and a decimal prefix, a dash where it is not known."""
+    if value is None:
+        return "–"
+    size, prefix = next(((s, p) for s, p in _UNITS if abs(value) >= 0.9995 * s), (1.0, ""))
+    scaled = value / size
+    digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
+    return f"{scaled:.{0 if size == 1 and scaled == round(scaled) else digits}f} {prefix}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the unit that suits it, a dash where it is not known."""
+    if seconds is None:
+        return "–"
+    _, size, unit = next(each for each in _DURATIONS if seconds >= each[0])
+    digits = 2 if seconds < 10 else 1
+    return f"{seconds / size:.{digits}f} {unit}"
+
+
+def percent(accuracy: Spread | None) -> str:
+    """Return mean ± sample standard deviation in percent and the number of seeds."""
+    if accuracy is None:
+        return "–"
+    deviation = "" if accuracy.deviation is None else f" ± {100 * accuracy.deviation:.2f}"
+    return f"{100 * accuracy.mean:.2f}{deviation} ({accuracy.n})"
+
+
+def accuracy_table(comparison: Comparison) -> Table:
+    """Return the main table: final test accuracy by row and column."""
+    best = {column: best_rows(comparison, column) for column in comparison.columns}
+    data_header, sections, records = [Text("")], [], []
+    for label in dict.fromkeys(column.data_label for column in comparison.columns):
+        data_header.append(Text(label, span=sum(column.data_label == label for column in comparison.columns)))
+    names = [Text("algorithm, models"), *(Text(column.partition) for column in comparison.columns)]
+    for title, is_federated in (("", True), ("not federated, for reference", False)):
+        rows = []
+        for row in (row for row in comparison.rows if row.is_federated == is_federated):
+            cells = [Text(row.label)]
+            for column in comparison.columns:
+                cell = comparison.cell(row, column)
+                accuracy = final_accuracy(cell)
+                mark = "†" if cell.borrowed and accuracy else ""
+                cells.append(Text(percent(accuracy) + mark, is_best=row in best[column]))
+                if accuracy is not None:
+                    found = {
+                        "seeds": accuracy.n,
+                        "test_accuracy_mean": accuracy.mean,
+                        "test_accuracy_sd": accuracy.deviation,
+                        "is_best_federated": int(row in best[column]),
+                        "is_of_another_partition": int(cell.borrowed),
+                    }
+                    records.append(_place(row, column) | found)
+            rows.append(cells)
+        if rows:
+            sections.append(Section(title, rows))
+    caption = (
+        "Final test accuracy in percent: mean ± sample standard deviation over seeds (number of seeds). "
+        "Bold: the highest mean among the federated rows of a column."
+    )
+    if any(record["is_of_another_partition"] for record in records):
+        caption += " † Trained on all images in one place, which no partition concerns: the same runs in each column."
+    return Table("accuracy", caption, [data_header, names], sections, records)
+
+
+def _place(row: Row, column: Column) -> dict[str, Any]:
+    return {
+        "algorithm": row.algorithm,
+        "name": row.name,
+        "models": row.models,
+        "variant": row.variant,
+        "data": column.data,
+        "data_variant": column.variant,
+        "partition": column.kind,
+        "partition_parameter": column.parameter,
+    }
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """Return what a run of each group costs, by data set and partition."""
+    groups = [
+        *(Text(""), Text("per round and client", span=3), Text("per round"), Text("whole run", span=2)),
+        Text("test accuracy, %", span=2),
+    ]
+    names = [
+        "algorithm, models",
+        "up",
+        "down",
+        "edge FLOPs",
+        "virtual time",
+        "rounds",
+        "wall time",
+        "final",
+        "edge alone",
+    ]
+    sections, records = [], []
+    for column in comparison.columns:
+        rows = []
+        for row in comparison.rows:
+            cell = comparison.cell(row, column)
+            if not cell.runs or cell.borrowed:
+                continue
+            cost, rounds = mean_cost(cell.runs), spread([len(run.records) for run in cell.runs])
+            edge = [run.final_client_accuracy for run in cell.runs]
+            edge_mean = None if None in edge else spread([value for value in edge if value is not None]).mean
+            accuracy = final_accuracy(cell)
+            texts = [amount(cost.upload_bytes, "B"), amount(cost.download_bytes, "B"), amount(cost.edge_flops, "FLOP")]
+            texts += [duration(cost.virtual_s), f"{rounds.mean:g}", duration(cost.wall_s)]
+            means = (None if accuracy is None else accuracy.mean, edge_mean)
+            texts += ["–" if value is None else f"{100 * value:.2f}" for value in means]
+            rows.append([Text(row.label), *(Text(text) for text in texts)])
+            figures = {
+                "seeds": len(cell.runs),
+                "upload_bytes_per_round_and_client": cost.upload_bytes,
+                "download_bytes_per_round_and_client": cost.download_bytes,
+                "edge_flops_per_round_and_client": cost.edge_flops,
+                "virtual_s_per_round": cost.virtual_s,
+                "rounds": rounds.mean,
+                "wall_s": cost.wall_s,
+                "test_accuracy_mean": accuracy and accuracy.mean,
+                "client_test_accuracy_mean": edge_mean,
+            }
+            records.append(_place(row, column) | figures)
+        if rows:
+            sections.append(Section(column.label, rows))
+    caption = (
+        "Means over seeds. A client counts in the rounds in which it takes part; virtual time is that of the devices "
+        "of the configured profiles; wall time is that of the simulation, on the machine and with the ranks it had."
+    )
+    return Table("cost", caption, [groups, [Text(name) for name in names]], sections, records)
+
+
+def fields_table(comparison: Comparison) -> Table:
+    """Return the configuration fields that differ between the runs, by group of fields."""
+    sections: dict[str, list[list[Text]]] = {}
+    records = []
+    for name, holders in differing_fields(comparison.runs).items():
+        rows = sections.setdefault(name.split(".")[0] if "." in name else "run", [])
+        for i, (value, members) in enumerate(holders):
+            rows.append([Text(name if i == 0 else ""), Text(value), Text(describe(comparison, members))])
+            for member in members:
+                records.append({"field": name, "value": value, "run": comparison.runs[member].name})
+    header = [[Text("field"), Text("value"), Text("runs")]]
+    parts = [Section(title, rows) for title, rows in sections.items()]
+    caption = "Configuration fields that differ between the runs, without seed, name and out."
+    return Table("fields", caption, header, parts, records, first_number=3, wide=frozenset({1, 2}))
+
+
+def runs_table(comparison: Comparison, page_folder: Path) -> Table:
+    """Return all runs, each with a link to its own page where there is one, relative to `page_folder`."""
+    reasons = {id(run): reason for run, reason in comparison.left_out}
+    rows, records = [], []
+    for run, (row, column) in zip(comparison.runs, comparison.places, strict=True):
+        reason = reasons.get(id(run), "")
+        rows.append(_run_cells(run, row, column, reason, page_folder))
+        cost = run_cost(run)
+        figures = {
+            "run": run.name,
+            "folder": _relative(run.folder, page_folder),
+            "seed": run.config.get("seed"),
+            "is_averaged": int(not reason),
+            "why_not": reason,
+            "rounds": len(run.records),
+            "final_test_accuracy": run.final_accuracy,
+            "final_client_test_accuracy": run.final_client_accuracy,
+            **{key: run.total(key) for key in ("upload_bytes", "download_bytes", "edge_flops", "virtual_s")},
+            "wall_s": cost.wall_s,
+        }
+        records.append(_place(row, column) | figures)
+    names = [
+        "run",
+        "algorithm, models",
+        "data set and partition",
+        "seed",
+        "test accuracy, %",
+        "wall time",
+        "in the means",
+    ]
+    return Table("runs", "All runs.", [[Text(name) for name in names]], [Section("", rows)], records, first_number=3)
+
+
+def _run_cells(run: Run, row: Row, column: Column, reason: str, page_folder: Path) -> list[Text]:
+    page = run.folder / "report.html"
+    href = quote(_relative(page, page_folder)) if page.exists() else None
+    accuracy = run.final_accuracy
+    texts = [
+        str(run.config.get("seed")),
+        "–" if accuracy is None else f"{100 * accuracy:.2f}",
+        duration(run.seconds),
+        f"no: {reason}" if reason else "yes",
+    ]
+    return [Text(run.name, href=href), Text(row.label), Text(column.label), *(Text(text) for text in texts)]
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def left_out_lines(comparison: Comparison) -> Sequence[str]:
+    """Return a line for each run that no mean contains: its name, what it is, and why."""
+    place = {id(run): where for run, where in zip(comparison.runs, comparison.places, strict=True)}
+    lines = []
+    for run, reason in comparison.left_out:
+        row, column = place[id(run)]
+        lines.append(f"{run.name} ({row.label} on {column.label}): {reason}")
+    return lines
