@@ -123,7 +123,7 @@ def _what(comparison: Comparison) -> str:
 
     return ", ".join(
         [
-            count(len(comparison.rows), "kind of training", "kinds of training"),
+            count(len(comparison.rows), "algorithm and model", "algorithms and models"),
             count(len(comparison.columns), "data set and partition", "data sets and partitions"),
             count(len(seeds), "seed", "seeds"),
         ]

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Five dashes and seven markers: 35 rows before two have the same of both.
+# Five dashes and seven markers: 35 rows before two have both the same.
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
-_MOST_POINTS, _MARKS = 150, 7
+_MOST_POINTS, _FEW_POINTS = 100, 12
 _MOST_PANELS = 3  # side by side
+_LOG_FROM = 5  # a logarithmic axis where the rows end further apart than this
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _TIMES = ((2 * 86400.0, 86400.0, "days"), (7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
@@ -86,9 +87,14 @@ class Drawn:
 
 
 def styles(rows: Sequence[Row]) -> dict[Row, Style]:
-    """Return a style for each row."""
+    """Return a style for each row; black is that of centralized training, what the others are measured by."""
+    colours = COLOURS[:-1]
     return {
-        row: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], _DASHES[i % len(_DASHES)])
+        row: Style(
+            COLOURS[-1] if row.algorithm == "centralized" else colours[i % len(colours)],
+            MARKERS[i % len(MARKERS)],
+            _DASHES[i % len(_DASHES)],
+        )
         for i, row in enumerate(rows)
     }
 
@@ -111,10 +117,11 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
     look = styles(comparison.rows)
     columns = [column for column in comparison.columns if any(place == column for _, place in curves)]
     rows = [row for row in comparison.rows if any(place == row for place, _ in curves)]
-    figure, panels = _panels(columns, 2.45, _labels_height(len(rows), len(columns)))
+    names = [_name(comparison, row) for row in rows]
+    figure, panels, fitting = _panels(columns, 2.45, names)
     size, label = _unit(scale, max(each.x[-1] for each in curves.values()))
     last = [each.x[-1] for each in curves.values() if each.x[-1] > 0]
-    is_log = bool(scale.keys) and bool(last) and max(last) > 10 * min(last)
+    is_log = bool(scale.keys) and bool(last) and max(last) > _LOG_FROM * min(last)
     for column in columns:
         axes = panels[column]
         for row in rows:
@@ -130,9 +137,9 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
     figure.supylabel("test accuracy, %", fontsize=9)
     at_zero = [row for row in rows if any(r == row and each.x[-1] == 0 for (r, _), each in curves.items())]
     figure.legend(
-        handles=[_handle(look[row], _name(comparison, row)) for row in rows],
+        handles=[_handle(look[row], name) for row, name in zip(rows, names, strict=True)],
         loc="outside upper left",
-        ncols=_legend_columns(len(columns)),
+        ncols=fitting,
         frameon=False,
         fontsize=8,
         handlelength=3.6,
@@ -147,7 +154,7 @@ def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> 
         return
     kept = np.unique(np.linspace(0, len(found.x) - 1, _MOST_POINTS).round().astype(int))
     x, mean = found.x[kept] / size, 100 * found.mean[kept]
-    step = max(1, len(kept) // _MARKS)
+    marks = (0.03 + 0.02 * (index % 5), 0.16) if len(kept) > _FEW_POINTS else None  # in parts of the panel's diagonal
     axes.plot(
         x,
         mean,
@@ -158,7 +165,7 @@ def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> 
         markersize=4.5,
         markeredgecolor="white",
         markeredgewidth=0.5,
-        markevery=(index * step // 3 % step, step),
+        markevery=marks,
     )
     if found.deviation is not None:
         deviation = 100 * found.deviation[kept]
@@ -173,7 +180,7 @@ def draw_final(comparison: Comparison) -> "Figure | None":
     columns = [column for column in comparison.columns if any(place == column for _, place in found)]
     rows = [row for row in comparison.rows if any(place == row for place, _ in found)]
     look = styles(comparison.rows)
-    figure, panels = _panels(columns, 0.7 + 0.27 * len(rows), 0, label_width=2.2)
+    figure, panels, _ = _panels(columns, 0.7 + 0.27 * len(rows), [], label_width=2.2)
     for column in columns:
         axes = panels[column]
         for at, row in enumerate(rows):
@@ -182,9 +189,8 @@ def draw_final(comparison: Comparison) -> "Figure | None":
             runs, accuracy = found[row, column].runs, final_accuracy(found[row, column])
             assert accuracy is not None
             seeds = [100 * value for run in runs if (value := run.final_accuracy) is not None]
-            axes.plot(
-                seeds, [at + 0.22] * len(seeds), "o", color="#777777", markersize=3, fillstyle="none", clip_on=False
-            )
+            if len(seeds) > 1:
+                axes.plot(seeds, [at + 0.22] * len(seeds), "o", color="#777777", markersize=3, fillstyle="none")
             style, deviation = look[row], 100 * (accuracy.deviation or 0)
             mean = 100 * accuracy.mean
             axes.errorbar(mean, at, xerr=deviation, color=style.colour, marker=style.marker, markersize=6, capsize=3)
@@ -192,15 +198,20 @@ def draw_final(comparison: Comparison) -> "Figure | None":
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.grid(axis="x", alpha=0.3)
         axes.margins(x=0.08)
-        axes.label_outer()
-    figure.supxlabel("final test accuracy, %", fontsize=9)
+        place = axes.get_subplotspec()
+        if place is not None and place.colspan.start > 0:
+            axes.set_yticklabels([])
+        axes.set_xlabel("final test accuracy, %")
     return figure
 
 
 def _panels(
-    columns: Sequence[Column], height: float, above: float, label_width: float = 0.0
-) -> tuple["Figure", dict[Column, "Axes"]]:
-    """Return a figure with a panel for each column, a line or more for each data set; `above` is left for a legend."""
+    columns: Sequence[Column], height: float, names: Sequence[str], label_width: float = 0.0
+) -> tuple["Figure", dict[Column, "Axes"], int]:
+    """Return a figure with a panel for each column, a line or more for each data set.
+
+    It has room for a legend of these names; the last value is how many fit side by side.
+    """
     lines: list[list[Column]] = []
     for label in dict.fromkeys(column.data_label for column in columns):
         own = [column for column in columns if column.data_label == label]
@@ -209,7 +220,10 @@ def _panels(
         lines = [list(columns[i : i + _MOST_PANELS]) for i in range(0, len(columns), _MOST_PANELS)]
     across = max(map(len, lines))
     panel_width = {1: 5.0, 2: 3.3}.get(across, 2.6)
-    figure = new_figure(label_width + panel_width * across, 0.35 + above + height * len(lines), font_size=9)
+    width = label_width + panel_width * across
+    fitting = max(1, int(width / (0.75 + 0.066 * max(map(len, names), default=0))))
+    above = 0.18 * -(-len(names) // fitting)
+    figure = new_figure(width, 0.35 + above + height * len(lines), font_size=9)
     grid = figure.subplots(len(lines), across, squeeze=False)
     panels = {}
     for y, line in enumerate(lines):
@@ -219,15 +233,7 @@ def _panels(
                 grid[y, x].set_title(line[x].label, fontsize=9, loc="left")
             else:
                 grid[y, x].set_visible(False)
-    return figure, panels
-
-
-def _legend_columns(panels: int) -> int:
-    return 2 if panels < 3 else 3
-
-
-def _labels_height(rows: int, panels: int) -> float:
-    return 0.2 * -(-rows // _legend_columns(panels))
+    return figure, panels, fitting
 
 
 def _handle(style: Style, label: str) -> "Line2D":

@@ -39,7 +39,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     _, size, unit = next(each for each in _DURATIONS if seconds >= each[0])
-    digits = 2 if seconds < 10 else 1
+    digits = 0 if seconds == 0 else 2 if seconds < 10 else 1
     return f"{seconds / size:.{digits}f} {unit}"
 
 
@@ -149,8 +149,9 @@ def cost_table(comparison: Comparison) -> Table:
         if rows:
             sections.append(Section(column.label, rows))
     caption = (
-        "Means over seeds. A client counts in the rounds in which it takes part; virtual time is that of the devices "
-        "of the configured profiles; wall time is that of the simulation, on the machine and with the ranks it had."
+        "Means over the seeds whose logs have the figure. A client counts in the rounds in which it takes part. "
+        "Virtual time is that of the devices of the configured profiles; wall time is that of the simulation, on the "
+        "machine and with the ranks it had."
     )
     return Table("cost", caption, [groups, [Text(name) for name in names]], sections, records)
 
@@ -161,8 +162,13 @@ def fields_table(comparison: Comparison) -> Table:
     records = []
     for name, holders in differing_fields(comparison.runs).items():
         rows = sections.setdefault(name.split(".")[0] if "." in name else "run", [])
+        words = {value: describe(comparison, members) for value, members in holders}
+        common, _ = max(holders, key=lambda holder: len(holder[1]))
+        if words[common].count(";") > 1:  # shorter, and read more easily, at the end
+            holders.sort(key=lambda holder: holder[0] == common)
+            words[common] = "all others"
         for i, (value, members) in enumerate(holders):
-            rows.append([Text(name if i == 0 else ""), Text(value), Text(describe(comparison, members))])
+            rows.append([Text(name if i == 0 else ""), Text(value), Text(words[value])])
             for member in members:
                 records.append({"field": name, "value": value, "run": comparison.runs[member].name})
     header = [[Text("field"), Text("value"), Text("runs")]]

@@ -1,6 +1,7 @@
 """What the figures of all reports share: their look, and how they become SVG."""
 
 import io
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008); markers and dashes keep them apart in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osv^D*P"
+_LONG = re.compile(r"(\d\.\d\d)\d+")
 
 
 def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -> "Figure":
@@ -31,4 +33,5 @@ def svg(figure: "Figure") -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    # A hundredth of a point is finer than any screen or printer, and makes the page a fourth lighter.
+    return re.sub(r' (?:d|x|y)="[^"]*"', lambda place: _LONG.sub(r"\1", place[0]), text[text.index("<svg") :])

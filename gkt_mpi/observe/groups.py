@@ -6,6 +6,7 @@ same models, in the same column, differ in more, the fewest fields that tell all
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -247,9 +248,15 @@ def _variant(fields: dict[str, str], names: Sequence[str]) -> str:
     return ", ".join(f"{name} {fields.get(name, NOT_SET)}" for name in names)
 
 
-def _row_order(row: Row) -> tuple[bool, int, str]:
+def _natural(text: str) -> list[str | float]:
+    """Return a key that sorts 0.02 before 0.1, and 9 before 10; text and numbers take turns in it."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def _row_order(row: Row) -> tuple[bool, int, list[str | float]]:
     known = _ALGORITHMS.index(row.algorithm) if row.algorithm in _ALGORITHMS else len(_ALGORITHMS)
-    return (row.algorithm == "centralized", known + len(_ALGORITHMS) * (not row.is_federated), row.label)
+    return (row.algorithm == "centralized", known + len(_ALGORITHMS) * (not row.is_federated), _natural(row.label))
 
 
 def _column_order(column: Column) -> tuple[int, str, str, int, float, str]:

@@ -107,12 +107,12 @@ def run_cost(run: Run) -> Cost:
 
 
 def mean_cost(runs: Sequence[Run]) -> Cost:
-    """Return the mean cost of these runs; None where one of them does not say."""
+    """Return the mean cost of these runs, each figure over those whose logs have it; None where none has."""
     costs = [run_cost(run) for run in runs]
 
     def mean(name: str) -> float | None:
-        values = [getattr(cost, name) for cost in costs]
-        return None if not values or None in values else math.fsum(values) / len(values)
+        values = [value for cost in costs if (value := getattr(cost, name)) is not None]
+        return math.fsum(values) / len(values) if values else None
 
     return Cost(*(mean(name) for name in ("upload_bytes", "download_bytes", "edge_flops", "virtual_s", "wall_s")))
 

@@ -77,7 +77,7 @@ def to_latex(table: Table, version: str) -> str:
     kinds = "".join("p{0.35\\linewidth}" if i in table.wide else kind for i, kind in enumerate(kinds))
     lines = [
         f"% Made by gkt_mpi {version}. Needs \\usepackage{{booktabs}}.",
-        f"% {latex_text(table.caption)}",
+        f"% {' '.join(table.caption.split())}",
         f"\\begin{{tabular}}{{@{{}}{kinds}@{{}}}}",
         "\\toprule",
     ]
