@@ -114,6 +114,8 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
             curves[key] = found
     if not curves:
         return Drawn(None, [], unknown)
+    from matplotlib.ticker import MaxNLocator
+
     look = styles(comparison.rows)
     columns = [column for column in comparison.columns if any(place == column for _, place in curves)]
     rows = [row for row in comparison.rows if any(place == row for place, _ in curves)]
@@ -132,9 +134,12 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
             axes.set_xscale("log")
         elif scale.keys:
             axes.set_xlim(left=0)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.3)
+        if _is_leftmost(axes):
+            axes.set_ylabel("test accuracy, %")
     figure.supxlabel(label, fontsize=9)
-    figure.supylabel("test accuracy, %", fontsize=9)
     at_zero = [row for row in rows if any(r == row and each.x[-1] == 0 for (r, _), each in curves.items())]
     figure.legend(
         handles=[_handle(look[row], name) for row, name in zip(rows, names, strict=True)],
@@ -149,24 +154,17 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
 
 def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> None:
     """Draw one curve; those of many rounds are thinned out, so that the page stays light."""
+    look: dict[str, Any] = {"color": style.colour, "linestyle": style.dashes, "linewidth": 1.3, "marker": style.marker}
+    look |= {"markersize": _size(style), "markeredgecolor": "white", "markeredgewidth": 0.4}
     if found.x[-1] == 0:
-        axes.axhline(100 * found.mean[-1], color=style.colour, linestyle=style.dashes, linewidth=1.2)
+        place = 0.04 + 0.03 * (index % 5)  # x is in parts of the panel here
+        level = [100 * found.mean[-1]] * 4
+        axes.plot([0, place, 1 - place, 1], level, markevery=[1, 2], transform=axes.get_yaxis_transform(), **look)
         return
     kept = np.unique(np.linspace(0, len(found.x) - 1, _MOST_POINTS).round().astype(int))
     x, mean = found.x[kept] / size, 100 * found.mean[kept]
     marks = (0.03 + 0.02 * (index % 5), 0.16) if len(kept) > _FEW_POINTS else None  # in parts of the panel's diagonal
-    axes.plot(
-        x,
-        mean,
-        color=style.colour,
-        linestyle=style.dashes,
-        linewidth=1.3,
-        marker=style.marker,
-        markersize=4.5,
-        markeredgecolor="white",
-        markeredgewidth=0.5,
-        markevery=marks,
-    )
+    axes.plot(x, mean, markevery=marks, **look)
     if found.deviation is not None:
         deviation = 100 * found.deviation[kept]
         axes.fill_between(x, mean - deviation, mean + deviation, color=style.colour, alpha=0.16, linewidth=0)
@@ -193,13 +191,20 @@ def draw_final(comparison: Comparison) -> "Figure | None":
                 axes.plot(seeds, [at + 0.22] * len(seeds), "o", color="#777777", markersize=3, fillstyle="none")
             style, deviation = look[row], 100 * (accuracy.deviation or 0)
             mean = 100 * accuracy.mean
-            axes.errorbar(mean, at, xerr=deviation, color=style.colour, marker=style.marker, markersize=6, capsize=3)
+            axes.errorbar(
+                mean,
+                at,
+                xerr=deviation,
+                color=style.colour,
+                marker=style.marker,
+                markersize=1.2 * _size(style),
+                capsize=3,
+            )
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.grid(axis="x", alpha=0.3)
         axes.margins(x=0.08)
-        place = axes.get_subplotspec()
-        if place is not None and place.colspan.start > 0:
+        if not _is_leftmost(axes):
             axes.set_yticklabels([])
         axes.set_xlabel("final test accuracy, %")
     return figure
@@ -221,7 +226,7 @@ def _panels(
     across = max(map(len, lines))
     panel_width = {1: 5.0, 2: 3.3}.get(across, 2.6)
     width = label_width + panel_width * across
-    fitting = max(1, int(width / (0.75 + 0.066 * max(map(len, names), default=0))))
+    fitting = _fitting(names, width)
     above = 0.18 * -(-len(names) // fitting)
     figure = new_figure(width, 0.35 + above + height * len(lines), font_size=9)
     grid = figure.subplots(len(lines), across, squeeze=False)
@@ -236,10 +241,34 @@ def _panels(
     return figure, panels, fitting
 
 
+def _size(style: Style) -> float:
+    """Return a marker's size: of one size, a star would look smaller than a square."""
+    return {"*": 8.5, "P": 6.5, "^": 6.0, "v": 6.0}.get(style.marker, 5.0)
+
+
+def _is_leftmost(axes: "Axes") -> bool:
+    place = axes.get_subplotspec()
+    return place is None or place.is_first_col()
+
+
+def _fitting(names: Sequence[str], width: float) -> int:
+    """Return into how many columns a legend of these names can be broken, in a figure of this width in inches."""
+    for number in range(min(4, len(names)), 1, -1):
+        columns = np.array_split([len(name) for name in names], number)
+        if sum(0.65 + 0.063 * lengths.max() for lengths in columns) <= width:
+            return number
+    return 1
+
+
 def _handle(style: Style, label: str) -> "Line2D":
     from matplotlib.lines import Line2D
 
-    look: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.5, "linewidth": 1.3}
+    look: dict[str, Any] = {
+        "markersize": _size(style),
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.4,
+        "linewidth": 1.3,
+    }
     return Line2D([], [], color=style.colour, linestyle=style.dashes, marker=style.marker, label=label, **look)
 
 

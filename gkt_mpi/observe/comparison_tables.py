@@ -79,10 +79,9 @@ def accuracy_table(comparison: Comparison) -> Table:
             rows.append(cells)
         if rows:
             sections.append(Section(title, rows))
-    caption = (
-        "Final test accuracy in percent: mean ± sample standard deviation over seeds (number of seeds). "
-        "Bold: the highest mean among the federated rows of a column."
-    )
+    caption = "Final test accuracy in percent: mean ± sample standard deviation over seeds (number of seeds)."
+    if any(best.values()):
+        caption += " Bold: the highest mean among the federated rows of a column."
     if any(record["is_of_another_partition"] for record in records):
         caption += " † Trained on all images in one place, which no partition concerns: the same runs in each column."
     return Table("accuracy", caption, [data_header, names], sections, records)

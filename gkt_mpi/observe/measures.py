@@ -143,7 +143,7 @@ def describe(comparison: Comparison, members: Sequence[int]) -> str:
     by_columns = {i for i, place in enumerate(places) if place[1] in whole_columns}
     by_rows = {i for i, place in enumerate(places) if place[0] in whole_rows}
     if len(by_columns) > len(by_rows) or (by_columns == chosen and len(whole_columns) < len(whole_rows)):
-        words += [f"all on {column.label}" for column in whole_columns]
+        words += [f"all on {label}" for label in _column_labels(comparison.columns, whole_columns)]
         left -= by_columns
     else:
         words += [row.label for row in whole_rows]
@@ -155,3 +155,13 @@ def describe(comparison: Comparison, members: Sequence[int]) -> str:
         seeds = ", ".join(str(comparison.runs[i].config.get("seed")) for i in some)
         words.append(label if len(some) == len(here) else f"{label} (seed {seeds})")
     return "; ".join(words)
+
+
+def _column_labels(columns: Sequence[Column], chosen: Sequence[Column]) -> list[str]:
+    """Return the labels of these columns; all of one data set are named by the data set."""
+    labels = []
+    for label in dict.fromkeys(column.data_label for column in chosen):
+        own = [column for column in chosen if column.data_label == label]
+        is_all = len(own) == sum(column.data_label == label for column in columns)
+        labels += [label] if is_all else [column.label for column in own]
+    return labels
