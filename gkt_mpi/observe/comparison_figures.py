@@ -129,7 +129,7 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
         for row in rows:
             if (row, column) in curves:
                 _draw(axes, curves[row, column], look[row], size, rows.index(row))
-        axes.set_ylim(0, _top([each for (_, c), each in curves.items() if c.data == column.data]))
+        axes.set_ylim(0, _top([each for (_, c), each in curves.items() if c.data_label == column.data_label]))
         if is_log:
             axes.set_xscale("log")
         elif scale.keys:
@@ -139,6 +139,7 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
         axes.grid(alpha=0.3)
         if _is_leftmost(axes):
             axes.set_ylabel("test accuracy, %")
+    _align(panels)
     figure.supxlabel(label, fontsize=9)
     at_zero = [row for row in rows if any(r == row and each.x[-1] == 0 for (r, _), each in curves.items())]
     figure.legend(
@@ -168,6 +169,15 @@ def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> 
     if found.deviation is not None:
         deviation = 100 * found.deviation[kept]
         axes.fill_between(x, mean - deviation, mean + deviation, color=style.colour, alpha=0.16, linewidth=0)
+
+
+def _align(panels: dict[Column, "Axes"]) -> None:
+    """Give the panels of one data set one horizontal axis, so that partitions can be compared."""
+    for label in {column.data_label for column in panels}:
+        own = [axes for column, axes in panels.items() if column.data_label == label]
+        low, high = min(axes.get_xlim()[0] for axes in own), max(axes.get_xlim()[1] for axes in own)
+        for axes in own:
+            axes.set_xlim(low, high)
 
 
 def draw_final(comparison: Comparison) -> "Figure | None":

@@ -142,8 +142,9 @@ def describe(comparison: Comparison, members: Sequence[int]) -> str:
     whole_rows = [r for r in comparison.rows if {i for i, p in enumerate(places) if p[0] == r} <= chosen]
     by_columns = {i for i, place in enumerate(places) if place[1] in whole_columns}
     by_rows = {i for i, place in enumerate(places) if place[0] in whole_rows}
-    if len(by_columns) > len(by_rows) or (by_columns == chosen and len(whole_columns) < len(whole_rows)):
-        words += [f"all on {label}" for label in _column_labels(comparison.columns, whole_columns)]
+    labels = _column_labels(comparison.columns, whole_columns)
+    if len(by_columns) > len(by_rows) or (by_columns == chosen and len(labels) < len(whole_rows)):
+        words += [f"all on {label}" for label in labels]
         left -= by_columns
     else:
         words += [row.label for row in whole_rows]

@@ -21,7 +21,7 @@ from gkt_mpi import __version__
 from gkt_mpi.errors import DataError, GktError
 from gkt_mpi.observe.comparison import is_comparison, write_comparison
 from gkt_mpi.observe.figures import COLOURS, new_figure, svg
-from gkt_mpi.observe.run_folder import Run, model_label, partition_label
+from gkt_mpi.observe.run_folder import Run, model_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,13 +107,15 @@ def _sentence(run: Run) -> str:
     """Return what the run is, in a line."""
     config = run.config
     algorithm, edge, server = (config[name] for name in ("algorithm", "client", "server"))
-    partition = partition_label(config["data"])
+    partition = config["data"].get("partition")
+    if partition in ("hetero", "quantity"):
+        partition += f", alpha {config['data']['alpha']}"
     models = {
         "fedgkt": f"{model_label(edge['model'])} at the edge and {model_label(server['model'])} on the server",
         "standalone": f"{model_label(edge['model'])} at the edge",
     }
     return (
-        f"{algorithm} on {config['data']['name']}{f', {partition}' if partition else ''}, "
+        f"{algorithm} on {config['data']['name']}{f' ({partition})' if partition else ''}, "
         f"{config['clients']} clients{f' with {run.counts.sum():,} training images' if run.counts.size else ''}, "
         f"{models.get(algorithm, model_label(server['model']))}, seed {config['seed']}"
     )
