@@ -114,8 +114,6 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
             curves[key] = found
     if not curves:
         return Drawn(None, [], unknown)
-    from matplotlib.ticker import MaxNLocator
-
     look = styles(comparison.rows)
     columns = [column for column in comparison.columns if any(place == column for _, place in curves)]
     rows = [row for row in comparison.rows if any(place == row for place, _ in curves)]
@@ -124,21 +122,12 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
     size, label = _unit(scale, max(each.x[-1] for each in curves.values()))
     last = [each.x[-1] for each in curves.values() if each.x[-1] > 0]
     is_log = bool(scale.keys) and bool(last) and max(last) > _LOG_FROM * min(last)
-    for column in columns:
-        axes = panels[column]
-        for row in rows:
+    for column, axes in panels.items():
+        for index, row in enumerate(rows):
             if (row, column) in curves:
-                _draw(axes, curves[row, column], look[row], size, rows.index(row))
+                _draw(axes, curves[row, column], look[row], size, index)
         axes.set_ylim(0, _top([each for (_, c), each in curves.items() if c.data_label == column.data_label]))
-        if is_log:
-            axes.set_xscale("log")
-        elif scale.keys:
-            axes.set_xlim(left=0)
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axes.grid(alpha=0.3)
-        if _is_leftmost(axes):
-            axes.set_ylabel("test accuracy, %")
+        _dress(axes, scale, is_log)
     _align(panels)
     figure.supxlabel(label, fontsize=9)
     at_zero = [row for row in rows if any(r == row and each.x[-1] == 0 for (r, _), each in curves.items())]
@@ -169,6 +158,21 @@ def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> 
     if found.deviation is not None:
         deviation = 100 * found.deviation[kept]
         axes.fill_between(x, mean - deviation, mean + deviation, color=style.colour, alpha=0.16, linewidth=0)
+
+
+def _dress(axes: "Axes", scale: Scale, is_log: bool) -> None:
+    """Give a panel its axes and grid."""
+    from matplotlib.ticker import MaxNLocator
+
+    if is_log:
+        axes.set_xscale("log")
+    elif scale.keys:
+        axes.set_xlim(left=0)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.3)
+    if _is_leftmost(axes):
+        axes.set_ylabel("test accuracy, %")
 
 
 def _align(panels: dict[Column, "Axes"]) -> None:

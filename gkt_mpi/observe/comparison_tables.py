@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gkt_mpi.observe.groups import Column, Comparison, Row
+from gkt_mpi.observe.groups import Cell, Column, Comparison, Row
 from gkt_mpi.observe.measures import (
     Spread,
     best_rows,
@@ -54,37 +54,48 @@ def percent(accuracy: Spread | None) -> str:
 def accuracy_table(comparison: Comparison) -> Table:
     """Return the main table: final test accuracy by row and column."""
     best = {column: best_rows(comparison, column) for column in comparison.columns}
-    data_header, sections, records = [Text("")], [], []
+    data_header = [Text("")]
     for label in dict.fromkeys(column.data_label for column in comparison.columns):
         data_header.append(Text(label, span=sum(column.data_label == label for column in comparison.columns)))
     names = [Text("algorithm, models"), *(Text(column.partition) for column in comparison.columns)]
+    sections = []
     for title, is_federated in (("", True), ("not federated, for reference", False)):
-        rows = []
-        for row in (row for row in comparison.rows if row.is_federated == is_federated):
-            cells = [Text(row.label)]
-            for column in comparison.columns:
-                cell = comparison.cell(row, column)
-                accuracy = final_accuracy(cell)
-                mark = "†" if cell.borrowed and accuracy else ""
-                cells.append(Text(percent(accuracy) + mark, is_best=row in best[column]))
-                if accuracy is not None:
-                    found = {
-                        "seeds": accuracy.n,
-                        "test_accuracy_mean": accuracy.mean,
-                        "test_accuracy_sd": accuracy.deviation,
-                        "is_best_federated": int(row in best[column]),
-                        "is_of_another_partition": int(cell.borrowed),
-                    }
-                    records.append(_place(row, column) | found)
-            rows.append(cells)
+        rows = [
+            [Text(row.label), *(_accuracy_cell(comparison, row, column, best) for column in comparison.columns)]
+            for row in comparison.rows
+            if row.is_federated == is_federated
+        ]
         if rows:
             sections.append(Section(title, rows))
+    places = [(row, column) for row in comparison.rows for column in comparison.columns]
+    records = [
+        _place(row, column) | _accuracy_record(comparison, row, column, best)
+        for row, column in places
+        if comparison.cell(row, column).runs
+    ]
     caption = "Final test accuracy in percent: mean ± sample standard deviation over seeds (number of seeds)."
     if any(best.values()):
         caption += " Bold: the highest mean among the federated rows of a column."
-    if any(record["is_of_another_partition"] for record in records):
+    if any(comparison.cell(row, column).borrowed for row, column in places):
         caption += " † Trained on all images in one place, which no partition concerns: the same runs in each column."
     return Table("accuracy", caption, [data_header, names], sections, records)
+
+
+def _accuracy_cell(comparison: Comparison, row: Row, column: Column, best: dict[Column, set[Row]]) -> Text:
+    cell = comparison.cell(row, column)
+    return Text(percent(final_accuracy(cell)) + ("†" if cell.borrowed else ""), is_best=row in best[column])
+
+
+def _accuracy_record(comparison: Comparison, row: Row, column: Column, best: dict[Column, set[Row]]) -> dict[str, Any]:
+    cell = comparison.cell(row, column)
+    accuracy = final_accuracy(cell)
+    return {
+        "seeds": accuracy and accuracy.n,
+        "test_accuracy_mean": accuracy and accuracy.mean,
+        "test_accuracy_sd": accuracy and accuracy.deviation,
+        "is_best_federated": int(row in best[column]),
+        "is_of_another_partition": int(cell.borrowed),
+    }
 
 
 def _place(row: Row, column: Column) -> dict[str, Any]:
@@ -119,33 +130,11 @@ def cost_table(comparison: Comparison) -> Table:
     ]
     sections, records = [], []
     for column in comparison.columns:
-        rows = []
-        for row in comparison.rows:
-            cell = comparison.cell(row, column)
-            if not cell.runs or cell.borrowed:
-                continue
-            cost, rounds = mean_cost(cell.runs), spread([len(run.records) for run in cell.runs])
-            edge = [run.final_client_accuracy for run in cell.runs]
-            edge_mean = None if None in edge else spread([value for value in edge if value is not None]).mean
-            accuracy = final_accuracy(cell)
-            texts = [amount(cost.upload_bytes, "B"), amount(cost.download_bytes, "B"), amount(cost.edge_flops, "FLOP")]
-            texts += [duration(cost.virtual_s), f"{rounds.mean:g}", duration(cost.wall_s)]
-            means = (None if accuracy is None else accuracy.mean, edge_mean)
-            texts += ["–" if value is None else f"{100 * value:.2f}" for value in means]
-            rows.append([Text(row.label), *(Text(text) for text in texts)])
-            figures = {
-                "seeds": len(cell.runs),
-                "upload_bytes_per_round_and_client": cost.upload_bytes,
-                "download_bytes_per_round_and_client": cost.download_bytes,
-                "edge_flops_per_round_and_client": cost.edge_flops,
-                "virtual_s_per_round": cost.virtual_s,
-                "rounds": rounds.mean,
-                "wall_s": cost.wall_s,
-                "test_accuracy_mean": accuracy and accuracy.mean,
-                "client_test_accuracy_mean": edge_mean,
-            }
-            records.append(_place(row, column) | figures)
-        if rows:
+        cells = {row: comparison.cell(row, column) for row in comparison.rows}
+        figures = {row: _cost_record(cell) for row, cell in cells.items() if cell.runs and not cell.borrowed}
+        records += [_place(row, column) | record for row, record in figures.items()]
+        if figures:
+            rows = [[Text(row.label), *_cost_cells(record)] for row, record in figures.items()]
             sections.append(Section(column.label, rows))
     caption = (
         "Means over the seeds whose logs have the figure. A client counts in the rounds in which it takes part. "
@@ -153,6 +142,31 @@ def cost_table(comparison: Comparison) -> Table:
         "machine and with the ranks it had."
     )
     return Table("cost", caption, [groups, [Text(name) for name in names]], sections, records)
+
+
+def _cost_record(cell: Cell) -> dict[str, float | None]:
+    """Return the figures of a cell that has completed runs."""
+    cost, accuracy = mean_cost(cell.runs), final_accuracy(cell)
+    edge = [value for run in cell.runs if (value := run.final_client_accuracy) is not None]
+    return {
+        "seeds": len(cell.runs),
+        "upload_bytes_per_round_and_client": cost.upload_bytes,
+        "download_bytes_per_round_and_client": cost.download_bytes,
+        "edge_flops_per_round_and_client": cost.edge_flops,
+        "virtual_s_per_round": cost.virtual_s,
+        "rounds": spread([len(run.records) for run in cell.runs]).mean,
+        "wall_s": cost.wall_s,
+        "test_accuracy_mean": accuracy.mean if accuracy else None,
+        "client_test_accuracy_mean": spread(edge).mean if edge else None,
+    }
+
+
+def _cost_cells(record: dict[str, float | None]) -> list[Text]:
+    _, up, down, flops, virtual_s, rounds, wall_s, *accuracies = record.values()
+    texts = [amount(up, "B"), amount(down, "B"), amount(flops, "FLOP"), duration(virtual_s)]
+    texts += [f"{rounds:g}", duration(wall_s)]
+    texts += ["–" if accuracy is None else f"{100 * accuracy:.2f}" for accuracy in accuracies]
+    return [Text(text) for text in texts]
 
 
 def fields_table(comparison: Comparison) -> Table:

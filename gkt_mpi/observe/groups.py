@@ -197,7 +197,8 @@ def _rows(runs: list[Run], texts: list[dict[str, str]], columns: list[Column]) -
     rows = list(plain)
     for method in set(plain):
         own = [i for i, other in enumerate(plain) if other == method]
-        pairs = [(deciding[i], deciding[k]) for i, k in combinations(own, 2) if columns[i] == columns[k]]
+        distinct = {(columns[i], *deciding[i].items()): i for i in own}.values()
+        pairs = [(deciding[i], deciding[k]) for i, k in combinations(distinct, 2) if columns[i] == columns[k]]
         apart = _telling_fields(pairs)
         for i in own:
             rows[i] = Row(method.algorithm, method.name, method.models, _variant(deciding[i], apart))

@@ -250,10 +250,11 @@ def write_report(folders: list[Path], out: Path | None = None) -> Path:
     """Write the page of a run, or the comparison of several, to `out`, and return where it is.
 
     Without `out` it goes into the run folder, or into a folder comparison where the runs are; into an `out` that is a
-    folder, as report.html. Raises `DataError` when a folder holds no run, `GktError` when the page cannot be written.
+    folder, or of several runs without a suffix, as report.html. Raises `DataError` when a folder holds no run,
+    `GktError` when the page cannot be written.
     """
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    if out is not None and out.is_dir():
+    if out is not None and (out.is_dir() or (len(folders) > 1 and not out.suffix)):
         out = out / "report.html"
     if len(folders) > 1:
         runs = [Run.load(folder, may_be_empty=True) for folder in folders]
