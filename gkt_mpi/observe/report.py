@@ -1,17 +1,14 @@
-"""A picture of one or several runs: `python -m gkt_mpi.observe.report RUN...` writes one self-contained report.html.
+"""A picture of a run, or a comparison of several: `python -m gkt_mpi.observe.report RUN...` writes report.html.
 
-For one run it goes into the run folder, for several into the folder they share; `--out FILE` puts it elsewhere.
-Curves are SVG inside the page, so it can be mailed, and printed without loss.
+For one run the page goes into the run folder; for several, with figures/ and tables/ beside it, into a folder
+comparison where the runs are (`comparison.py`); `--out FILE` puts it elsewhere. Curves are SVG inside the page, so it
+can be mailed, and printed without loss.
 """
 
 import argparse
-import io
-import json
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +19,13 @@ import yaml
 
 from gkt_mpi import __version__
 from gkt_mpi.errors import DataError, GktError
-from gkt_mpi.observe.run_log import read_records
-from gkt_mpi.observe.timeline import read_trace
+from gkt_mpi.observe.comparison import is_comparison, write_comparison
+from gkt_mpi.observe.figures import COLOURS, new_figure, svg
+from gkt_mpi.observe.run_folder import Run, model_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito 2008); markers and dashes keep them apart in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osv^D*P"
 _PHASES = (
     ("client_s", "clients train and extract", "#E69F00", ""),
     ("wire_s", "features received", "#56B4E9", "//"),
@@ -51,105 +46,83 @@ _SPANS = {
     "evaluate": ("#009E73", "\\\\"),
     "checkpoint": ("#000000", ""),
 }
+_OTHER_SPAN = ("#DDDDDD", "..")
 _MOST_LANES, _MOST_SPANS = 33, 4000
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run folder holds; `counts` is int64 (clients, classes), `trace` the events of its timeline."""
-
-    folder: Path
-    name: str
-    config: dict[str, Any]
-    records: list[dict[str, Any]]
-    summary: dict[str, Any] | None
-    counts: np.ndarray
-    classes: list[str]
-    trace: list[dict[str, Any]]
-
-    @classmethod
-    def load(cls, folder: Path) -> "Run":
-        """Read a run folder, also of a run that goes on or was cut short. Raises `DataError` when it is none."""
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-            records = read_records(folder / "metrics.jsonl")
-            with np.load(folder / "partition.npz") as stored:
-                counts, classes = stored["count"], [str(name) for name in stored["classes"]]
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, yaml.YAMLError) as error:
-            raise DataError(f"{folder} is not the folder of a run: {error}") from error
-        if not records:
-            raise DataError(f"{folder} has no finished round yet")
-        summary_path = folder / "summary.json"
-        summary = json.loads(summary_path.read_text()) if summary_path.exists() else None
-        trace = [event for event in read_trace(folder / "trace.json") if event["ph"] == "X"]
-        return cls(folder, config["name"], config, records, summary, counts, classes, trace)
+# What `test_accuracy` is the accuracy of.
+_MODELS = {"fedgkt": "server model", "standalone": "edge models alone"}
 
 
-def render(runs: list[Run]) -> str:
-    """Return the page for these runs as HTML."""
-    template = resources.files("gkt_mpi.observe").joinpath("report.html.j2").read_text()
+def render(run: Run) -> str:
+    """Return the page of a run as HTML."""
+    template = resources.files("gkt_mpi.observe").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    accuracy = [("by round", _accuracy_figure(run, "round", _rounds))]
+    if run.total("upload_bytes"):
+        accuracy.append(
+            ("by uploaded bytes", _accuracy_figure(run, "uploaded, MB, all clients together", _uploaded_mb))
+        )
+    accuracy.append(("by time", _accuracy_figure(run, *_elapsed(run))))
+    has_loss = any(key in record for key in ("server_train_loss", "client_train_loss") for record in run.records)
     return environment.from_string(template).render(
-        title=" and ".join(run.name for run in runs),
+        title=run.name,
         version=__version__,
-        runs=[_facts(run) for run in runs],
-        accuracy=[
-            ("by round", _svg(_accuracy_figure(runs, "round", _rounds))),
-            ("by uploaded bytes", _svg(_accuracy_figure(runs, "uploaded, MB, all clients together", _uploaded_mb))),
-            ("by time", _svg(_accuracy_figure(runs, _time_label(runs), _elapsed(runs)))),
-        ],
-        loss=_svg(_loss_figure(runs)),
-        compared=len(runs) > 1,
+        what=_sentence(run),
+        facts=_facts(run),
+        accuracy=[(caption, svg(figure)) for caption, figure in accuracy],
+        loss=svg(_loss_figure(run)) if has_loss else None,
+        time=svg(_time_figure(run)),
+        partition=svg(_partition_figure(run)) if run.counts.size else None,
+        timeline=svg(_timeline_figure(run)) if run.trace else None,
+        timeline_round=run.trace[-1]["args"]["round"] + 1 if run.trace else None,
+        config=yaml.safe_dump(run.config, sort_keys=False),
     )
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    """Return what the template shows of one run."""
-    last = run.records[-1]
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """Return the figures at the top of the page."""
     summary = run.summary or {}
-    accuracy = summary.get("final_test_accuracy", last.get("test_accuracy"))
-    edge_accuracy = summary.get("final_client_test_accuracy", last.get("client_test_accuracy"))
-    total = {key: sum(record[key] for record in run.records) for key in ("upload_bytes", "download_bytes")}
-    total["simulation_bytes"] = sum(record["simulation_bytes"] for record in run.records)
-    seconds = summary.get("total_s", sum(record["round_s"] for record in run.records))
-    return {
-        "name": run.name,
-        "what": _sentence(run),
-        "facts": [
-            ("server model, test accuracy", f"{accuracy:.4f}" if accuracy is not None else "not evaluated"),
-            (
-                "edge models alone, test accuracy",
-                f"{edge_accuracy:.4f}" if edge_accuracy is not None else "not evaluated",
-            ),
-            ("best between rounds", _best(summary)),
-            ("status", f"{summary.get('status', 'not finished')}, {len(run.records)} of {run.config['rounds']} rounds"),
-            ("uploaded by all clients", f"{total['upload_bytes'] / 1e6:,.1f} MB"),
-            ("downloaded by all clients", f"{total['download_bytes'] / 1e6:,.3f} MB"),
-            ("moved for the simulation only", f"{total['simulation_bytes'] / 1e6:,.1f} MB"),
-            ("time", f"{int(seconds // 60)} min {seconds % 60:.0f} s"),
-        ],
-        "time": _svg(_time_figure(run)),
-        "partition": _svg(_partition_figure(run)),
-        "timeline": _svg(_timeline_figure(run)) if run.trace else None,
-        "timeline_round": run.trace[-1]["args"]["round"] + 1 if run.trace else None,
-        "config": yaml.safe_dump(run.config, sort_keys=False),
-    }
+    megabytes = {key: (run.total(key) or 0) / 1e6 for key in ("upload_bytes", "download_bytes", "simulation_bytes")}
+    algorithm, edge_accuracy = run.config["algorithm"], run.final_client_accuracy
+    facts = [(f"{_MODELS.get(algorithm, 'model')}, test accuracy", _accuracy_text(run.final_accuracy))]
+    if algorithm == "fedgkt" or (edge_accuracy is not None and algorithm != "standalone"):
+        facts.append(("edge models alone, test accuracy", _accuracy_text(edge_accuracy)))
+    return [
+        *facts,
+        ("best between rounds", _best(summary)),
+        ("status", run.status),
+        ("uploaded by all clients", f"{megabytes['upload_bytes']:,.1f} MB"),
+        ("downloaded by all clients", f"{megabytes['download_bytes']:,.3f} MB"),
+        ("moved for the simulation only", f"{megabytes['simulation_bytes']:,.1f} MB"),
+        ("time", f"{int(run.seconds // 60)} min {run.seconds % 60:.0f} s"),
+    ]
+
+
+def _accuracy_text(accuracy: float | None) -> str:
+    return "not evaluated" if accuracy is None else f"{accuracy:.4f}"
 
 
 def _sentence(run: Run) -> str:
+    """Return what the run is, in a line."""
     config = run.config
-    partition = config["data"]["partition"]
+    algorithm, edge, server = (config[name] for name in ("algorithm", "client", "server"))
+    partition = config["data"].get("partition")
     if partition in ("hetero", "quantity"):
         partition += f", alpha {config['data']['alpha']}"
+    models = {
+        "fedgkt": f"{model_label(edge['model'])} at the edge and {model_label(server['model'])} on the server",
+        "standalone": f"{model_label(edge['model'])} at the edge",
+    }
     return (
-        f"{config['algorithm']} on {config['data']['name']} ({partition}), {config['clients']} clients with "
-        f"{run.counts.sum():,} training images, {config['client']['model']} at the edge and "
-        f"{config['server']['model']} on the server, seed {config['seed']}"
+        f"{algorithm} on {config['data']['name']}{f' ({partition})' if partition else ''}, "
+        f"{config['clients']} clients{f' with {run.counts.sum():,} training images' if run.counts.size else ''}, "
+        f"{models.get(algorithm, model_label(server['model']))}, seed {config['seed']}"
     )
 
 
 def _best(summary: dict[str, Any]) -> str:
-    if "best_round" not in summary or summary["best_round"] < 0:
+    if summary.get("best_round", -1) < 0:
         return "not known yet"
     return f"{summary['best_test_accuracy']:.4f} in round {summary['best_round'] + 1}"
 
@@ -162,73 +135,45 @@ def _uploaded_mb(run: Run) -> list[float]:
     return list(np.cumsum([record["upload_bytes"] for record in run.records]) / 1e6)
 
 
-def _elapsed(runs: list[Run]) -> Callable[[Run], list[float]]:
-    unit = 60 if _total_s(runs) > 600 else 1
-    return lambda run: list(np.cumsum([record["round_s"] for record in run.records]) / unit)
+def _elapsed(run: Run) -> tuple[str, Callable[[Run], list[float]]]:
+    """Return the label of a time axis, and where each round lies on it."""
+    seconds = np.cumsum([record["round_s"] for record in run.records])
+    unit, word = (60, "minutes") if seconds[-1] > 600 else (1, "seconds")
+    return f"{word} since the start", lambda run: list(seconds / unit)
 
 
-def _time_label(runs: list[Run]) -> str:
-    return "minutes since the start" if _total_s(runs) > 600 else "seconds since the start"
-
-
-def _total_s(runs: list[Run]) -> float:
-    return max(sum(record["round_s"] for record in run.records) for run in runs)
-
-
-def _figure(width: float = 6.4, height: float = 3.6) -> "Figure":
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    style: dict[str, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "gkt_mpi",
-        "font.family": "sans-serif",
-        "font.size": 10,
-    }
-    matplotlib.rcParams.update(style)  # type: ignore[arg-type]
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _accuracy_figure(runs: list[Run], label: str, position: Callable[[Run], list[float]]) -> "Figure":
-    """Draw the test accuracy of the server model (solid) and of the edge models alone (dashed)."""
-    figure = _figure()
+def _accuracy_figure(run: Run, label: str, position: Callable[[Run], list[float]]) -> "Figure":
+    """Draw the test accuracy of what the algorithm yields (solid) and of the edge models alone (dashed)."""
+    figure = new_figure()
     axes = figure.add_subplot()
-    for index, run in enumerate(runs):
-        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
-        x = position(run)
-        prefix = f"{run.name}: " if len(runs) > 1 else ""
-        for key, name, dashes, filled in (
-            ("test_accuracy", "server model", "-", colour),
-            ("client_test_accuracy", "edge models alone", "--", "white"),
-        ):
-            points = [(at, record[key]) for at, record in zip(x, run.records, strict=True) if key in record]
-            axes.plot(
-                *(zip(*points, strict=True) if points else ((), ())),
-                dashes,
-                color=colour,
-                marker=marker,
-                markerfacecolor=filled,
-                markersize=4 if len(points) <= 60 else 0,
-                label=prefix + name,
-            )
+    x = position(run)
+    algorithm = run.config["algorithm"]
+    lines = [("test_accuracy", _MODELS.get(algorithm, "model"), "-", COLOURS[0])]
+    if algorithm != "standalone":
+        lines.append(("client_test_accuracy", "edge models alone", "--", "white"))
+    for key, name, dashes, filled in lines:
+        points = [(at, record[key]) for at, record in zip(x, run.records, strict=True) if key in record]
+        if points:
+            size = 4 if len(points) <= 60 else 0
+            look: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markerfacecolor": filled, "markersize": size}
+            axes.plot(*zip(*points, strict=True), dashes, label=name, **look)
     axes.set_xlabel(label)
     axes.set_ylabel("test accuracy")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
+    if axes.lines:
+        axes.legend(loc="lower right", frameon=False)
     return figure
 
 
-def _loss_figure(runs: list[Run]) -> "Figure":
-    """Draw the training losses of both sides by round."""
-    figure = _figure()
+def _loss_figure(run: Run) -> "Figure":
+    """Draw the training losses of both sides by round, those that the algorithm has."""
+    figure = new_figure()
     axes = figure.add_subplot()
-    for index, run in enumerate(runs):
-        colour = _COLOURS[index % len(_COLOURS)]
-        prefix = f"{run.name}: " if len(runs) > 1 else ""
-        for key, name, dashes in (("server_train_loss", "server", "-"), ("client_train_loss", "clients, mean", "--")):
-            points = [(record["round"] + 1, record[key]) for record in run.records if key in record]
-            axes.plot(*(zip(*points, strict=True) if points else ((), ())), dashes, color=colour, label=prefix + name)
+    for key, name, dashes in (("server_train_loss", "server", "-"), ("client_train_loss", "clients, mean", "--")):
+        points = [(record["round"] + 1, record[key]) for record in run.records if key in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=name)
     axes.set_xlabel("round")
     axes.set_ylabel("training loss")
     axes.set_ylim(bottom=0)
@@ -239,7 +184,7 @@ def _loss_figure(runs: list[Run]) -> "Figure":
 
 def _time_figure(run: Run) -> "Figure":
     """Draw where the wall time of each round goes, as stacked bars."""
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     x = np.array(_rounds(run))
     bottom = np.zeros(len(x))
@@ -249,7 +194,7 @@ def _time_figure(run: Run) -> "Figure":
         bottom += seconds
     axes.set_xlabel("round")
     axes.set_ylabel("seconds")
-    axes.set_ylim(0, 1.35 * bottom.max())
+    axes.set_ylim(0, 1.35 * bottom.max() or 1)
     axes.legend(ncols=2, frameon=False, loc="upper right", fontsize=8)
     return figure
 
@@ -261,10 +206,10 @@ def _timeline_figure(run: Run) -> "Figure":
     longest_first = sorted(events, key=lambda event: -event["dur"])[:_MOST_SPANS]  # so that the inner lies on top
     began = min(event["ts"] for event in events)
     ranks = 1 + max(event["tid"] for event in events)
-    figure = _figure(11.0, min(9.0, 1.6 + 0.3 * ranks))
+    figure = new_figure(11.0, min(9.0, 1.6 + 0.3 * ranks))
     axes = figure.add_subplot()
     for event in longest_first:
-        colour, hatch = _SPANS[event["name"]]
+        colour, hatch = _SPANS.get(event["name"], _OTHER_SPAN)
         place = ((event["ts"] - began) / 1e6, event["dur"] / 1e6)
         axes.broken_barh([place], (event["tid"] - 0.4, 0.8), color=colour, hatch=hatch, edgecolor="white", linewidth=0)
     seen = {event["name"] for event in longest_first}
@@ -282,7 +227,7 @@ def _timeline_figure(run: Run) -> "Figure":
 def _partition_figure(run: Run) -> "Figure":
     """Draw the training images of each client by class as a map; the numbers stand in it while they fit."""
     clients, classes = run.counts.shape
-    figure = _figure(6.4, min(9.0, max(2.2, 0.8 + 0.28 * clients)))
+    figure = new_figure(6.4, min(9.0, max(2.2, 0.8 + 0.28 * clients)))
     axes = figure.add_subplot()
     image = axes.imshow(run.counts, cmap="Blues", aspect="auto", vmin=0, interpolation="nearest")
     axes.set_xlabel("class")
@@ -301,27 +246,46 @@ def _partition_figure(run: Run) -> "Figure":
     return figure
 
 
-def _svg(figure: "Figure") -> str:
-    """Return a figure as an SVG element, to stand inside HTML."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
 def write_report(folders: list[Path], out: Path | None = None) -> Path:
-    """Write the report of these run folders to `out`, or into the folder they share, and return where it is.
+    """Write the page of a run, or the comparison of several, to `out`, and return where it is.
 
-    Raises `DataError` when a folder holds no run, `GktError` when the page cannot be written.
+    Without `out` it goes into the run folder, or into a folder comparison where the runs are; into an `out` that is a
+    folder, or of several runs without a suffix, as report.html. Raises `DataError` when a folder holds no run,
+    `GktError` when the page cannot be written.
     """
-    runs = [Run.load(folder) for folder in folders]
-    shared = runs[0].folder if len(runs) == 1 else Path(os.path.commonpath([run.folder.resolve() for run in runs]))
-    path = out or shared / "report.html"
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    if out is not None and (out.is_dir() or (len(folders) > 1 and not out.suffix)):
+        out = out / "report.html"
+    if len(folders) > 1:
+        runs = [Run.load(folder, may_be_empty=True) for folder in folders]
+        parents = list({folder.parent for folder in folders})
+        shared = parents[0] if len(parents) == 1 else Path(os.path.commonpath([p.resolve() for p in parents]))
+        path = out or shared / "comparison" / "report.html"
+        write_comparison(runs, path)
+        return path
+    run = Run.load(folders[0])
+    path = out or run.folder / "report.html"
     try:
-        path.write_text(render(runs))
+        path.write_text(render(run), encoding="utf-8")
     except OSError as error:
         raise GktError(f"cannot write {path}: {error}") from error
     return path
+
+
+def _run_folders(paths: Sequence[Path]) -> list[Path]:
+    """Return what may be run folders: of several paths, as from runs/*, files and earlier comparisons are passed over.
+
+    Raises `DataError` when nothing remains.
+    """
+    folders = []
+    for path in (path.expanduser() for path in paths):
+        if len(paths) > 1 and (path.is_file() or is_comparison(path)):
+            print(f"passed over, since it is no run: {path}", file=sys.stderr)
+        else:
+            folders.append(path)
+    if not folders:
+        raise DataError("none of these is the folder of a run")
+    return folders
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -330,10 +294,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m gkt_mpi.observe.report", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("run", nargs="+", type=Path, help="run folder, such as runs/digits")
-    parser.add_argument("--out", type=Path, help="file to write instead of report.html in the run folder")
+    parser.add_argument(
+        "--out", type=Path, help="file to write instead; of several runs, figures/ and tables/ beside it"
+    )
     options = parser.parse_args(arguments)
     try:
-        path = write_report([folder.expanduser() for folder in options.run], options.out)
+        path = write_report(_run_folders(options.run), options.out)
     except GktError as error:
         print(f"gkt_mpi: {error}", file=sys.stderr)
         return error.exit_status

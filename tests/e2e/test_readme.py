@@ -10,6 +10,7 @@ import pytest
 from gkt_mpi.config import parse
 from tests.conftest import ROOT, arguments, run_in_threads
 from tests.launch import run
+from tests.made_runs import make_run
 
 VENV = str(Path(sys.executable).parent.parent)
 
@@ -61,6 +62,11 @@ def test_a_documented_command_works(command, tmp_path):
     elif words[:3] == ["python", "-m", "gkt_mpi.models.cost"]:
         done = run([sys.executable, *words[1:]])
         assert done.status == 0 and "fedgkt" in done.out, done.err
+    elif words[:3] == ["python", "-m", "gkt_mpi.observe.report"] and "*" in command:
+        for seed in range(2):
+            make_run(tmp_path / "runs" / f"made-{seed}", seed=seed)
+        done = run(["sh", "-c", f"{shlex.quote(sys.executable)} {command.removeprefix('python ')}"], cwd=tmp_path)
+        assert (done.status, done.out) == (0, "report: runs/comparison/report.html\n"), done.err
     elif words[:3] == ["python", "-m", "gkt_mpi.observe.report"]:
         config = parse(arguments(tmp_path, name="digits", rounds=1))
         run_in_threads(config, 2)

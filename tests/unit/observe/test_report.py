@@ -5,6 +5,7 @@ import pytest
 
 from gkt_mpi.observe.report import Run, main, render
 from tests.conftest import run_in_threads
+from tests.made_runs import make_run, make_study
 
 
 class Page(HTMLParser):
@@ -54,11 +55,11 @@ def test_the_curves_are_those_of_the_metrics(folder):
     run = Run.load(folder)
     expected = [record["test_accuracy"] for record in run.records if "test_accuracy" in record]
     assert len(expected) == 2  # evaluated after rounds 2 and 3
-    server, edge = _accuracy_figure([run], "round", _rounds).axes[0].lines
+    server, edge = _accuracy_figure(run, "round", _rounds).axes[0].lines
     assert list(server.get_ydata()) == expected
     assert list(server.get_xdata()) == [2, 3]
     assert list(edge.get_ydata()) == [r["client_test_accuracy"] for r in run.records if "test_accuracy" in r]
-    by_bytes = _accuracy_figure([run], "MB", _uploaded_mb).axes[0].lines[0]
+    by_bytes = _accuracy_figure(run, "MB", _uploaded_mb).axes[0].lines[0]
     assert by_bytes.get_xdata()[-1] == pytest.approx(sum(r["upload_bytes"] for r in run.records) / 1e6)
 
 
@@ -72,24 +73,36 @@ def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder,
     without = tmp_path / "without"
     shutil.copytree(folder, without)
     (without / "trace.json").unlink()  # a run of an earlier version
-    assert Page(render([Run.load(without)])).pictures == 6
+    assert Page(render(Run.load(without))).pictures == 6
 
 
-def test_several_runs_share_the_axes(folder, tmp_path):
-    other = tmp_path / "second"
-    shutil.copytree(folder, other)
-    text = render([Run.load(folder), Run.load(other)])
-    assert Page(text).pictures == 10
-    out = tmp_path / "both.html"
-    assert main([str(folder), str(other), "--out", str(out)]) == 0
-    assert out.read_text() == text
+def test_a_run_of_each_algorithm_has_a_page(tmp_path):
+    pictures = {"fedgkt": 6, "fedavg": 6, "split_learning": 6, "standalone": 5, "centralized": 4}
+    for folder in make_study(tmp_path, seeds=1, rounds=4, columns=(("digits", "homo", 0.5),)):
+        page = Page(render(Run.load(folder)))
+        text = " ".join(" ".join(page.words).split())
+        algorithm = Run.load(folder).config["algorithm"]
+        # Without uploads no curve by bytes, without a partition no map; none of these has a timeline.
+        assert page.pictures == pictures[algorithm]
+        assert ("server model" in text.split("Test accuracy")[0]) == (algorithm == "fedgkt")
+        assert ("with 40 training images" in text) == (algorithm != "centralized")
+
+
+def test_a_page_needs_no_figures_but_rounds_and_time(tmp_path):
+    keep = ("round", "round_s")
+    lacking = [key for key in Run.load(make_run(tmp_path / "full")).records[0] if key not in keep]
+    bare = make_run(tmp_path / "bare", lacking=tuple(lacking), status=None, client__model=["resnet4", "resnet8"])
+    page = Page(render(Run.load(bare)))
+    assert "not evaluated" in " ".join(page.words)
+    assert "ResNet-4 + ResNet-8 at the edge" in " ".join(page.words)
+    assert page.pictures == 4  # accuracy by round and time, both empty; time by phase; partition
 
 
 def test_an_unfinished_run_has_a_report_and_no_run_is_one_line(folder, tmp_path, capsys):
     cut = tmp_path / "cut"
     shutil.copytree(folder, cut)
     (cut / "summary.json").unlink()
-    assert "not finished" in render([Run.load(cut)])
+    assert "not finished" in render(Run.load(cut))
     (cut / "metrics.jsonl").write_text("")
     assert main([str(cut)]) == 2
     assert main([str(tmp_path / "nothing")]) == 2
@@ -104,6 +117,6 @@ def test_names_cannot_break_the_page(folder, tmp_path):
     shutil.copytree(folder, strange)
     text = (strange / "config.yaml").read_text().replace("name: first", "name: <script>x</script> & co")
     (strange / "config.yaml").write_text(text)
-    page = Page(render([Run.load(strange)]))
+    page = Page(render(Run.load(strange)))
     assert page.loads == []
     assert "<script>x</script> & co" in " ".join(page.words)

@@ -1,0 +1,135 @@
+"""What a run folder holds, for the reports: also of a run that goes on, was cut short, or is of an older version."""
+
+import json
+import math
+import re
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from gkt_mpi.errors import DataError
+from gkt_mpi.observe.run_log import read_records
+from gkt_mpi.observe.timeline import read_trace
+
+DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cinic10": "CINIC-10"}
+# The field that tells one partition of a kind from another, and the letter or word that stands for it.
+PARTITION_FIELDS = {
+    "hetero": ("alpha", "α = {}"),
+    "quantity": ("alpha", "α = {}"),
+    "shards": ("classes_per_client", "{} classes a client"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run; `counts` is int64 (clients, classes), (0, 0) where no images were spread over clients."""
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    counts: np.ndarray
+    classes: list[str]
+
+    @classmethod
+    def load(cls, folder: Path, may_be_empty: bool = False) -> "Run":
+        """Read a run folder. Raises `DataError` when it is none, or has no round yet unless it `may_be_empty`."""
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            name, _ = config["name"], config["algorithm"]
+            metrics_path = folder / "metrics.jsonl"
+            records = [] if may_be_empty and not metrics_path.exists() else read_records(metrics_path)
+            counts, classes = _read_partition(folder / "partition.npz")
+            summary_path = folder / "summary.json"
+            summary = json.loads(summary_path.read_text()) if summary_path.exists() else None
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, yaml.YAMLError) as error:
+            raise DataError(f"{folder} is not the folder of a run: {error}") from error
+        if not records and not may_be_empty:
+            raise DataError(f"{folder} has no finished round yet")
+        return cls(folder, str(name), config, records, summary, counts, classes)
+
+    @cached_property
+    def trace(self) -> list[dict[str, Any]]:
+        """The spans of its timeline; only read when asked for, since it may be 20 MB."""
+        return [event for event in read_trace(self.folder / "trace.json") if event["ph"] == "X"]
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether the run has done all its rounds and its final evaluation."""
+        return self._summary.get("status") == "completed"
+
+    @property
+    def status(self) -> str:
+        """How far the run has come, in words."""
+        status = self._summary.get("status", "not finished")
+        return f"{status}, {len(self.records)} of {self.config.get('rounds', '?')} rounds"
+
+    @property
+    def final_accuracy(self) -> float | None:
+        """The final test accuracy of what the algorithm yields, from 0 to 1; of an unfinished run the latest."""
+        return self._final("test_accuracy")
+
+    @property
+    def final_client_accuracy(self) -> float | None:
+        """The same of the edge models alone, where the algorithm has them."""
+        return self._final("client_test_accuracy")
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far."""
+        return self._summary.get("total_s") or sum(record.get("round_s", 0.0) for record in self.records)
+
+    def total(self, *keys: str) -> float | None:
+        """Return the sum of these figures over all rounds; None where a round lacks one, as in an older version."""
+        if not self.records or any(key not in record for record in self.records for key in keys):
+            return None
+        return sum(record[key] for record in self.records for key in keys)
+
+    def cumulated(self, *keys: str) -> list[float] | None:
+        """Return the sum of these figures from the first round to each round; None where a round lacks one."""
+        if self.total(*keys) is None:
+            return None
+        return [float(x) for x in np.cumsum([sum(record[key] for key in keys) for record in self.records])]
+
+    @property
+    def _summary(self) -> dict[str, Any]:
+        return self.summary or {}
+
+    def _final(self, key: str) -> float | None:
+        evaluated = [record[key] for record in self.records if key in record]
+        value = self._summary.get(f"final_{key}", evaluated[-1] if evaluated else None)
+        return None if value is None or math.isnan(value) else value
+
+
+def _read_partition(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Return images by client and class, and the classes' names; nothing where the algorithm spreads no images."""
+    if not path.exists():
+        return np.zeros((0, 0), np.int64), []
+    with np.load(path) as stored:
+        return stored["count"], [str(name) for name in stored["classes"]]
+
+
+def partition_label(data: dict[str, Any]) -> str:
+    """Return the partition of a data configuration in words, such as hetero (α = 0.5); empty where it has none."""
+    kind = data.get("partition")
+    field, words = PARTITION_FIELDS.get(str(kind), ("", ""))
+    if field and data.get(field) is not None:
+        return f"{kind} ({words.format(data[field])})"
+    return str(kind) if kind else ""
+
+
+def model_label(model: object) -> str:
+    """Return what the papers call a model; of a list or a mapping of models, all with their number or share."""
+    if isinstance(model, dict):
+        return " + ".join(f"{share} × {model_label(name)}" for name, share in model.items())
+    if isinstance(model, list):
+        counts = {name: model.count(name) for name in dict.fromkeys(model)}
+        each = set(counts.values()) == {1}
+        return " + ".join(model_label(name) if each else f"{n} × {model_label(name)}" for name, n in counts.items())
+    return re.sub(r"^resnet(?=\d)", "ResNet-", str(model))

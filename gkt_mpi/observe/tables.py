@@ -1,0 +1,123 @@
+"""A table in three forms: HTML through its cells, LaTeX for a paper (booktabs), CSV for further work.
+
+The first two show the same rounded text; CSV has one line an observation, with full precision.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    '"': "''",
+    "|": r"\textbar{}",
+    "α": r"$\alpha$",
+    "μ": r"$\mu$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "†": r"$\dagger$",
+    "–": "--",
+    **{character: "\\" + character for character in "&%$#_{}"},
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A cell: what stands in it, how many columns it takes, and whether it is the best of its column."""
+
+    text: str
+    span: int = 1
+    is_best: bool = False
+    href: str | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that belong together, below a title or none."""
+
+    title: str
+    rows: list[list[Text]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `name` is that of its files, `records` are the lines of CSV.
+
+    Columns from `first_number` on are set to the right; those of `wide` are broken into lines.
+    """
+
+    name: str
+    caption: str
+    header: list[list[Text]]
+    sections: list[Section]
+    records: list[dict[str, Any]]
+    first_number: int = 1
+    wide: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def width(self) -> int:
+        """How many columns there are."""
+        return sum(cell.span for cell in self.header[-1])
+
+
+def latex_text(text: str) -> str:
+    """Return text so that LaTeX sets it as it is."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def to_latex(table: Table, version: str) -> str:
+    r"""Return a tabular that \input takes; it needs \usepackage{booktabs}."""
+    kinds = "".join("l" if i < table.first_number else "r" for i in range(table.width))
+    kinds = "".join("p{0.35\\linewidth}" if i in table.wide else kind for i, kind in enumerate(kinds))
+    lines = [
+        f"% Made by gkt_mpi {version}. Needs \\usepackage{{booktabs}}.",
+        f"% {' '.join(table.caption.split())}",
+        f"\\begin{{tabular}}{{@{{}}{kinds}@{{}}}}",
+        "\\toprule",
+    ]
+    for i, row in enumerate(table.header):
+        lines.append(_latex_row(row))
+        if i < len(table.header) - 1:
+            lines.append(_rules(row))
+    for section in table.sections:
+        lines.append("\\midrule")
+        if section.title:
+            lines.append(f"\\multicolumn{{{table.width}}}{{@{{}}l}}{{\\textit{{{latex_text(section.title)}}}}} \\\\")
+        lines += [_latex_row(row) for row in section.rows]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _latex_row(row: Sequence[Text]) -> str:
+    cells = []
+    for cell in row:
+        text = latex_text(cell.text)
+        if cell.is_best:
+            text = f"\\textbf{{{text}}}"
+        cells.append(f"\\multicolumn{{{cell.span}}}{{c}}{{{text}}}" if cell.span > 1 else text)
+    return " & ".join(cells) + r" \\"
+
+
+def _rules(row: Sequence[Text]) -> str:
+    """Return the rules below those cells of a header row that stand over several columns."""
+    rules, at = [], 1
+    for cell in row:
+        if cell.text:
+            rules.append(f"\\cmidrule(lr){{{at}-{at + cell.span - 1}}}")
+        at += cell.span
+    return " ".join(rules)
+
+
+def to_csv(table: Table) -> str:
+    """Return the table's records as CSV, with one header line; what is not known is empty."""
+    names = dict.fromkeys(name for record in table.records for name in record)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.records)
+    return buffer.getvalue()
