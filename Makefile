@@ -65,7 +65,8 @@ cifar10:  ## train on CIFAR-10 as in the paper; the archive lies in data/ (ARGS=
 cifar100:  ## the same on CIFAR-100
 cinic10:  ## the same on CINIC-10, unpacked in data/CINIC-10
 cifar10 cifar100 cinic10: CONFIG = launch/configs/$@.yaml
-run check-cluster: NP ?= 17
+# One rank a client, and never more than the paper's.
+run check-cluster: NP ?= $(shell sed -n 's/^clients: //p' "$(CONFIG)" 2>/dev/null | awk '{n = $$1 < 16 ? $$1 : 16} END {print (n ? n : 16) + 1}')
 run:  ## run any configuration: CONFIG=FILE
 cifar10 cifar100 cinic10 run:
 	@$(has_config)
@@ -78,7 +79,7 @@ check-cluster:  ## before a long run: look at every rank, what it has and whethe
 	@$(mpirun) $(program) --check $(knobs) $(ARGS)
 
 paper:  ## the runs of the paper's main table: printed, or with RUN=1 run one after the other (SEEDS="0 1 2")
-	@for config in $(sort $(wildcard $(addprefix launch/configs/paper/,*_homo_*.yaml *_hetero_*.yaml))); do for seed in $(SEEDS); do \
+	@for config in $(sort $(wildcard $(addprefix launch/configs/paper/,*_homo_*.yaml *_hetero_*.yaml *_centralized_*.yaml))); do for seed in $(SEEDS); do \
 	    echo 'make run CONFIG='$$config SEED=$$seed '$(strip $(foreach name,NP OUT VENV ROUNDS ARGS MPIFLAGS,$(given)))'; \
 	    $(if $(RUN),$(MAKE) --no-print-directory run CONFIG=$$config SEED=$$seed || exit;) \
 	done; done

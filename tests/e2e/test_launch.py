@@ -63,8 +63,10 @@ def test_make_paper_prints_a_command_for_every_cell_and_seed_of_the_main_table()
     done = run(["make", "paper", "SEEDS=0 3", "NP=5", f"VENV={VENV}"])
     assert done.status == 0, done.err
     found = [make_n(*shlex.split(line)[1:]) for line in done.out.splitlines()]
-    cells = {(c.data.name, c.data.partition, c.server.model, c.seed) for c, _ in found}
-    assert len(found) == len(cells) == 3 * 2 * 2 * 2 and {ranks for _, ranks in found} == {5}
+    cells = {(c.algorithm, c.data.name, c.data.partition, c.server.model, c.seed) for c, _ in found}
+    counted = [sum(c.algorithm == name for c, _ in found) for name in ("fedgkt", "fedavg", "centralized", "standalone")]
+    assert counted == [3 * 2 * 2 * 2, 3 * 2 * 2 * 2, 3 * 2 * 2, 3 * 2]  # the last: the edge's model, centralized
+    assert len(found) == len(cells) == sum(counted) and {ranks for _, ranks in found} == {5}
     assert len({config.name for config, _ in found}) == len(found)
 
 
@@ -72,8 +74,10 @@ def test_make_paper_runs_the_grid_one_after_the_other(tmp_path, launcher):
     done = run(["make", "paper", "RUN=1", f"VENV={VENV}", f"MPIRUN={launcher}", f"OUT={tmp_path}/o u t"])
     assert done.status == 0, done.err
     configs = re.findall(r"^launch/configs/paper/(.*)\.yaml$", done.out, flags=re.MULTILINE)
-    assert len(configs) == len(set(configs)) == 12
-    assert done.out.count(f"{tmp_path}/o u t\n") == 12
+    assert len(configs) == len(set(configs)) == 12 + 12 + 6 + 3
+    assert done.out.count(f"{tmp_path}/o u t\n") == len(configs)
+    given = [line for line in done.out.splitlines() if line.isdigit()]
+    assert given.count("17") == 24 and given.count("2") == 9  # ranks: one a client and the server
 
 
 def run_paper_line(*words, **env):

@@ -20,7 +20,19 @@ LOSSES = {
 }
 EDGES = {f"cifar10_edge_{edge}": {"data.name": "cifar10", "client.model": edge} for edge in ("resnet4", "resnet6")}
 CLIENTS = {f"cifar100_clients_{num}": {"data.name": "cifar100", "clients": num} for num in (8, 64, 128)}
-EXPERIMENTS = MAIN | LOSSES | EDGES | CLIENTS
+FEDAVG = {
+    f"{data}_{partition}_fedavg_{net}": {
+        **{"algorithm": "fedavg", "data.name": data, "data.partition": partition, "server.model": net, "rounds": 100},
+        **{"client.optimizer": "sgd", "client.epochs": 20, "client.weight_decay": 1e-3, "client.batch_size": 64},
+    }
+    for data, partition, net in itertools.product(DATA, ("homo", "hetero"), ("resnet56", "resnet110"))
+}
+CENTRALIZED = {
+    f"{data}_centralized_{net}": {"data.name": data, "clients": 1, "server.epochs": 1, "server.model": net}
+    | {"algorithm": "centralized"}
+    for data, net in itertools.product(DATA, ("resnet56", "resnet110"))
+} | {f"{data}_centralized_resnet8": {"data.name": data, "clients": 1, "algorithm": "standalone"} for data in DATA}
+EXPERIMENTS = MAIN | LOSSES | EDGES | CLIENTS | FEDAVG | CENTRALIZED
 # What the paper and its released script set in every experiment, written out here a second time.
 PAPER = {
     **{"algorithm": "fedgkt", "rounds": 200, "clients": 16, "data.partition": "homo", "data.alpha": 0.5},
@@ -41,4 +53,6 @@ def test_an_experiment_is_what_its_name_says_and_else_as_in_the_paper(name):
     found = dict(leaves(parse(["--config", str(FOLDER / f"{name}.yaml")])))
     expected = dict(leaves(RunConfig())) | PAPER | EXPERIMENTS[name] | {"name": name}
     assert found == expected
-    assert f"mpirun -np {found['clients'] + 1} " in (FOLDER / f"{name}.yaml").read_text()
+    ranks = 0 if found["algorithm"] == "centralized" else found["clients"] + 1
+    how = f"mpirun -np {ranks} python" if ranks else "#   python"
+    assert f"{how} -m gkt_mpi.main --config launch/configs/paper/{name}.yaml" in (FOLDER / f"{name}.yaml").read_text()
