@@ -81,7 +81,7 @@ def _plot(scale: Scale, drawn: Drawn) -> Plot:
     """Return a figure with the notes that it needs."""
     notes, folded = [], ""
     if drawn.at_zero:
-        notes.append(f"Level lines, since they are at zero here: {_names(drawn.at_zero)}.")
+        notes.append(f"Level lines at their last accuracy, since they stay at zero here: {_names(drawn.at_zero)}.")
     if drawn.unknown:
         names = [run.name for run in drawn.unknown]
         lacking = " and ".join(scale.keys)

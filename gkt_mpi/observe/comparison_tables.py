@@ -18,29 +18,7 @@ from gkt_mpi.observe.measures import (
     spread,
 )
 from gkt_mpi.observe.run_folder import Run
-from gkt_mpi.observe.tables import Section, Table, Text
-
-_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-_DURATIONS = ((2 * 86400, 86400, "days"), (2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
-
-
-def amount(value: float | None, unit: str) -> str:
-    """Return an amount with three digits and a decimal prefix, a dash where it is not known."""
-    if value is None:
-        return "–"
-    size, prefix = next(((s, p) for s, p in _UNITS if abs(value) >= 0.9995 * s), (1.0, ""))
-    scaled = value / size
-    digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
-    return f"{scaled:.{0 if size == 1 and scaled == round(scaled) else digits}f} {prefix}{unit}"
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time in the unit that suits it, a dash where it is not known."""
-    if seconds is None:
-        return "–"
-    _, size, unit = next(each for each in _DURATIONS if seconds >= each[0])
-    digits = 0 if seconds == 0 else 2 if seconds < 10 else 1
-    return f"{seconds / size:.{digits}f} {unit}"
+from gkt_mpi.observe.tables import Section, Table, Text, amount, duration
 
 
 def percent(accuracy: Spread | None) -> str:

@@ -22,6 +22,7 @@ from gkt_mpi.errors import DataError, GktError
 from gkt_mpi.observe.comparison import is_comparison, write_comparison
 from gkt_mpi.observe.figures import COLOURS, new_figure, svg
 from gkt_mpi.observe.run_folder import Run, model_label
+from gkt_mpi.observe.tables import amount, duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +68,7 @@ def render(run: Run) -> str:
     has_loss = any(key in record for key in ("server_train_loss", "client_train_loss") for record in run.records)
     return environment.from_string(template).render(
         title=run.name,
+        has_server_model=run.config["algorithm"] == "fedgkt",
         version=__version__,
         what=_sentence(run),
         facts=_facts(run),
@@ -88,6 +90,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts = [(f"{_MODELS.get(algorithm, 'model')}, test accuracy", _accuracy_text(run.final_accuracy))]
     if algorithm == "fedgkt" or (edge_accuracy is not None and algorithm != "standalone"):
         facts.append(("edge models alone, test accuracy", _accuracy_text(edge_accuracy)))
+    edge = [
+        ("computed by all clients", amount(run.total("edge_flops"), "FLOP")),
+        ("time it would take the devices", duration(run.total("virtual_s"))),
+    ]
     return [
         *facts,
         ("best between rounds", _best(summary)),
@@ -96,6 +102,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("downloaded by all clients", f"{megabytes['download_bytes']:,.3f} MB"),
         ("moved for the simulation only", f"{megabytes['simulation_bytes']:,.1f} MB"),
         ("time", f"{int(run.seconds // 60)} min {run.seconds % 60:.0f} s"),
+        *(fact for fact in edge if fact[1] != "–"),  # an older version does not count these
     ]
 
 
@@ -190,12 +197,15 @@ def _time_figure(run: Run) -> "Figure":
     bottom = np.zeros(len(x))
     for key, name, colour, hatch in _PHASES:
         seconds = np.array([record.get(key, 0.0) for record in run.records])
+        if not seconds.any():  # a phase that the algorithm does not have
+            continue
         axes.bar(x, seconds, 0.8, bottom=bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name)
         bottom += seconds
     axes.set_xlabel("round")
     axes.set_ylabel("seconds")
     axes.set_ylim(0, 1.35 * bottom.max() or 1)
-    axes.legend(ncols=2, frameon=False, loc="upper right", fontsize=8)
+    if axes.patches:
+        axes.legend(ncols=2, frameon=False, loc="upper right", fontsize=8)
     return figure
 
 

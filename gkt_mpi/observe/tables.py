@@ -26,6 +26,9 @@ _LATEX = {
     **{character: "\\" + character for character in "&%$#_{}"},
 }
 
+_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_DURATIONS = ((2 * 86400, 86400, "days"), (2 * 3600, 3600, "h"), (120, 60, "min"), (1, 1, "s"), (0, 0.001, "ms"))
+
 
 @dataclass(frozen=True)
 class Text:
@@ -121,3 +124,23 @@ def to_csv(table: Table) -> str:
     writer.writeheader()
     writer.writerows(table.records)
     return buffer.getvalue()
+
+
+def amount(value: float | None, unit: str) -> str:
+    """Return an amount with three digits and a decimal prefix, a dash where it is not known."""
+    if value is None:
+        return "–"
+    size, prefix = next(((s, p) for s, p in _UNITS if abs(value) >= 0.9995 * s), (1.0, ""))
+    scaled = value / size
+    digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
+    return f"{scaled:.{0 if size == 1 and scaled == round(scaled) else digits}f} {prefix}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the unit that suits it, a dash where it is not known."""
+    if seconds is None:
+        return "–"
+    _, size, unit = next(each for each in _DURATIONS if seconds >= each[0])
+    scaled = seconds / size
+    digits = 2 if 0 < scaled < 10 and size <= 1 else 1
+    return "0 s" if seconds == 0 else f"{scaled:.{digits}f} {unit}"
