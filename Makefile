@@ -29,7 +29,7 @@ knobs = $(if $(PARTITION),--data.partition $(PARTITION)) $(if $(ALPHA),--data.al
 folder_name = $(notdir $(basename $(CONFIG)))$(if $(PARTITION),-$(PARTITION))$(if $(ALPHA),-alpha$(ALPHA))$(if \
 	$(SERVER),-$(SERVER))$(if $(SEED),-seed$(SEED))
 
-.PHONY: help env digits cifar10 cifar100 cinic10 run check-cluster paper test test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round \
+.PHONY: help env digits cifar10 cifar100 cinic10 run check-cluster paper compare test test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round \
 	bench-clients check clean
 .DEFAULT_GOAL := help
 
@@ -83,6 +83,10 @@ paper:  ## the runs of the paper's main table: printed, or with RUN=1 run one af
 	    echo 'make run CONFIG='$$config SEED=$$seed '$(strip $(foreach name,NP OUT VENV ROUNDS ARGS MPIFLAGS,$(given)))'; \
 	    $(if $(RUN),$(MAKE) --no-print-directory run CONFIG=$$config SEED=$$seed || exit;) \
 	done; done
+
+compare:  ## FedGKT beside FedAvg, split learning, centralized and edge-only training: digits, 3 seeds, a quarter of an hour
+	@$(env) mpi
+	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/compare.py --out "$(OUT)/compare" $(ARGS)
 
 test:  ## all tests, two files at a time
 	@$(env) mpi dev

@@ -13,12 +13,21 @@ ROOT = Path(__file__).parent.parent
 
 def summary_of(out: Path, name: str, config: str, fields: list[str], ranks: int = 5) -> dict[str, Any]:
     """Return the summary of a run of a configuration with fields changed; one that is complete in `out` is read."""
-    summary = out / name / "summary.json"
-    if not summary.exists():
+    if not is_complete(out / name):
         launch = ["sh", "launch/mpirun.sh", "-np", str(ranks), "python", "-m", "gkt_mpi.main"]
         command = [*launch, "--config", f"launch/configs/{config}.yaml", "--name", name, "--out", str(out), *fields]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return dict(json.loads(summary.read_text()))
+    return _summary(out / name)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a run that has come to its end."""
+    return _summary(folder).get("status") == "completed"
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def mean_and_spread(values: Iterable[float]) -> str:

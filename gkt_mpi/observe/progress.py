@@ -156,11 +156,13 @@ def summary_table(summary: dict[str, Any], name: str) -> Table:
     table.add_column(justify="left")
     table.add_column(justify="right")
     total_s = round(summary["total_s"])
+    final = {"final test accuracy": summary["final_test_accuracy"]}
     edge = summary.get("final_client_test_accuracy")
-    edge_alone = () if edge is None else (("edge models alone, final test accuracy", f"{edge:.4f}"),)
+    if edge not in (None, summary["final_test_accuracy"]):  # there are two kinds of models
+        final = {f"server model, {name}": value for name, value in final.items()}
+        final["edge models alone, final test accuracy"] = edge
     for label, value in (
-        ("final test accuracy", f"{summary['final_test_accuracy']:.4f}"),
-        *edge_alone,
+        *((name, f"{value:.4f}") for name, value in final.items()),
         (
             "best test accuracy between rounds",
             f"{summary['best_test_accuracy']:.4f} (round {summary['best_round'] + 1})",

@@ -61,6 +61,31 @@ def test_workers_may_die_at_any_moment(undisturbed, tmp_path):
     assert not left_behind(tmp_path)
 
 
+ALGORITHMS = {
+    "fedavg": {"algorithm": "fedavg"},
+    "split": {"algorithm": "split_learning"},
+    "splitfed": {"algorithm": "split_learning", "split__mode": "parallel"},
+    "standalone": {"algorithm": "standalone"},
+    "some": {"participation": 0.5},
+}
+
+
+@pytest.mark.parametrize("changes", ALGORITHMS.values(), ids=ALGORITHMS.keys())
+def test_every_algorithm_survives_dead_workers_and_a_dead_server(changes, tmp_path):
+    """Two of three workers die while they train, then the server; resumed on other ranks, the figures are the same."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for path in (whole, cut):
+        path.mkdir()
+    assert plant(3, [], whole, rounds=ROUNDS, **changes).status == 0
+    faults = ["1,worker while training,2,kill", "3,worker while training,4,kill", "0,server while logging,2,kill"]
+    done = plant(4, faults, cut, rounds=ROUNDS, **changes)
+    assert done.status not in (0, 2), done.out + done.err
+    assert "rank 1 has died" in done.out
+    assert not left_behind(cut)
+    assert plant(2, [], cut, rounds=ROUNDS, **changes).status == 0
+    assert results(cut) == results(whole)
+
+
 def test_two_workers_may_die_at_once_and_take_their_new_clients_with_them(undisturbed, tmp_path):
     """Ranks 2 and 3 while the server trains; rank 1, which has got their clients, later; rank 4 is left with all."""
     faults = ["0,server while training,7,kill-2", "0,server while training,7,kill-3", "1,worker while uploading,4,kill"]

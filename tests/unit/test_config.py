@@ -57,6 +57,16 @@ def test_a_run_folders_configuration_is_the_configuration_again(tmp_path):
         (["--name=a/b"], "name"),
         (["--name=.."], "name"),
         (["--placement.threads=0"], "placement.threads"),
+        (["--participation=0"], "participation is 0.0; expected above 0 and at most 1"),
+        (["--participation=1.5"], "participation"),
+        (["--algorithm=fedsgd"], "algorithm"),
+        (["--split.mode=random"], "split.mode"),
+        (["--bank.absent=forget"], "bank.absent"),
+        (["--client.proximal_mu=-1"], "client.proximal_mu"),
+        (["--client.model=[]"], "client.model"),
+        (["--client.model=resnet56"], "client.model"),
+        (["--client.model={resnet4: 0.5, resnet8: 0.6}"], "client.model is"),
+        (["--algorithm=fedavg", "--client.epochs=0"], "client.epochs is 0, with which fedavg learns nothing"),
         (["--config=/no/such.yaml"], "such.yaml"),
     ],
 )
@@ -95,7 +105,10 @@ def test_a_group_or_field_left_empty_in_a_file_is_one_line(tmp_path, text, messa
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "launch/configs").glob("*.yaml")), ids=lambda path: path.stem)
+CONFIGS = sorted([*(ROOT / "launch/configs").glob("*.yaml"), *(ROOT / "launch/configs/compare").iterdir()])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_in_launch_parses_and_is_named_like_its_file(path):
     assert parse(["--config", str(path)]).name == path.stem
 
@@ -107,7 +120,8 @@ def test_help_explains_every_field():
     assert (done.returncode, done.stderr) == (0, "")
     entries = " ".join(done.stdout.split()).split(" --")
     for name, _ in leaves(RunConfig()):
-        described = [entry for entry in entries if entry.startswith(f"{name} ") and "(type:" in entry]
+        # A field that may be a list is shown as "--name NAME, --name+ NAME".
+        described = [e for e in entries if e.startswith((f"{name} ", f"{name}+ ")) and "(type:" in e]
         assert described, f"--help does not explain {name}"
         assert len(described[-1].split("(type:")[0].split()) >= 4, f"--help says too little of {name}"
 

@@ -12,6 +12,7 @@ CONFIG = {"name": "x", "server": {"lr": 0.1}}
 
 def record(round, accuracy=None):
     values = {"round": round, "round_s": 2.0, "upload_bytes": 10, "download_bytes": 3, "simulation_bytes": 1}
+    values |= {"edge_flops": 100, "virtual_s": 0.5}
     return values | ({"test_accuracy": accuracy} if accuracy is not None else {})
 
 
@@ -25,7 +26,7 @@ def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
     log.begin(0, 2, [])
     for number, accuracy in enumerate([0.5, None, 0.75, 0.7]):
         log.append(record(number, accuracy), {})
-    log.finish(0.72, 0.4, {})
+    log.finish({"test_accuracy": 0.72, "client_test_accuracy": 0.4}, {"precision": "float32"})
     assert (folder / "config.yaml").read_text().startswith("# made by a test\n")
     assert yaml.safe_load((folder / "config.yaml").read_text()) == CONFIG
     assert [r["round"] for r in lines(folder)] == [0, 1, 2, 3]
@@ -41,6 +42,9 @@ def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
         "upload_bytes": 40,
         "download_bytes": 12,
         "simulation_bytes": 4,
+        "edge_flops": 400,
+        "virtual_s": 2.0,
+        "precision": "float32",
         "status": "completed",
     }
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -59,7 +63,7 @@ def test_a_resume_drops_the_lines_that_no_checkpoint_covers_and_a_line_cut_off(t
     again.begin(2, 2, [])
     assert [r["round"] for r in lines(tmp_path)] == [0, 1]
     again.append(record(2, 0.9), {})
-    again.finish(0.9, 0.9, {})
+    again.finish({"test_accuracy": 0.9}, {})
     assert again.summary["rounds"] == 3
     assert again.summary["total_s"] >= 4.0  # the two rounds done before count too
 
