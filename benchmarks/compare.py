@@ -7,15 +7,18 @@ cut off. Ends with the page that compares them (observe/comparison.py), and its 
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
+import rich.table
 from bench import ROOT, is_complete, machine, summary_of
 from rich.console import Console
-from rich.table import Table
 
+from gkt_mpi.observe.comparison_tables import accuracy_table
+from gkt_mpi.observe.groups import compare
 from gkt_mpi.observe.report import write_report
+from gkt_mpi.observe.run_folder import Run
+from gkt_mpi.observe.tables import Table
 
 ALGORITHMS = ("fedgkt", "fedavg", "split_learning", "centralized", "standalone")
 PARTITIONS = {"homo": [], "hetero": ["--data.alpha", "0.5"]}
@@ -51,20 +54,23 @@ def main() -> None:
                 f"{done}/{to_do}  {name:<24}{accuracy}  {summary['total_s']:.0f} s  {left_s / 60:.0f} min left",
                 flush=True,
             )
-    page = write_report([out / name for name, _, _ in runs])
-    _print_table(page.parent / "tables" / "accuracy.csv")
+    folders = [out / name for name, _, _ in runs]
+    page = write_report(folders)
+    _print_table(accuracy_table(compare([Run.load(folder) for folder in folders])))
     print(f"{(time.monotonic() - began) / 60:.1f} min on {machine()}\nreport: {page}")
 
 
-def _print_table(path: Path) -> None:
-    with open(path, newline="") as file:
-        names, *rows = csv.reader(file)
-    table = Table(title="final test accuracy", title_justify="left")
-    for name in names:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=120).print(table)
+def _print_table(table: Table) -> None:
+    """Print the table of final accuracies as the page shows it."""
+    shown = rich.table.Table(
+        title="final test accuracy, %: mean ± sample standard deviation (seeds)", title_justify="left"
+    )
+    for cell in table.header[-1]:
+        shown.add_column(cell.text)
+    for section in table.sections:
+        for row in section.rows:
+            shown.add_row(*(f"[bold]{cell.text}[/bold] *" if cell.is_best else cell.text for cell in row))
+    Console(width=120).print(shown)
 
 
 if __name__ == "__main__":
