@@ -7,6 +7,8 @@ cut off. Ends with the page that compares them (observe/comparison.py), and its 
 """
 
 import argparse
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -45,7 +47,10 @@ def main() -> None:
     print(f"{len(runs)} runs, {len(runs) - to_do} of them complete in {out}", flush=True)
     for name, algorithm, fields in runs:
         is_new = not is_complete(out / name)
-        summary = summary_of(out, name, f"compare/{algorithm}", fields)
+        try:
+            summary = summary_of(out, name, f"compare/{algorithm}", fields)
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"gkt_mpi: {name} ended with status {error.returncode}; the same command goes on from there")
         if is_new:
             done += 1
             left_s = (time.monotonic() - began) / done * (to_do - done)

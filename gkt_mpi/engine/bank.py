@@ -38,7 +38,7 @@ class BankBatch:
 class Bank:
     """Memory for the last upload of every client; the inbox of a round's uploads."""
 
-    passes = 1
+    passes, answers = 1, False
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ class Inbox(Protocol):
     """Where uploads go: the feature bank, or what another algorithm has in its place."""
 
     passes: int  # how often each sample of a client is counted while its upload comes in
+    answers: bool  # whether a client waits for an answer to what it sends: after a refusal nothing more will come of it
 
     def accepts(self) -> dict[str, Any]:
         """Return the fields of the contract under which messages are taken in."""
@@ -94,7 +95,7 @@ class _Intake:
         self._events.on_refusal(str(error))
         if error.client is not None:
             self._faults.setdefault(error.client, str(error))
-            if error.closes_upload:
+            if error.closes_upload or self._inbox.answers:
                 self._close(error.client)
 
     def claim(self, message: FeatureBlock | ModelState) -> bool:

@@ -13,7 +13,7 @@ from gkt_mpi.wire.messages import Kind
 class EdgesAlone:
     """The result of a run in which every client learns by itself, and the inbox of the little that is heard of it."""
 
-    passes = 1
+    passes, answers = 1, False
     samples_trained: int | None = None
 
     def __init__(self, site: Site) -> None:

@@ -48,7 +48,7 @@ class GlobalModel:
 class AveragedModel(GlobalModel):
     """FedAvg's global model, and the inbox of what the clients have made of it, one model a client."""
 
-    passes = 1
+    passes, answers = 1, False
 
     def __init__(self, site: Site) -> None:
         super().__init__(site, site.client)

@@ -109,7 +109,7 @@ class Server:
     def participants(self, round: int) -> list[int]:
         """Return the clients that take part in a round, ascending: drawn by the seed, at least one."""
         clients = list(self.roster)
-        count = max(1, int(self._participation * len(clients)))
+        count = max(1, int(self._participation * len(clients) + 0.5))
         if count < len(clients):
             drawn = numpy_generator(self.seed, "participants", round).choice(len(clients), count, replace=False)
             clients = sorted(drawn.tolist())

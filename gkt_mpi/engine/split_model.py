@@ -88,6 +88,8 @@ class Turn:
     So what one client learns does not depend on when the others' batches come, and a client that is lost begins anew.
     """
 
+    answers = True
+
     def __init__(
         self,
         model: SplitModel,

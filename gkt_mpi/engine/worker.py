@@ -47,6 +47,10 @@ def receive_setup(transport: Transport) -> Setup | None:
     return message if isinstance(message, Setup) else None
 
 
+class _AbandonedError(Exception):
+    """The server goes on without this client in this round."""
+
+
 @dataclass(frozen=True)
 class Hosted:
     """A client between rounds; its images stay in the file until it trains."""
@@ -125,7 +129,11 @@ class Worker:
             client = Client(request.client, shard, edge, self.config, self.seed, self.transport.keep_in_touch)
         self.transport.keep_in_touch()
         self._seconds = {"client train": 0.0, "extract": 0.0}
-        client_round(self, client, request)
+        try:
+            client_round(self, client, request)
+        except _AbandonedError:
+            self.timeline.take()
+            return
         state = edge.state()
         self.hosted[client.id] = Hosted(sample_id, state)
         counted = client.samples, float(client.loss_sum), float(client.correct)
@@ -168,6 +176,8 @@ class Worker:
             message = self._receive(kinds, first=first, block_rows=len(row), row_bytes=codec.row_bytes)
             if isinstance(message, HostClient):
                 self._host(message)
+                if message.client == client.id:  # as it was before this round: the server has refused the batch
+                    raise _AbandonedError
             elif isinstance(message, Gradient) and (message.client, message.round) == (client.id, round):
                 return codec.decode(message.gradient)
             elif isinstance(message, Gradient):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gkt_mpi.engine.trainable import weighted_mean
-from gkt_mpi.errors import ConfigError
+from gkt_mpi.engine.worker import Worker
+from gkt_mpi.errors import ConfigError, WireError
 from gkt_mpi.losses import proximal_term
 from gkt_mpi.main import run_rank
 from gkt_mpi.wire.local import run_local
@@ -146,6 +147,25 @@ def test_a_codec_without_a_sign_cannot_carry_gradients(tiny, capsys):
     statuses = run_local(2, lambda transport: run_rank(config, transport, (transport.rank, 2, True)))
     assert statuses == [2, 0]
     assert "wire.codec int8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_a_client_whose_batch_is_refused_is_dropped_and_waits_for_nothing(tiny, monkeypatch, mode):
+    """Its second batch of the second round is not finite; the third round has all clients again."""
+
+    def exchange(self, client, round, first, row, feature, original=Worker.exchange):
+        if (client.id, round, first) == (1, 1, 8):
+            feature = feature * float("nan")
+        return original(self, client, round, first, row, feature)
+
+    monkeypatch.setattr(Worker, "exchange", exchange)
+    changes = {"algorithm": "split_learning", "split__mode": mode, "rounds": 3}
+    records = run_in_threads(tiny(name="drop", faults__on_bad_client="drop", **changes), 3)
+    assert [record["dropped_clients"] for record in records] == [0, 1, 0]
+    assert [record["participants"] for record in records] == [4, 3, 4]
+    assert all(np.isfinite(record["server_train_loss"]) for record in records)
+    with pytest.raises(WireError, match="client 1 in round 1 sent features that are not finite.*on_bad_client drop"):
+        run_in_threads(tiny(name="stop", **changes), 3)
 
 
 def test_participants_are_drawn_anew_each_round_and_bytes_are_theirs(tiny):
