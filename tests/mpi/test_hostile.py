@@ -74,7 +74,7 @@ class Hostile:
         if self.random.random() < 0.7:  # the right magic, mostly the right version, small numbers
             words = self.random.integers(-3, 70, 15)
             words[:2] = Header(0).pack()[:2] + self.random.integers(0, 2, 2) * [0, 1]
-            words[2] = self.random.choice([-1, 0, 1, 2, 3, 6, 7, 99])  # never a block or a report
+            words[2] = self.random.choice([-1, 0, 1, 2, 3, 6, 7, 8, 9, 10, 99])  # never a block or a report
         self.post(words, [torch.zeros(int(self.random.integers(1, 200)), dtype=torch.uint8)])
 
     def wrong_field(self):
