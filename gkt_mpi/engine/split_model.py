@@ -53,7 +53,7 @@ class SplitModel:
     def step(self, loss: Tensor, samples: int) -> None:
         """Take one optimizer step down the gradient of `loss`. Raises `GktError` when the training has diverged."""
         if not bool(loss.isfinite()):
-            raise GktError(f"the server's training has diverged (its loss is {float(loss)}); lower server.lr")
+            raise GktError(f"the server's training has diverged (its loss is {loss.item()}); lower server.lr")
         self._rest.optimizer.step(loss)
         self.loss_sum = loss.detach() * samples
 

@@ -200,5 +200,5 @@ def test_the_proximal_term_and_its_gradient_are_those_computed_by_hand():
     sent = [torch.tensor([0.0, 4.0]), torch.tensor([[1.0]])]
     loss = proximal_term(weights, sent, 0.5)
     loss.backward()
-    assert float(loss) == 0.25 * (1 + 4 + 4)
+    assert loss.item() == 0.25 * (1 + 4 + 4)
     assert weights[0].grad.tolist() == [0.5, -1.0] and weights[1].grad.tolist() == [[1.0]]
