@@ -158,29 +158,7 @@ def serve(
     algorithm = ALGORITHMS[config.algorithm]
     edges = _edges(config, file, device)
     watch = Watch(Progress(config.rounds, console), interrupt, transport)
-    site = Site(
-        file=file,
-        pipeline=_pipeline(config, file, device),
-        shards=shards,
-        test=Shard.load(file, "test", _test_rows(config, file), _pipeline(config, file, device), device),
-        edges=edges,
-        folder=folder,
-        seed=config.seed,
-        num_rounds=config.rounds,
-        rounds_left=config.rounds - rounds_done,
-        client=config.client,
-        server=config.server,
-        split=config.split,
-        distill=config.distill,
-        bank=config.bank,
-        evaluate=config.evaluate,
-        compute=config.compute if state is None else ComputeConfig(**state["compute"]),
-        codec=_codec(config, file),
-        block_rows=_codec(config, file).block_rows(config.wire.block_mib),
-        placement=placement,
-        watch=watch,
-        say=say,
-    )
+    site = _site(config, file, shards, edges, rounds_done, state, placement, watch)
     with placement.all_cores():
         learner = algorithm.learner(site)
     with contextlib.closing(learner):
@@ -215,6 +193,43 @@ def serve(
     say(f"run folder: {folder}")
     _report(folder, say)
     return 0
+
+
+def _site(
+    config: RunConfig,
+    file: ImageFile,
+    shards: list[np.ndarray],
+    edges: list[Edge[Any]],
+    rounds_done: int,
+    state: dict[str, Any] | None,
+    placement: Placement,
+    watch: Watch,
+) -> Site:
+    """Return what the learner is made of; `state` is of the checkpoint after `rounds_done` rounds, if there is one."""
+    device = placement.device
+    return Site(
+        file=file,
+        pipeline=_pipeline(config, file, device),
+        shards=shards,
+        test=Shard.load(file, "test", _test_rows(config, file), _pipeline(config, file, device), device),
+        edges=edges,
+        folder=expand(config.out, "out") / config.name,
+        seed=config.seed,
+        num_rounds=config.rounds,
+        rounds_left=config.rounds - rounds_done,
+        client=config.client,
+        server=config.server,
+        split=config.split,
+        distill=config.distill,
+        bank=config.bank,
+        evaluate=config.evaluate,
+        compute=config.compute if state is None else ComputeConfig(**state["compute"]),
+        codec=_codec(config, file),
+        block_rows=_codec(config, file).block_rows(config.wire.block_mib),
+        placement=placement,
+        watch=watch,
+        say=watch.progress.say,
+    )
 
 
 def _report(folder: Path, say: Callable[[str], None]) -> None:
