@@ -139,7 +139,7 @@ def serve(
     placement.apply()
     console = make_console()
     file = _prepare_data(config, console)
-    labels, num_classes, device = file.labels("train"), len(file.classes), placement.device
+    labels, num_classes = file.labels("train"), len(file.classes)
     config.distill.check(num_classes)
     assert config.clients is not None
     price = _round_pricer(config, file)  # refuses unknown devices
@@ -151,12 +151,11 @@ def serve(
     rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
 
     log = RunLog(folder, asdict(config), _versions())
-    counts = count_by_class(labels, shards, num_classes)
-    log.save_partition(shards, counts, file.classes)
+    log.save_partition(shards, counts := count_by_class(labels, shards, num_classes), file.classes)
     _say_what_runs(config, file, counts, transport.size, placement, console)
 
     algorithm = ALGORITHMS[config.algorithm]
-    edges = _edges(config, file, device)
+    edges = _edges(config, file, placement.device)
     watch = Watch(Progress(config.rounds, console), interrupt, transport)
     site = _site(config, file, shards, edges, rounds_done, state, placement, watch)
     with placement.all_cores():
@@ -181,16 +180,16 @@ def serve(
             log=log,
         )
         server.resume(rounds_done, state)
+        precision = PRECISIONS.index(learner.compute.precision)
+        setup = Setup(num_classes, file.image_shape, precision, _digest(config))
         for rank in range(1, transport.size):
-            precision = PRECISIONS.index(learner.compute.precision)
-            transport.send(rank, Setup(num_classes, file.image_shape, precision, _digest(config)))
+            transport.send(rank, setup)
         interrupt.defer(config.checkpoint.grace_s, lambda: abort(Interrupted.exit_status))
         interrupted = _run_algorithm(config, server, learner)
     if interrupted is not None:
         say(interrupted)
         return Interrupted.exit_status
     console.print(summary_table(log.summary, config.name))
-    say(f"run folder: {folder}")
     _report(folder, say)
     return 0
 
@@ -233,7 +232,8 @@ def _site(
 
 
 def _report(folder: Path, say: Callable[[str], None]) -> None:
-    """Write the report of a complete run and say where it is; without one the run is still complete."""
+    """Say where a complete run lies, write its report and say where it is; without one the run is still complete."""
+    say(f"run folder: {folder}")
     try:
         say(f"report: {write_report([folder])}")
     except GktError as error:
