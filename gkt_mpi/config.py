@@ -16,10 +16,12 @@ from gkt_mpi.engine.checkpoint import CheckpointConfig
 from gkt_mpi.engine.client import ClientConfig
 from gkt_mpi.engine.compute import ComputeConfig
 from gkt_mpi.engine.devices import DevicesConfig
+from gkt_mpi.engine.event_clock import ClockName
 from gkt_mpi.engine.evaluate import EvaluateConfig
 from gkt_mpi.engine.faults import FaultsConfig
 from gkt_mpi.engine.feature_rows import BankConfig
 from gkt_mpi.engine.learner import ServerConfig, SplitConfig
+from gkt_mpi.engine.staleness import AsyncConfig
 from gkt_mpi.errors import ConfigError, require
 from gkt_mpi.losses import DistillConfig
 from gkt_mpi.placement import PlacementConfig
@@ -34,7 +36,7 @@ class RunConfig:
     """A run."""
 
     algorithm: AlgorithmName = "fedgkt"
-    """fedgkt: group knowledge transfer. fedavg: every client trains the large network, the server averages.
+    """fedgkt: group knowledge transfer. fedgkt_async: the same, where nobody waits for the slowest. fedavg: every client trains the large network, the server averages.
     split_learning: client and server train it together, batch by batch. centralized: all images in one place.
     standalone: every client alone."""
     name: str = "run"
@@ -49,10 +51,14 @@ class RunConfig:
     """Number of edge clients, on any number of worker ranks; null for one a worker."""
     participation: float = 1.0
     """Share of the clients that take part in a round, drawn by the seed, at least one; above 0, at most 1."""
+    clock: ClockName = "virtual"
+    """What decides whose upload is next in fedgkt_async. virtual: the times of `devices`, the same figures on every
+    machine. real: what arrives first, as fast as the machine allows."""
     data: DataConfig = field(default_factory=DataConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    async_: AsyncConfig = field(default_factory=AsyncConfig)  # users see it as async, which Python keeps for itself
     distill: DistillConfig = field(default_factory=DistillConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     bank: BankConfig = field(default_factory=BankConfig)
@@ -78,6 +84,18 @@ class RunConfig:
             )
         if not has_edges and self.client.epochs == 0:
             raise ConfigError(f"client.epochs is 0, with which {self.algorithm} learns nothing; expected at least 1")
+        if self.algorithm == "fedgkt_async":
+            require(self.participation == 1, "participation", self.participation, "1: no client is ever left out")
+            self._check_buffer()
+
+    def _check_buffer(self) -> None:
+        if self.clients is not None:
+            expected = f"at most {self.clients}, the number of clients"
+            require(self.async_.buffer <= self.clients, "async.buffer", self.async_.buffer, expected)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the configuration as its YAML file has it."""
+        return {name.rstrip("_"): value for name, value in asdict(self).items()}
 
     def for_ranks(self, num_ranks: int) -> "RunConfig":
         """Return the configuration with the number of clients filled in.
@@ -94,7 +112,7 @@ class RunConfig:
 
     def digest(self) -> bytes:
         """Return 32 bytes that differ for different configurations."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).digest()
 
 
 def make_parser() -> ArgumentParser:
@@ -108,7 +126,8 @@ def make_parser() -> ArgumentParser:
         default=SUPPRESS,  # it is no part of the configuration
         help="Look at every rank and whether the run can begin; train nothing.",
     )
-    parser.add_class_arguments(RunConfig)
+    parser.add_class_arguments(RunConfig, skip={"async_"})
+    parser.add_class_arguments(AsyncConfig, "async")
     return parser
 
 
@@ -126,7 +145,7 @@ def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, bo
         made: Any = parser.instantiate(values)
         del made.config
         is_check = made.pop("check", False)
-        return RunConfig(**vars(made)), is_check
+        return RunConfig(async_=made.pop("async"), **vars(made)), is_check
     except (ArgumentError, ValueError, TypeError, OSError, RecursionError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{text} (see python -m gkt_mpi.main --help)") from error
@@ -134,9 +153,10 @@ def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, bo
 
 def _refuse_empty(values: Any, owner: type, prefix: str = "") -> None:  # noqa: ANN401 - jsonargparse's own class
     """Raise `ConfigError` for a group that is no group and for a field left empty, which the parser lets through."""
-    for name, kind in get_type_hints(owner).items():
+    for field_name, kind in get_type_hints(owner).items():
         if get_origin(kind) is ClassVar:
             continue
+        name = field_name.rstrip("_")
         value = values[name]
         if is_dataclass(kind):
             require(isinstance(value, Namespace), prefix + name, value, "a group of fields, one a line below it")

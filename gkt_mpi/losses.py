@@ -123,15 +123,21 @@ def server_loss(
     client_logit_BC: Tensor,
     distill: DistillConfig,
     weight_BC: Tensor | None = None,
+    sample_weight_B: Tensor | None = None,
 ) -> Tensor:
     """Return the server loss, CE(server, label) [+ alpha * T^2 * KL(client || server)], as a scalar.
 
-    `weight_BC` is, for each sample, what `lka_weight` says of its client.
+    `weight_BC` is, for each sample, what `lka_weight` says of its client. `sample_weight_B` is how much each sample
+    counts in the mean over B, 1 each without it (asynchronous training: by its age).
 
     DIFFERS: in the released code alpha weights the cross-entropy on this side; here it weights the
     distillation on both sides, as in the paper. At alpha = 1 the two are the same.
     """
-    loss = F.cross_entropy(logit_BC, label_B)
+    if sample_weight_B is None:
+        loss = F.cross_entropy(logit_BC, label_B)
+    else:
+        loss = (sample_weight_B * F.cross_entropy(logit_BC, label_B, reduction="none")).mean()
+        weight_BC = sample_weight_B[:, None] if weight_BC is None else sample_weight_B[:, None] * weight_BC
     if not distill.on_server:
         return loss
     temperature = distill.server_temperature or distill.temperature

@@ -12,7 +12,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 
 from gkt_mpi import __version__
 from gkt_mpi.algorithms import ALGORITHMS
-from gkt_mpi.algorithms.cost import Setting, round_cost
+from gkt_mpi.algorithms.cost import Setting, async_prices, round_cost
 from gkt_mpi.config import RunConfig, parse_command
 from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import ImageFile, file_path, prepare
@@ -33,6 +32,7 @@ from gkt_mpi.engine.checkpoint import CheckpointStore
 from gkt_mpi.engine.client import build_edges, edge_names
 from gkt_mpi.engine.compute import ComputeConfig
 from gkt_mpi.engine.devices import load_devices
+from gkt_mpi.engine.event_clock import Prices
 from gkt_mpi.engine.faults import Interrupt, ignore_signals
 from gkt_mpi.engine.learner import Learner, Site
 from gkt_mpi.engine.roster import Roster
@@ -142,22 +142,22 @@ def serve(
     labels, num_classes = file.labels("train"), len(file.classes)
     config.distill.check(num_classes)
     assert config.clients is not None
-    price = _round_pricer(config, file)  # refuses unknown devices
+    price, prices = _prices(config, file)  # refuses unknown devices
     shards = partition(labels, config.clients, config.data, config.seed)
     folder = expand(config.out, "out") / config.name
-    resumable = asdict(config) | {"training images": _digest_of_shards(shards, labels)}
+    resumable = config.as_dict() | {"training images": _digest_of_shards(shards, labels)}
     checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
     say = partial(console.print, highlight=False, soft_wrap=True)
     rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
 
-    log = RunLog(folder, asdict(config), _versions())
+    log = RunLog(folder, config.as_dict(), _versions())
     log.save_partition(shards, counts := count_by_class(labels, shards, num_classes), file.classes)
     _say_what_runs(config, file, counts, transport.size, placement, console)
 
     algorithm = ALGORITHMS[config.algorithm]
     edges = _edges(config, file, placement.device)
     watch = Watch(Progress(config.rounds, console), interrupt, transport)
-    site = _site(config, file, shards, edges, rounds_done, state, placement, watch)
+    site = _site(config, file, shards, edges, rounds_done, state, placement, watch, prices)
     with placement.all_cores():
         learner = algorithm.learner(site)
     with contextlib.closing(learner):
@@ -203,6 +203,7 @@ def _site(
     state: dict[str, Any] | None,
     placement: Placement,
     watch: Watch,
+    prices: Prices,
 ) -> Site:
     """Return what the learner is made of; `state` is of the checkpoint after `rounds_done` rounds, if there is one."""
     device = placement.device
@@ -219,6 +220,9 @@ def _site(
         client=config.client,
         server=config.server,
         split=config.split,
+        asynchronous=config.async_,
+        clock=config.clock,
+        prices=prices,
         distill=config.distill,
         bank=config.bank,
         evaluate=config.evaluate,
@@ -330,6 +334,7 @@ def _networks(config: RunConfig) -> str:
     names = edge if isinstance(edge, str) else " and ".join(dict.fromkeys(edge))
     return {
         "fedgkt": f"{names} at the edge, {large} on the server",
+        "fedgkt_async": f"{names} at the edge, {large} on the server, {config.clock} clock",
         "fedavg": f"{large} on every client",
         "split_learning": f"{large}, its stem on every client ({config.split.mode})",
         "centralized": f"{large} on the server",
@@ -362,8 +367,11 @@ def _edges(config: RunConfig, file: ImageFile, device: torch.device) -> list[Edg
     )
 
 
-def _round_pricer(config: RunConfig, file: ImageFile) -> RoundPricer:
-    """Return what prices the rounds of a run. Raises `ConfigError` for devices that are none."""
+def _prices(config: RunConfig, file: ImageFile) -> tuple[RoundPricer, Prices]:
+    """Return what prices the rounds of a run, and the uploads of an asynchronous one.
+
+    Raises `ConfigError` for devices that are none, or with which the run would never end.
+    """
     codec = _codec(config, file)
     setting = Setting(
         image_shape=file.image_shape,
@@ -377,7 +385,14 @@ def _round_pricer(config: RunConfig, file: ImageFile) -> RoundPricer:
         server_epochs=config.server.epochs,
         split_mode=config.split.mode,
     )
-    return partial(round_cost, config.algorithm, setting, load_devices(config.devices))
+    devices = load_devices(config.devices)
+    waits_for_all = config.algorithm != "fedgkt_async" and ALGORITHMS[config.algorithm].requests
+    if waits_for_all and config.clients is not None and (leaving := devices.leaving(config.clients)):
+        raise ConfigError(
+            f"devices.edge lets client {leaving[0]} leave for good, for which {config.algorithm} would wait for ever; "
+            "choose another profile, or --algorithm fedgkt_async"
+        )
+    return partial(round_cost, config.algorithm, setting, devices), async_prices(setting, devices)
 
 
 def _digest(config: RunConfig) -> torch.Tensor:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gkt_mpi.algorithms import centralized, fedavg, fedgkt, split_learning, standalone
+from gkt_mpi.algorithms import centralized, fedavg, fedgkt, fedgkt_async, split_learning, standalone
+from gkt_mpi.engine.async_teacher import AsyncTeacher
 from gkt_mpi.engine.client import ClientPart
 from gkt_mpi.engine.edges_alone import EdgesAlone
 from gkt_mpi.engine.global_model import AveragedModel, CentralModel
@@ -15,7 +16,7 @@ from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.engine.worker import ClientRound
 from gkt_mpi.wire.messages import Kind
 
-AlgorithmName = Literal["fedgkt", "fedavg", "split_learning", "centralized", "standalone"]
+AlgorithmName = Literal["fedgkt", "fedgkt_async", "fedavg", "split_learning", "centralized", "standalone"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Algorithm:
 
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "fedgkt": Algorithm(fedgkt.run_server, fedgkt.run_client, Teacher, "edge", frozenset({Kind.TRAIN, Kind.LOCAL})),
+    "fedgkt_async": Algorithm(
+        fedgkt_async.run_server, fedgkt.run_client, AsyncTeacher, "edge", frozenset({Kind.TRAIN, Kind.LOCAL})
+    ),
     "fedavg": Algorithm(fedavg.run_server, fedavg.run_client, AveragedModel, "whole", frozenset({Kind.MODEL})),
     "split_learning": Algorithm(
         split_learning.run_server, split_learning.run_client, SplitModel, "stem", frozenset({Kind.MODEL})

@@ -13,7 +13,8 @@ from typing import Literal
 
 from gkt_mpi.engine import virtual_clock
 from gkt_mpi.engine.devices import Devices
-from gkt_mpi.engine.virtual_clock import ClientCost, Order, Participants, RoundCost, RoundWork
+from gkt_mpi.engine.event_clock import Prices
+from gkt_mpi.engine.virtual_clock import ClientCost, Order, Participant, Participants, RoundCost, RoundWork
 from gkt_mpi.errors import require
 from gkt_mpi.models.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
 from gkt_mpi.models.resnet import EdgeName, NormName, ServerName
@@ -49,10 +50,15 @@ class Setting:
 
 
 def round_cost(
-    algorithm: str, setting: Setting, devices: Devices, participants: Participants, server_samples: int | None = None
+    algorithm: str,
+    setting: Setting,
+    devices: Devices,
+    participants: Participants,
+    server_samples: int | None = None,
+    start_s: float = 0.0,
 ) -> RoundCost:
-    """Return edge_flops and virtual_s of a round, for metrics.jsonl; see `round_work`."""
-    return virtual_clock.round_cost(round_work(algorithm, setting, participants, server_samples), devices)
+    """Return what metrics.jsonl says of the cost of a round; see `round_work`, and `round_s` for `start_s`."""
+    return virtual_clock.round_cost(round_work(algorithm, setting, participants, server_samples), devices, start_s)
 
 
 def round_work(
@@ -84,6 +90,17 @@ def fedgkt(setting: Setting, participants: Participants, server_samples: int) ->
     server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
     passes = setting.server_epochs * server.training_flops + server.forward_flops  # the last predicts
     return RoundWork(clients, server_samples * passes)
+
+
+def async_prices(setting: Setting, devices: Devices) -> Prices:
+    """Return what the clock of asynchronous FedGKT counts with: the work of `fedgkt`, by upload and by sample."""
+    server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
+
+    def price_of_upload(client: int, participant: Participant) -> ClientCost:
+        """Return the work of one upload."""
+        return fedgkt(setting, {client: participant}, 0).clients[client]
+
+    return Prices(devices, price_of_upload, server.training_flops, server.forward_flops)
 
 
 def fedavg(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
@@ -138,6 +155,7 @@ def standalone(setting: Setting, participants: Participants, server_samples: int
 
 ALGORITHM_WORK: dict[str, Callable[[Setting, Participants, int], RoundWork]] = {
     "fedgkt": fedgkt,
+    "fedgkt_async": fedgkt,  # an upload of every client; where they are not in step, see `async_prices`
     "fedavg": fedavg,
     "split_learning": split_learning,
     "centralized": centralized,

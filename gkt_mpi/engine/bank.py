@@ -59,7 +59,7 @@ class Bank:
         self.codec = codec
         self.block_rows = block_rows
         self.device = device
-        self.num_classes = num_classes
+        self.num_classes, self.num_clients = num_classes, len(shards)
         self.first = np.cumsum([0, *map(len, shards)]).tolist()
         num_samples = self.first[-1]
         self.sample_id = torch.from_numpy(np.concatenate(shards))
@@ -76,6 +76,10 @@ class Bank:
     def rows_of(self, client: int) -> slice:
         """Return the rows of a client."""
         return slice(self.first[client], self.first[client + 1])
+
+    def inbox_of(self, client: int) -> slice:
+        """Return the rows that a client's next upload goes into: here the same ones."""
+        return self.rows_of(client)
 
     def accepts(self) -> dict[str, Any]:
         """Return the fields of the contract under which uploads are taken in."""
@@ -94,7 +98,7 @@ class Bank:
         if self.absent == "drop" or clients is None:
             self._arrived.fill_(False)
         for client in clients or ():
-            self._arrived[self.rows_of(client)] = False
+            self._arrived[self.inbox_of(client)] = False
 
     def admit(self, header: Header, sample_id: Tensor, label: Tensor, logit: Tensor) -> Tensor:
         """Return the rows that a block's features belong in, uint8 (count, row_bytes), to be received into.
@@ -141,8 +145,8 @@ class Bank:
         self.client_logit[rows] = block.logit
 
     def num_missing(self, client: int) -> int:
-        """Return how many samples of a client are not there."""
-        return int((~self._arrived[self.rows_of(client)]).sum())
+        """Return how many samples of a client's upload are not there."""
+        return int((~self._arrived[self.inbox_of(client)]).sum())
 
     def missing(self, client: int) -> str:
         """Say what of a client's upload is not there, "" when all of it is."""
@@ -151,7 +155,7 @@ class Bank:
 
     def reopen(self, client: int) -> int:
         """Take out what has arrived of a client in this round; return how many samples that was."""
-        rows = self.rows_of(client)
+        rows = self.inbox_of(client)
         arrived = int(self._arrived[rows].sum())
         self._arrived[rows] = False
         return arrived
@@ -166,24 +170,27 @@ class Bank:
         sequences = [rows[torch.randperm(len(rows), generator=generator)] for rows in parts]
         yield from self._batches([row for sequence in sequences for row in sequence.split(batch_size)])
 
-    def all_batches(self, batch_size: int) -> Iterator[BankBatch]:
-        """Yield every row that has arrived once, in order."""
-        yield from self._batches(self._arrived_rows().split(batch_size))
+    def all_batches(self, batch_size: int, clients: Iterable[int] | None = None) -> Iterator[BankBatch]:
+        """Yield every row that has arrived once, in order; or those of these clients."""
+        row = self._arrived_rows()
+        if clients is not None:
+            row = row[torch.isin(self.client_of(row), torch.tensor(list(clients)))]
+        yield from self._batches(row.split(batch_size))
 
     @property
     def num_arrived(self) -> int:
         """How many samples are there to train on."""
-        return int(self._arrived.sum())
+        return len(self._arrived_rows())
 
     def class_counts(self) -> Tensor:
         """Return how many samples of each class have arrived of each client, int64 (K, C), on the training device."""
         row = self._arrived_rows()
-        cell = self._client_of(row) * self.num_classes + self.label[row]
-        num_clients = len(self.first) - 1
-        counts = cell.bincount(minlength=num_clients * self.num_classes)
-        return counts.view(num_clients, self.num_classes).to(self.device)
+        cell = self.client_of(row) * self.num_classes + self.label[row]
+        counts = cell.bincount(minlength=self.num_clients * self.num_classes)
+        return counts.view(self.num_clients, self.num_classes).to(self.device)
 
-    def _client_of(self, row: Tensor) -> Tensor:
+    def client_of(self, row: Tensor) -> Tensor:
+        """Return whose the samples of these rows are, int64 (B,)."""
         return torch.bucketize(row, torch.tensor(self.first[1:]), right=True)
 
     def _arrived_rows(self) -> Tensor:
@@ -198,14 +205,18 @@ class Bank:
         for k, row in enumerate(batches):
             if k + 1 < len(batches):
                 self.feature.prefetch(batches[k + 1])
-            feature = self.codec.decode(self.feature.gather(row).to(self.device))
-            parts = self.label[row], self.client_logit[row], self._client_of(row)
-            yield BankBatch(row, feature, *(part.to(self.device) for part in parts))
+            yield self.batch(row)
+
+    def batch(self, row: Tensor) -> BankBatch:
+        """Return the samples of these rows, int64 (B,)."""
+        feature = self.codec.decode(self.feature.gather(row).to(self.device))
+        parts = self.label[row], self.client_logit[row], self.client_of(row)
+        return BankBatch(row, feature, *(part.to(self.device) for part in parts))
 
     def close(self) -> None:
         """Delete what lies on the disk; the bank must not be used any more."""
         self.feature.close()
 
     def _block_rows(self, client: int, first: int, count: int) -> slice:
-        begin = self.first[client] + first
+        begin = self.inbox_of(client).start + first
         return slice(begin, begin + count)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.observe.timeline import are_spans
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientReport, FeatureBlock, Message, ModelState
-from gkt_mpi.wire.transport import Transport
+from gkt_mpi.wire.transport import SERVER, Transport
 
 
 class Inbox(Protocol):
@@ -54,43 +55,67 @@ def collect_uploads(
 ) -> dict[int, ClientReport]:
     """Receive until every client of `expected` (client to number of samples) has reported; return the good reports.
 
+    `expected` is what `contract` knows as `num_samples`.
+    """
+    with closing(Uploads(transport, contract, inbox, expected, events)) as uploads:
+        while expected:
+            uploads.receive()
+    return uploads.reports
+
+
+class Uploads:
+    """The uploads of the clients in `expected` (client to number of samples), as they come in, message by message.
+
     `expected` is what `contract` knows as `num_samples`: a client that has reported is taken out of it, so that
     whatever it still sends is refused. What comes is checked in another thread while more is received. Nothing of a
-    bad client stays in the inbox, and its report is left out; the round goes on.
+    bad client stays in the inbox, and its report is left out; all goes on without it.
     """
-    intake = _Intake(inbox, expected, events)
-    with ThreadPoolExecutor(1, "check") as checker:
-        check: Future[None] | None = None
-        while expected:
-            message: Message | None = None
-            lost: LostRankError | None = None
-            try:
-                _, message = transport.receive(contract)
-            except WireError as error:
-                intake.refuse(error)
-            except LostRankError as error:
-                lost = error
-            intake.settle(check)
-            check = None
-            if lost is not None:
-                events.on_lost_rank(lost, intake.reports)
-            elif isinstance(message, ClientReport):
-                intake.take(message)
-            elif isinstance(message, FeatureBlock | ModelState) and intake.claim(message):
-                check = checker.submit(inbox.check, message)
-    return intake.reports
 
-
-class _Intake:
-    """What has come of a round so far: the good reports, and which clients are bad."""
-
-    def __init__(self, inbox: Inbox, expected: dict[int, int], events: Events) -> None:
-        self.reports: dict[int, ClientReport] = {}
+    def __init__(
+        self, transport: Transport, contract: Contract, inbox: Inbox, expected: dict[int, int], events: Events
+    ) -> None:
+        self.reports: dict[int, ClientReport] = {}  # the good ones
+        self.reported_by: dict[int, int] = {}  # the rank that each of them came from
+        self._transport, self._contract, self._inbox = transport, contract, inbox
+        self._expected, self._events = expected, events
         self._faults: dict[int, str] = {}  # why a client is bad
         self._counted: dict[int, int] = {}  # samples of a client so far
-        self._inbox, self._expected, self._events = inbox, expected, events
+        self._checker = ThreadPoolExecutor(1, "check")
+        self._check: Future[None] | None = None  # of the block before
 
-    def refuse(self, error: WireError) -> None:
+    def receive(self) -> Message | None:
+        """Wait for a message, take it in and return it; None when it was refused, or a worker has been lost."""
+        return self._take_in(self._transport.receive)
+
+    def receive_ready(self) -> Message | None:
+        """Take in a message that has come; None when none has, or it was refused, or a worker has been lost."""
+        return self._take_in(self._transport.receive_ready)
+
+    def _take_in(self, receive: Callable[[Contract], tuple[int, Message] | None]) -> Message | None:
+        message: Message | None = None
+        lost: LostRankError | None = None
+        try:
+            received = receive(self._contract)
+            rank, message = received if received is not None else (SERVER, None)
+        except WireError as error:
+            self._refuse(error)
+        except LostRankError as error:
+            lost = error
+        self._settle()
+        if lost is not None:
+            self._events.on_lost_rank(lost, self.reports)
+        elif isinstance(message, ClientReport):
+            self.reported_by[message.client] = rank
+            self._take(message)
+        elif isinstance(message, FeatureBlock | ModelState) and self._claim(message):
+            self._check = self._checker.submit(self._inbox.check, message)
+        return message
+
+    def close(self) -> None:
+        """Expect nothing any more."""
+        self._checker.shutdown()
+
+    def _refuse(self, error: WireError) -> None:
         """Tell why a message was refused, and remember whose it was."""
         self._events.on_refusal(str(error))
         if error.client is not None:
@@ -98,12 +123,12 @@ class _Intake:
             if error.closes_upload or self._inbox.answers:
                 self._close(error.client)
 
-    def claim(self, message: FeatureBlock | ModelState) -> bool:
+    def _claim(self, message: FeatureBlock | ModelState) -> bool:
         """Have the inbox take note of a message; False when it is refused."""
         try:
             samples = self._inbox.claim(message)
         except WireError as error:
-            self.refuse(error)
+            self._refuse(error)
             return False
         self._count(message.client, samples)
         return True
@@ -113,15 +138,16 @@ class _Intake:
         if samples:
             self._events.on_samples(samples)
 
-    def settle(self, check: "Future[None] | None") -> None:
+    def _settle(self) -> None:
         """Wait for the check of the block before, if there is one."""
+        check, self._check = self._check, None
         try:
             if check is not None:
                 check.result()
         except WireError as error:
-            self.refuse(error)
+            self._refuse(error)
 
-    def take(self, report: ClientReport) -> None:
+    def _take(self, report: ClientReport) -> None:
         """Keep a report if its client is good."""
         fault = _fault(report, self._inbox)
         if fault is not None:
@@ -135,9 +161,11 @@ class _Intake:
     def _close(self, client: int) -> None:
         """Take a client out of what is expected; drop what has come of it when it is bad."""
         del self._expected[client]
-        if client in self._faults:
+        self._counted.pop(client, None)
+        fault = self._faults.pop(client, None)
+        if fault is not None:
             self._inbox.reopen(client)
-            self._events.on_bad_client(client, self._faults[client])
+            self._events.on_bad_client(client, fault)
 
 
 def _fault(report: ClientReport, inbox: Inbox) -> str | None:

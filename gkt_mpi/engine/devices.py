@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -36,12 +37,22 @@ class DeviceProfile:
     downlink_bit_s: float
     availability: float
     """Share of the time that the device can be used, above 0 and at most 1."""
+    away: tuple[tuple[float, float], ...] = ()
+    """When the device cannot be used at all: seconds of the run (from, to), ascending; to infinity: it never returns."""
 
     def __post_init__(self) -> None:
         for name in ("flop_s", "uplink_bit_s", "downlink_bit_s"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"{name} of {self.name}", value, "a number above 0")
         require(0 < self.availability <= 1, f"availability of {self.name}", self.availability, "above 0 and at most 1")
+        times = [time for span in self.away for time in span]
+        is_ascending = all(a < b for a, b in pairwise([-1.0, *times]))
+        require(is_ascending, f"away of {self.name}", self.away, "pairs of seconds from 0 on, ascending")
+
+    @property
+    def leaves_for_good(self) -> bool:
+        """Whether it is away from some moment on and never returns."""
+        return bool(self.away) and self.away[-1][1] == math.inf
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,10 @@ class Devices:
 
     edge: tuple[DeviceProfile, ...]
     server: DeviceProfile
+
+    def leaving(self, num_clients: int) -> list[int]:
+        """Return the clients that leave for good, or never answer at all."""
+        return [client for client in range(num_clients) if self.of(client).leaves_for_good]
 
     def of(self, client: int) -> DeviceProfile:
         """Return the device of a client: the profiles are dealt out in turn."""
@@ -64,9 +79,9 @@ def packaged_profiles() -> tuple[str, ...]:
 def load_devices(config: DevicesConfig) -> Devices:
     """Return the devices of a configuration. Raises `ConfigError` naming the field for one that cannot be used."""
     names = [config.edge] if isinstance(config.edge, str) else config.edge
-    return Devices(
-        tuple(load_profile(name, "devices.edge") for name in names), load_profile(config.server, "devices.server")
-    )
+    server = load_profile(config.server, "devices.server")
+    require(not server.away, "devices.server", config.server, "a profile without away: nobody else is there to go on")
+    return Devices(tuple(load_profile(name, "devices.edge") for name in names), server)
 
 
 def load_profile(name: str, field: str) -> DeviceProfile:
@@ -81,13 +96,16 @@ def load_profile(name: str, field: str) -> DeviceProfile:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{field}: {name} cannot be read: {error}") from error
-    wanted = {f.name for f in fields(DeviceProfile)} - {"name"}
-    if not isinstance(content, dict) or content.keys() != wanted:
+    wanted = {f.name for f in fields(DeviceProfile)} - {"name", "away"}
+    if not isinstance(content, dict) or content.keys() - {"away"} != wanted:
         found = ", ".join(map(str, content)) if isinstance(content, dict) else repr(content)
-        raise ConfigError(f"{field}: {name} holds {found or 'nothing'}; expected {', '.join(sorted(wanted))}")
+        raise ConfigError(
+            f"{field}: {name} holds {found or 'nothing'}; expected {', '.join(sorted(wanted))}, and away if it has any"
+        )
     try:
+        away = _spans(f"away of {name}", content.pop("away", []))
         numbers = {key: _number(f"{key} of {name}", value) for key, value in content.items()}
-        return DeviceProfile(name if name in packaged else Path(name).stem, **numbers)
+        return DeviceProfile(name if name in packaged else Path(name).stem, away=away, **numbers)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from error
 
@@ -95,6 +113,12 @@ def load_profile(name: str, field: str) -> DeviceProfile:
 def _packaged() -> dict[str, Traversable]:
     folder = resources.files("gkt_mpi") / "profiles"
     return {path.name.removesuffix(".yaml"): path for path in folder.iterdir() if path.name.endswith(".yaml")}
+
+
+def _spans(field: str, value: object) -> tuple[tuple[float, float], ...]:
+    is_pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    require(is_pairs, field, value, "a list of pairs such as [[60, 120], [600, .inf]]")
+    return tuple((_number(field, a), _number(field, b)) for a, b in value)  # type: ignore[attr-defined]
 
 
 def _number(field: str, value: object) -> float:

@@ -1,6 +1,7 @@
 """What an algorithm's server side trains (`Learner`), what it is made of (`Site`), and the steps of its optimizer.
 
 fedgkt                 teacher.py        the large model on the feature bank
+fedgkt_async           async_teacher.py  the same, on a bank that never stands still
 fedavg, centralized    global_model.py   one whole model for all
 split_learning         split_model.py    one whole model, cut after the stem
 standalone             edges_alone.py    nothing: the edge models are all there is
@@ -22,9 +23,11 @@ from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.bank import BatchOrder
 from gkt_mpi.engine.client import ClientConfig
 from gkt_mpi.engine.compute import Compute, ComputeConfig
+from gkt_mpi.engine.event_clock import ClockName, Prices
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode
 from gkt_mpi.engine.feature_rows import BankConfig
 from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig, Schedule, ScheduleName
+from gkt_mpi.engine.staleness import AsyncConfig
 from gkt_mpi.engine.trainable import Edge
 from gkt_mpi.engine.watch import Watch
 from gkt_mpi.errors import GktError, require
@@ -91,6 +94,9 @@ class Site:
     placement: Placement
     watch: Watch
     split: SplitConfig
+    asynchronous: AsyncConfig
+    clock: ClockName
+    prices: Prices
     say: Callable[[str], None]
 
     @property
@@ -151,7 +157,7 @@ class Training:
     def begin_round(self) -> None:
         """Set the learning rate of the next round, and begin to sum its losses."""
         self._optimizer.lr = self.schedule.rate()
-        self._loss_sum, self._samples = torch.zeros((), device=self._device), 0
+        self._loss_sum, self.num_samples = torch.zeros((), device=self._device), 0
 
     def step(self, loss: Tensor, samples: int) -> None:
         """Take one optimizer step down the gradient of `loss`, the mean over `samples` samples."""
@@ -161,11 +167,11 @@ class Training:
     def count(self, loss_sum: Tensor, samples: int) -> None:
         """Add samples, and the sum of their losses, to the round's figures, without waiting for the device."""
         self._loss_sum += loss_sum
-        self._samples += samples
+        self.num_samples += samples
 
     def end_round(self) -> dict[str, float]:
         """Step the schedule; return the round's figures. Raises `GktError` when the training has diverged."""
-        loss = float(self._loss_sum) / self._samples
+        loss = float(self._loss_sum) / self.num_samples
         if not math.isfinite(loss):
             raise GktError(f"the server's training has diverged (its loss is {loss}); lower server.lr")
         self.schedule.end_round(loss)

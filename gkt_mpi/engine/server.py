@@ -7,8 +7,8 @@ log, checkpoint, end.
 
 import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gkt_mpi.engine.checkpoint import CheckpointStore
-from gkt_mpi.engine.collect import Events, Inbox, collect_uploads
+from gkt_mpi.engine.collect import Events, Inbox, Uploads
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode
 from gkt_mpi.engine.faults import FaultsConfig
 from gkt_mpi.engine.learner import Learner
@@ -28,12 +28,14 @@ from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.models.resnet import EdgeName
 from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.observe.timeline import MOST_SPANS
+from gkt_mpi.observe.upload_log import UploadRecord
 from gkt_mpi.placement import Placement, peak_mib
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientReport, Gradient, HostClient, Request, Stop, TrainRequest
 from gkt_mpi.wire.transport import SERVER
 
+BYTES = ("upload_bytes", "download_bytes", "simulation_bytes")
 _REFUSALS_SAID = 3  # a round; the others are only counted
 
 
@@ -66,23 +68,26 @@ class Server:
         self._state_bytes = {client: len(state) for client, state in enumerate(self._states)}
         self._evaluate_config, self._participation = evaluate_config, participation
         self._placement, self._checkpoints, self._log = placement, checkpoints, log
-        self._watch, self._progress, self._faults = watch, watch.progress, faults
+        self.watch, self._progress, self._faults = watch, watch.progress, faults
         self.transport.set_timeout(faults.timeout_s)
         self.transport.on_wait = watch.interrupt.check
         self._models, self._price = models, price
         self._taking_part: dict[int, Participant] = {}
-        self._rounds_done = 0
+        self._rounds_done, self._virtual_s = 0, 0.0
         self._unsaved: tuple[int, dict[str, Any]] | None = None  # the run's state between rounds, if on no disk yet
         self._asked: dict[int, Request] = {}  # clients whose upload has not been collected yet
-        self._reports: dict[int, ClientReport] = {}  # of the round
+        self._reports: list[ClientReport] = []  # of the round, in the order in which they count
         self._spans: dict[int, list[Tensor]] = {}
         self._record: dict[str, Any] = {}
+        self._uploads: list[UploadRecord] = []  # of the round, where the clients are not in step
+        self.costs: Callable[[], dict[str, float]] = self._costs_in_step  # of the round that is about to end
         self._to_close: dict[str, Any] | None = None  # the record of a round that is done, but not evaluated and saved
 
-    def rounds(self) -> Iterator[int]:
+    def rounds(self, in_step: bool = True) -> Iterator[int]:
         """Yield the number of each round still to do; in between evaluate, log and checkpoint, while the clients work.
 
-        At the end, evaluate every stem on the whole test set, write the summary, and stop the workers.
+        At the end, evaluate every stem on the whole test set, write the summary, and stop the workers. Not `in_step`
+        are clients that are at work at the end of a round.
         """
         start = self._rounds_done
         if start == 0:
@@ -92,19 +97,23 @@ class Server:
         self._progress.begin_round(start)
         self._round_began = time.perf_counter()
         for round in range(start, self.num_rounds):
-            self._ledger = self._bytes()
+            self._ledger = self.bytes()
             counts = ("participants", "refused_messages", "lost_workers", "dropped_clients")
             self._record = {"round": round} | dict.fromkeys(counts, 0)
             self._taking_part = {}
             yield round
-            self._record |= asdict(self._price(self._taking_part, self._learner.samples_trained))
-            names = ("upload_bytes", "download_bytes", "simulation_bytes")
-            moved = (b - a for a, b in zip(self._ledger, self._bytes(), strict=True))
-            self._to_close = {**self._record, **dict(zip(names, moved, strict=True))}
-            if not self._placement.has_own_cores:  # what this rank computes now would only slow the clients down
+            self._to_close = {**self._record, **self.costs()}
+            if not in_step or not self._placement.has_own_cores:  # what it computes later would slow the clients down
                 self._close_round()
         self._close_round()
-        self._finish()
+        self._finish(in_step)
+
+    def _costs_in_step(self) -> dict[str, float]:
+        """Return what a round has cost that began when no client was at work: on the devices, and in bytes."""
+        cost = asdict(self._price(self._taking_part, self._learner.samples_trained, self._virtual_s))
+        self._virtual_s += cost["virtual_s"]
+        moved = (b - a for a, b in zip(self._ledger, self.bytes(), strict=True))
+        return cost | dict(zip(BYTES, moved, strict=True))
 
     def participants(self, round: int) -> list[int]:
         """Return the clients that take part in a round, ascending: drawn by the seed, at least one."""
@@ -117,20 +126,23 @@ class Server:
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Leave what is moved inside out of the round's bytes: it makes up for what an interruption has cost."""
-        before, taking_part = self._bytes(), dict(self._taking_part)
+        """Leave what happens inside out of the round's figures: it makes up for what an interruption has cost."""
+        before, taking_part, reports = self.bytes(), dict(self._taking_part), list(self._reports)
         yield
-        self._taking_part = taking_part
-        moved = (b - a for a, b in zip(before, self._bytes(), strict=True))
+        self._taking_part, self._reports = taking_part, reports
+        moved = (b - a for a, b in zip(before, self.bytes(), strict=True))
         self._ledger = [a + b for a, b in zip(self._ledger, moved, strict=True)]
 
     def request(self, client: int, request: Request) -> None:
         """Ask a client for its round; what it sends is to be collected."""
         self._asked[client] = request
-        gets_logits = isinstance(request, TrainRequest) and len(request.sample_id) > 0
-        num_samples = len(self.roster.shards[client])
-        self._taking_part[client] = Participant(num_samples, self._models[client], gets_logits)
+        self._taking_part[client] = self.participant(client, request)
         self.send(client, request)
+
+    def participant(self, client: int, request: Request) -> Participant:
+        """Return what the cost of a client's round depends on."""
+        gets_logits = isinstance(request, TrainRequest) and len(request.sample_id) > 0
+        return Participant(len(self.roster.shards[client]), self._models[client], gets_logits)
 
     def collect(self, round: int, inbox: Inbox) -> None:
         """Receive the uploads of all clients that have been asked into the inbox, in whatever order they come.
@@ -144,6 +156,26 @@ class Server:
             self._clients_began = time.perf_counter()
         expected = {client: len(self.roster.shards[client]) for client in self._asked}
         self._progress.begin_phase("clients train and upload", sum(expected.values()) * inbox.passes)
+        with closing(self.uploads(inbox, expected, round, self.watch.advance)) as uploads:
+            while expected:
+                uploads.receive()
+        self.transport.flush()
+        self._asked.clear()
+        for client, report in sorted(uploads.reports.items()):
+            self.take_in(report, uploads.reported_by[client])
+
+    def uploads(
+        self,
+        inbox: Inbox,
+        expected: dict[int, int],
+        round: int | Mapping[int, int],
+        on_samples: Callable[[int], None],
+    ) -> Uploads:
+        """Return what takes in the uploads of the clients in `expected`, client to number of samples.
+
+        `round` is the number that theirs have, or each client's own. The clients of a lost worker go to others, and
+        begin again what they have not reported; so do those of a bad one, with `faults.on_bad_client` drop.
+        """
         contract = Contract(
             round=round,
             num_samples=expected,
@@ -152,12 +184,9 @@ class Server:
             max_spans=MOST_SPANS,
             **inbox.accepts(),
         )
-        self._reported_by: dict[int, int] = {}
 
         def move_clients(lost: LostRankError, reports: dict[int, ClientReport]) -> None:
             """Host the clients of a lost worker elsewhere; those that have not reported begin the round again."""
-            new = reports.keys() - self._reported_by
-            self._reported_by |= {client: self.roster.worker_of[client] for client in new}
             moved = self.roster.lose(lost.rank)
             self.transport.stop(lost.rank)  # should it come back to life
             self._record["lost_workers"] += 1
@@ -169,11 +198,15 @@ class Server:
                     self._progress.advance(-inbox.reopen(client))
                     self.request(client, self._asked[client])
 
-        events = Events(self._watch.advance, self._count_refusal, self._judge, move_clients)
-        reports = collect_uploads(self.transport, contract, inbox, expected, events)
-        self.transport.flush()
-        self._asked.clear()
-        self._take_in(reports)
+        events = Events(on_samples, self._count_refusal, self._judge, move_clients)
+        return Uploads(self.transport, contract, inbox, expected, events)
+
+    def sum_reports(self) -> dict[str, float]:
+        """Return the clients' figures of the round. Raises `WireError` when nothing of theirs could be used."""
+        if not self._reports:
+            raise WireError(f"no client has uploaded anything that can be used in round {self._record['round']}")
+        reports, self._reports = self._reports, []
+        return _sums(reports)
 
     @contextmanager
     def clients_phase(self) -> Iterator[None]:
@@ -182,12 +215,9 @@ class Server:
         Raises `WireError` when nothing can be used of what the clients have sent.
         """
         received_s, trained_s = (self._timeline.seconds(phase) for phase in ("receive", "server train"))
-        self._reports.clear()
         self._clients_began = time.perf_counter()
         yield
-        if not self._reports:
-            raise WireError(f"no client has uploaded anything that can be used in round {self._record['round']}")
-        self._record |= _sums([self._reports[client] for client in sorted(self._reports)])
+        self._record |= self.sum_reports()
         trained_s = self._timeline.seconds("server train") - trained_s  # in split learning
         if trained_s:
             self._record["server_s"] = trained_s
@@ -205,9 +235,16 @@ class Server:
             yield
         self._record["server_s"] = self._timeline.add("server train", began)
 
-    def note(self, figures: dict[str, float]) -> None:
-        """Add figures to the round's line in metrics.jsonl."""
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Time a piece of the server's training, while the clients work."""
+        with self._timeline.phase("server train"):
+            yield
+
+    def note(self, figures: dict[str, float], uploads: Sequence[UploadRecord] = ()) -> None:
+        """Add figures to the round's line in metrics.jsonl, and lines to uploads.csv."""
         self._record |= figures
+        self._uploads += uploads
 
     def send(self, client: int, message: HostClient | Request | Gradient) -> None:
         """Begin to send a message to a client's worker."""
@@ -229,13 +266,11 @@ class Server:
         if self._record["refused_messages"] <= _REFUSALS_SAID:
             self._progress.say(f"refused: {why}")
 
-    def _take_in(self, reports: dict[int, ClientReport]) -> None:
-        """Keep the clients' reports and states, in client order."""
-        for client, report in sorted(reports.items()):
-            self._states[client] = report.state
-            rank = self._reported_by.get(client, self.roster.worker_of[client])
-            self._spans.setdefault(rank, []).append(report.spans)
-        self._reports |= reports
+    def take_in(self, report: ClientReport, rank: int) -> None:
+        """Keep a client's report, which has come from this rank, and with it the client's new state."""
+        self._states[report.client] = report.state
+        self._spans.setdefault(rank, []).append(report.spans)
+        self._reports.append(report)
 
     def _close_round(self) -> None:
         """Evaluate, save the state and log after a round, unless that has been done."""
@@ -263,16 +298,19 @@ class Server:
         began, self._round_began = self._round_began, time.perf_counter()
         record["round_s"] = self._round_began - began
         spans = {rank: torch.cat(parts) for rank, parts in self._spans.items()}
-        self._log.append(record, {**spans, SERVER: self._timeline.take()})
-        self._spans = {}
+        self._log.append(record, {**spans, SERVER: self._timeline.take()}, self._uploads)
+        self._spans, self._uploads = {}, []
         self._progress.end_round(record)
 
-    def _finish(self) -> None:
+    def _finish(self, in_step: bool) -> None:
         """Evaluate every stem on the whole test set, write the summary, and stop the workers."""
+        if not in_step:  # nobody needs what they are at
+            self._stop_at_once()
         accuracy = self._evaluate("full", "final evaluation")
-        for rank in range(1, self.transport.size):
-            self.transport.send(rank, Stop())
-        self.transport.flush()
+        if in_step:
+            for rank in range(1, self.transport.size):
+                self.transport.send(rank, Stop())
+            self.transport.flush()
         self._progress.end_run()
         self._log.finish(_named(accuracy), asdict(self._learner.compute))
 
@@ -281,8 +319,8 @@ class Server:
         with self._placement.all_cores():
             return self._learner.evaluate(self._states, mode)
 
-    def _bytes(self) -> list[int]:
-        """Return the bytes so far: uploaded, downloaded, and the simulation's own."""
+    def bytes(self) -> list[int]:
+        """Return what has been moved so far, in the order of `BYTES`."""
         ledger = self.transport.ledger
         return [ledger.received["algorithm"], ledger.sent["algorithm"], ledger.simulation_bytes]
 
@@ -293,6 +331,7 @@ class Server:
             "learner": self._learner.state(),
             "clients": list(self._states),
             "records": [*self._log.records, *record],
+            "uploads": [tuple(upload) for upload in self._uploads],  # of the round
         }
 
     def _copy_of_state(self, *record: dict[str, Any]) -> dict[str, Any]:
@@ -313,11 +352,14 @@ class Server:
     def end_early(self) -> int:
         """Save what is done, tell the workers to stop at once, and say so in summary.json; return the rounds done."""
         self._progress.end_run()
-        for rank in range(1, self.transport.size):
-            self.transport.stop(rank)
+        self._stop_at_once()
         rounds_done = self.save()
         self._log.interrupt(rounds_done)
         return rounds_done
+
+    def _stop_at_once(self) -> None:
+        for rank in range(1, self.transport.size):
+            self.transport.stop(rank)
 
     def resume(self, rounds_done: int, state: dict[str, Any] | None) -> None:
         """Go on after `rounds_done` rounds from what a checkpoint holds, or begin with None; opens the log."""
@@ -326,14 +368,17 @@ class Server:
             self._learner.load(state["learner"])
             self._states = list(state["clients"])
             self._progress.say(f"resumed after round {rounds_done} of {self.num_rounds}")
-        self._log.begin(rounds_done, self.transport.size, state["records"] if state is not None else [])
+        records = state["records"] if state is not None else []
+        uploads = state["uploads"] if state is not None else []
+        self._virtual_s = sum(record.get("virtual_s", 0.0) for record in records)
+        self._log.begin(rounds_done, self.transport.size, records, [UploadRecord(*upload) for upload in uploads])
 
 
 def _sums(reports: list[ClientReport]) -> dict[str, float]:
-    """Return a round's figures of these reports, which come in client order."""
+    """Return a round's figures of these reports."""
     metrics = [report.metrics for report in reports]
     samples = sum(m.samples for m in metrics)
-    figures: dict[str, float] = {"participants": len(reports)}
+    figures: dict[str, float] = {"participants": len({report.client for report in reports})}
     if samples:  # none with client.epochs 0, or where the server has the losses
         figures["client_train_loss"] = sum(m.loss_sum for m in metrics) / samples
         figures["client_train_accuracy"] = sum(m.correct for m in metrics) / samples

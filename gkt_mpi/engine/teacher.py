@@ -22,7 +22,7 @@ from gkt_mpi.wire.messages import LocalRequest, TrainRequest
 class Teacher:
     """The large model without its stem, its training, and the bank; `model` is how training calls the network."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, bank_class: type[Bank] = Bank) -> None:
         """Build model and bank. Raises `ConfigError` when the disk cannot hold what `bank` leaves to it."""
         self._site = site
         self.config, self.distill = site.server, site.distill
@@ -35,7 +35,7 @@ class Teacher:
             site.steps_left(site.server),
             site.say,
         )
-        self.bank = Bank(site.shards, num_classes, site.codec, site.device, site.bank, site.folder, site.block_rows)
+        self.bank = bank_class(site.shards, num_classes, site.codec, site.device, site.bank, site.folder, site.block_rows)
         self._optimizer = Optimizer(site.server, self._model.parameters())
         self._training = Training(self._optimizer, site.server, site.num_rounds, site.device)
         self.step = self._training.step
@@ -84,24 +84,27 @@ class Teacher:
         return None if self._weight_KC is None else self._weight_KC[batch.client]
 
     @torch.no_grad()
-    def predict(self) -> None:
-        """Fill the bank's `server_logit` by one pass in evaluation mode."""
+    def predict(self, clients: list[int] | None = None) -> None:
+        """Fill the bank's `server_logit`, of these clients or of all, by one pass in evaluation mode."""
         model = self._model.folded()
         with self._site.watch.transport.timeline.phase("predict"):
-            for batch in self.bank.all_batches(self._site.evaluate.batch_size):
+            for batch in self.bank.all_batches(self._site.evaluate.batch_size, clients):
                 self.bank.server_logit[batch.row] = model(batch.feature).cpu()
                 self._site.watch.advance(len(batch.row))
 
     def end_round(self, round: int) -> dict[str, float]:
         """Note who has been taught; return the round's figures. Raises `GktError` when the training has diverged."""
         figures = self._training.end_round()
-        if not bool(self.bank.server_logit.isfinite().all()):
-            raise GktError("the server's training has diverged (its logits are not finite); lower server.lr")
+        self._check_logits()
         for client in range(len(self._is_taught)):  # one that was dropped keeps the logits it had, if any
             self._is_taught[client] |= self.bank.num_missing(client) == 0
         for client in self._participants:
             self._uploaded_in[client] = -1 if self.bank.num_missing(client) else round
         return figures
+
+    def _check_logits(self) -> None:
+        if not bool(self.bank.server_logit.isfinite().all()):
+            raise GktError("the server's training has diverged (its logits are not finite); lower server.lr")
 
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of every client's stem followed by the server's network."""

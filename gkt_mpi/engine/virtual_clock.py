@@ -60,23 +60,36 @@ class RoundWork:
 
 @dataclass(frozen=True)
 class RoundCost:
-    """What metrics.jsonl says of a round."""
+    """What metrics.jsonl says of a round; idle is a share of the round's time, the clients' a mean over them."""
 
     edge_flops: int
     virtual_s: float
+    virtual_server_idle: float
+    virtual_client_idle: float
 
 
-RoundPricer = Callable[[Participants, int | None], RoundCost]  # algorithms/cost.py: round_cost, of one run
+# algorithms/cost.py: round_cost, of one run; given the participants, the server's samples, and when the round begins
+RoundPricer = Callable[[Participants, int | None, float], RoundCost]
 
 
 def client_s(cost: ClientCost, device: DeviceProfile) -> float:
     """Return the seconds from a client's request to the end of its upload, without what it waits for the server.
 
-    It receives, computes and sends, one after the other, in the share of the time that the device can be used.
+    It receives, computes and sends, one after the other, in the share of the time that the device can be used. See
+    `end_of_work` for a device that is away in between.
     """
     down_s = 8 * cost.down_bytes / device.downlink_bit_s
     up_s = 8 * cost.up_bytes / device.uplink_bit_s
     return (down_s + cost.edge_flops / device.flop_s + up_s) / device.availability
+
+
+def end_of_work(start_s: float, seconds: float, device: DeviceProfile) -> float:
+    """Return when `seconds` of work that begin at `start_s` of the run are done: while it is away, a device rests."""
+    end_s = start_s + seconds
+    for leaves_s, returns_s in device.away:
+        if leaves_s < end_s and returns_s > start_s:
+            end_s += returns_s - max(leaves_s, start_s)
+    return end_s
 
 
 def server_s(flops: int, server: DeviceProfile) -> float:
@@ -84,13 +97,19 @@ def server_s(flops: int, server: DeviceProfile) -> float:
     return flops / server.flop_s / server.availability
 
 
-def clients_s(work: RoundWork, devices: Devices) -> dict[int, float]:
-    """Return the seconds of each client of a round, see `client_s`."""
-    return {client: client_s(cost, devices.of(client)) for client, cost in work.clients.items()}
+def clients_s(work: RoundWork, devices: Devices, start_s: float = 0.0) -> dict[int, float]:
+    """Return the seconds of each client of a round that begins at `start_s` of the run: of its work, and away."""
+    seconds = {}
+    for client, cost in sorted(work.clients.items()):
+        device = devices.of(client)
+        seconds[client] = end_of_work(start_s, client_s(cost, device), device) - start_s
+        if work.order == "in_turn":
+            start_s += seconds[client] + server_s(cost.served_flops, devices.server)
+    return seconds
 
 
-def round_s(work: RoundWork, devices: Devices) -> float:
-    """Return the seconds of a round.
+def round_s(work: RoundWork, devices: Devices, start_s: float = 0.0) -> float:
+    """Return the seconds of a round that begins at `start_s` of the run.
 
     together: the slowest client's, then the server's. in_turn: the sum of all clients' and the server's. side_by_side
     (parallel split learning): every client alternates with the server, which has one device for all of them. The round
@@ -98,7 +117,7 @@ def round_s(work: RoundWork, devices: Devices) -> float:
     that is more. That is what a server with a perfect queue would reach: a client that waits while the server serves
     another is not modelled.
     """
-    seconds, total_s = clients_s(work, devices), server_s(work.server_flops, devices.server)
+    seconds, total_s = clients_s(work, devices, start_s), server_s(work.server_flops, devices.server)
     match work.order:
         case "together":
             return max(seconds.values(), default=0.0) + total_s
@@ -111,6 +130,22 @@ def round_s(work: RoundWork, devices: Devices) -> float:
             return max(*served, total_s) if work.clients else total_s
 
 
-def round_cost(work: RoundWork, devices: Devices) -> RoundCost:
-    """Return what metrics.jsonl says of a round."""
-    return RoundCost(work.edge_flops, round_s(work, devices))
+def round_cost(work: RoundWork, devices: Devices, start_s: float = 0.0) -> RoundCost:
+    """Return what metrics.jsonl says of a round that begins at `start_s` of the run.
+
+    A client that has no part in the round is not counted; one that is away is idle, as one that waits.
+    """
+    total_s = round_s(work, devices, start_s)
+    busy = [client_s(cost, devices.of(client)) for client, cost in sorted(work.clients.items())]
+    busy_s = math.fsum(busy) / len(busy) if busy else 0.0
+    return RoundCost(
+        edge_flops=work.edge_flops,
+        virtual_s=total_s,
+        virtual_server_idle=idle_share(server_s(work.server_flops, devices.server), total_s),
+        virtual_client_idle=idle_share(busy_s, total_s),
+    )
+
+
+def idle_share(busy_s: float, total_s: float) -> float:
+    """Return the share of the time in which nothing was done, from 0 to 1; 0 of no time at all."""
+    return max(0.0, 1 - busy_s / total_s) if total_s else 0.0

@@ -1,5 +1,6 @@
 """What long work on the server calls as it proceeds."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gkt_mpi.engine.faults import Interrupt
@@ -7,16 +8,25 @@ from gkt_mpi.observe.progress import Progress
 from gkt_mpi.wire.transport import Transport
 
 
-@dataclass(frozen=True)
+def _nothing() -> None:
+    """Do nothing."""
+
+
+@dataclass
 class Watch:
-    """Shows how far the server is, and ends what it does when somebody asks for it."""
+    """Shows how far the server is, and ends what it does when somebody asks for it.
+
+    `meanwhile` is called in between: where clients are not in step, to take in what they send.
+    """
 
     progress: Progress
     interrupt: Interrupt
     transport: Transport
+    meanwhile: Callable[[], None] = _nothing
 
     def advance(self, samples: int) -> None:
         """Show that so many samples are done; end here if a signal asks for it or a worker has failed."""
         self.progress.advance(samples)
         self.interrupt.check()
         self.transport.keep_in_touch()
+        self.meanwhile()

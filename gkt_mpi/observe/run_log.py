@@ -1,5 +1,7 @@
 """The files that tell what happened in a run: config.yaml, metrics.jsonl, summary.json, trace.json, tensorboard/.
 
+Where clients are not in step there is uploads.csv, too.
+
 Every figure of a round is one key of one flat JSON object, a line in metrics.jsonl; docs/metrics.md explains
 each of them.
 """
@@ -8,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from gkt_mpi.errors import ConfigError, GktError
 from gkt_mpi.observe.timeline import Trace
+from gkt_mpi.observe.upload_log import UploadLog, UploadRecord
 
 
 class RunLog:
@@ -30,6 +33,7 @@ class RunLog:
         self._metrics_path = folder / "metrics.jsonl"
         self._summary_path = folder / "summary.json"
         self._trace = Trace(folder / "trace.json")
+        self._uploads = UploadLog(folder / "uploads.csv")
         self.records: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         try:
@@ -53,10 +57,17 @@ class RunLog:
         except OSError as error:
             raise ConfigError(f"cannot write {path}: {error}; free some space or set another out") from error
 
-    def begin(self, rounds_done: int, num_ranks: int, saved: list[dict[str, Any]]) -> None:
+    def begin(
+        self,
+        rounds_done: int,
+        num_ranks: int,
+        saved: list[dict[str, Any]],
+        uploads: Iterable[UploadRecord] = (),
+    ) -> None:
         """Begin to log after `rounds_done` rounds, whose records a checkpoint has `saved`. Raises `ConfigError`.
 
-        Lines of rounds that no checkpoint covers are dropped; a line that was lost or cut off comes from `saved`.
+        Lines of rounds that no checkpoint covers are dropped; a line that was lost or cut off comes from `saved`, and
+        from `uploads`, of the last round.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -69,14 +80,17 @@ class RunLog:
             if rounds_done == 0:
                 shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
             self._trace.begin(rounds_done, num_ranks)
+            self._uploads.begin(rounds_done, uploads)
             self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=rounds_done)
         except OSError as error:
             raise ConfigError(f"cannot write the run folder {self.folder}: {error}; free or repair it") from error
         self._earlier_s = sum(record["round_s"] for record in self.records)
         self._began = time.perf_counter()
 
-    def append(self, record: dict[str, Any], spans: dict[int, Tensor]) -> None:
-        """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars, and its spans by rank.
+    def append(
+        self, record: dict[str, Any], spans: dict[int, Tensor], uploads: Sequence[UploadRecord] = ()
+    ) -> None:
+        """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars, its spans by rank, uploads.
 
         Raises `GktError` when they cannot be written.
         """
@@ -89,6 +103,7 @@ class RunLog:
                     self._scalars.add_scalar(_scalar_name(name), value, record["round"])
             self._scalars.flush()
             self._trace.append(record["round"], spans)
+            self._uploads.append(uploads)
 
     def finish(self, accuracy: dict[str, float], compute: dict[str, Any]) -> None:
         """Write summary.json from all lines of metrics.jsonl, the final accuracies and how the networks computed.
@@ -122,7 +137,7 @@ class RunLog:
         sums = ("upload_bytes", "download_bytes", "simulation_bytes", "edge_flops", "virtual_s")
         return {
             "rounds": len(self.records),
-            **{name: sum(record[name] for record in self.records) for name in sums},
+            **{name: sum(r[name] for r in self.records) for name in sums if all(name in r for r in self.records)},
             "total_s": self._earlier_s + time.perf_counter() - self._began,
             "status": status,
         }

@@ -32,7 +32,8 @@ class Contract:
     """What one rank accepts at one moment. Everything else is refused before its payload is received.
 
     `sender` tells which rank speaks for a client (server side: the worker that hosts it); `num_samples` how
-    many samples a client has; a client missing from `num_samples` is unknown. `admit` is asked with a block's header,
+    many samples a client has; a client missing from `num_samples` is unknown. `round` is that of all clients, or each
+    client's own. `admit` is asked with a block's header,
     sample ids, labels and logits, and returns the bank's own rows, so that features are received in place; or it
     refuses them by a `WireError`. `state_bytes` is the size of a client's state (of each, where they differ), of a
     Check the largest; `model_bytes` that of a ModelState. A gradient is expected for the block (`first`,
@@ -40,7 +41,7 @@ class Contract:
     """
 
     kinds: frozenset[Kind]
-    round: int | None = None
+    round: int | Mapping[int, int] | None = None
     num_classes: int = 0
     num_samples: Mapping[int, int] | None = None
     sender: Mapping[int, int] | None = None
@@ -67,9 +68,9 @@ class Contract:
         try:
             yield
         except WireError as error:
-            is_upload = header.kind in _UPLOADS and header.round == self.round
             is_expected = header.client in (self.num_samples or ())
-            if is_upload and is_expected and self.sender is not None and self.sender[header.client] == source:
+            is_upload = is_expected and header.kind in _UPLOADS and header.round == self._round_of(header)
+            if is_upload and self.sender is not None and self.sender[header.client] == source:
                 error.client, error.closes_upload = header.client, header.kind == Kind.REPORT
             raise
 
@@ -89,8 +90,9 @@ class Contract:
         expect(header.client >= 0, "client", "0 or more")
         if header.kind in _OF_A_CLIENT:
             self._check_client(source, header, expect)
-        if self.round is not None:
-            expect(header.round == self.round, "round", self.round)
+        round = self._round_of(header)
+        if round is not None:
+            expect(header.round == round, "round", round)
         expect(header.round >= 0, "round", "0 or more")
         match header.kind:
             case Kind.SETUP:
@@ -125,6 +127,10 @@ class Contract:
             expected = self._state_bytes(header)
             expect(header.state_bytes == expected, "state_bytes", expected)
         expect(header.payload_bytes == payload_size(header), "payload_bytes", payload_size(header))
+
+    def _round_of(self, header: Header) -> int | None:
+        """Return the round that a header's client, if it is an expected one, is in; None for any."""
+        return self.round if self.round is None or isinstance(self.round, int) else self.round[header.client]
 
     def _state_bytes(self, header: Header) -> int:
         """Return the bytes of the state of a header's client; none is that long if there is no such client."""

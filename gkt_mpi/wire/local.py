@@ -53,16 +53,25 @@ class LocalTransport:
         """Wait for a message; see `Transport.receive`. Raises `PeerFailedError` when another thread has failed."""
         while True:
             try:
-                source, header, payload = self._world.queues[self.rank].get(timeout=_LOOK_S)
-                break
+                return self._take(contract, self._world.queues[self.rank].get(timeout=_LOOK_S))
             except queue.Empty:
                 self.on_wait()
                 self.keep_in_touch()
+
+    def receive_ready(self, contract: Contract) -> tuple[int, Message] | None:
+        """Receive a message that has come, if any."""
+        try:
+            return self._take(contract, self._world.queues[self.rank].get_nowait())
+        except queue.Empty:
+            return None
+
+    def _take(self, contract: Contract, sent: tuple[int, Header, list[Tensor]]) -> tuple[int, Message]:
+        source, header, payload = sent
         with self.timeline.phase("receive"), contract.blame(source, header):
             contract.check(source, header)
             buffers = []
-            for buffer, sent in zip(contract.buffers(header), payload, strict=True):
-                buffers.append(buffer.copy_(sent.reshape(buffer.shape)))
+            for buffer, sent_buffer in zip(contract.buffers(header), payload, strict=True):
+                buffers.append(buffer.copy_(sent_buffer.reshape(buffer.shape)))
         message = from_wire(header, buffers)
         self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
         return source, message

@@ -57,6 +57,10 @@ _NOTHING = np.empty(0, np.uint8)
 _MOVE_EVERY_S = 1e-3  # the least pause of the thread that looks after what leaves; a rank that waits looks more often
 
 
+class _NothingThereError(Exception):
+    """No message has come."""
+
+
 class MpiTransport:
     """Carries messages between the ranks of a communicator."""
 
@@ -151,7 +155,19 @@ class MpiTransport:
 
         See `Transport.receive` for what it raises.
         """
-        source, words = self._receive_header(lambda: contract.awaited)
+        return self._receive_payload(contract, *self._receive_header(lambda: contract.awaited))
+
+    def receive_ready(self, contract: Contract) -> tuple[int, Message] | None:
+        """Receive a message that has come, or return None; see `Transport`."""
+        self._let_go()
+        try:
+            source, words = self._receive_header(lambda: contract.awaited, wait=False)
+        except _NothingThereError:
+            return None
+        return self._receive_payload(contract, source, words)
+
+    def _receive_payload(self, contract: Contract, source: int, words: np.ndarray) -> tuple[int, Message]:
+        """Receive what a header announces, if the contract allows it."""
         started = time.perf_counter()
         try:
             header = Header.unpack(words, source)
@@ -226,11 +242,14 @@ class MpiTransport:
         if self.rank != SERVER:
             self.keep_in_touch()
 
-    def _receive_header(self, awaited: Callable[[], set[int]]) -> tuple[int, np.ndarray]:
-        """Wait for the next header, past what is left of refused messages; return its sender and its words."""
+    def _receive_header(self, awaited: Callable[[], set[int]], wait: bool = True) -> tuple[int, np.ndarray]:
+        """Wait for the next header, past what is left of refused messages; return its sender and its words.
+
+        Raises `_NothingThereError` when it is not there and is not to be waited for.
+        """
         self.peers.begin_wait()
         while True:
-            source, tag, size = self._next(awaited)
+            source, tag, size = self._next(awaited, wait=wait)
             self.peers.hear(source)
             if tag == _SIGN_TAG and size == 0:
                 if self._take([_NOTHING, MPI.BYTE], source, tag) and self.rank != SERVER:
@@ -296,7 +315,9 @@ class MpiTransport:
             self.peers.bury(source)
             self.peers.tell_of(source)
 
-    def _next(self, awaited: Callable[[], set[int]], source: int = MPI.ANY_SOURCE) -> tuple[int, int, int]:
+    def _next(
+        self, awaited: Callable[[], set[int]], source: int = MPI.ANY_SOURCE, wait: bool = True
+    ) -> tuple[int, int, int]:
         """Wait until something can be received; return its sender, tag and bytes without receiving it.
 
         The bytes of a message over 2 GiB are some negative number. Raises `LostRankError` when another rank is lost,
@@ -327,7 +348,10 @@ class MpiTransport:
             self.on_wait()
             return False
 
-        _poll(is_there)
+        if wait:
+            _poll(is_there)
+        elif not is_there():
+            raise _NothingThereError
         return status.Get_source(), status.Get_tag(), status.Get_count(MPI.BYTE)
 
     def _pass_over(self, source: int, tag: int, size: int) -> None:

@@ -51,6 +51,9 @@ class Transport(Protocol):
         to it any more. On a worker that is the server only, and `Interrupted` is raised when the server says stop.
         """
 
+    def receive_ready(self, contract: Contract) -> tuple[int, Message] | None:
+        """Receive a message that has come, as `receive` does; return None at once when there is none."""
+
     def set_timeout(self, seconds: float) -> None:
         """Count a rank as lost that is waited for and says nothing for so long; before the first call none is."""
 

@@ -1,0 +1,45 @@
+"""Asynchronous FedGKT: nobody waits for the slowest. Read fedgkt.py first; a client does there what it does here.
+
+A client that has uploaded is answered as soon as the server has learnt from it (after `async.buffer` uploads, as in
+FedBuff, Nguyen et al., AISTATS 2022), and goes on; its new upload then takes the place of its last one in the bank. In
+between the server goes on training on the bank as it stands, in which old knowledge counts less (`async.staleness`, as
+in FedAsync, Xie et al. 2019). A round is as many uploads as there are clients, whoever they come from.
+
+    rank 0      run_server      engine/arrivals.py       who has been asked, what has come, whose turn it is
+                                engine/event_clock.py    by the devices' time, or by this machine's
+                                engine/async_teacher.py  the large model, its passes over the bank, the weights by age
+                                engine/standing_bank.py  where the clients' last and next features lie
+    other ranks                 as in fedgkt.py
+"""
+
+from collections.abc import Iterator
+
+from gkt_mpi.engine.async_teacher import AsyncTeacher
+from gkt_mpi.engine.bank import BankBatch
+from gkt_mpi.engine.server import Server
+from gkt_mpi.losses import server_loss
+
+
+def run_server(server: Server, teacher: AsyncTeacher) -> None:
+    """Learn from every upload when it comes."""
+    arrivals = teacher.open(server)
+    for round in server.rounds(in_step=False):
+        teacher.begin_round_of_uploads(round)  # in the first, all clients are asked
+        while arrivals.is_in_round:
+            clients = arrivals.next_clients()  # whose uploads are now in the bank
+            with server.training():
+                train(teacher, teacher.due_batches(clients))
+                teacher.predict(clients)
+            arrivals.answer(teacher.fresh)  # with the server's logits; they train on, and so does the server
+            with server.training():
+                train(teacher, teacher.overtime_batches())
+        server.note(teacher.end_round(round))
+
+
+def train(teacher: AsyncTeacher, batches: Iterator[BankBatch]) -> None:
+    """Train the large model on batches of the bank."""
+    for batch in batches:
+        logit_BC = teacher.model(batch.feature)
+        weight_BC, age_weight_B = teacher.weight(batch), teacher.age_weight(batch)  # None where all count alike
+        loss = server_loss(logit_BC, batch.label, batch.client_logit, teacher.distill, weight_BC, age_weight_B)
+        teacher.step(loss, len(batch.label))

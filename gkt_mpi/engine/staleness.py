@@ -1,0 +1,57 @@
+"""How much old knowledge counts in asynchronous training (FedAsync: Xie, Koyejo and Gupta 2019, arXiv 1903.03934).
+
+The unit of age is the round, `num_clients` uploads: a client's samples are as stale as there have been rounds since it
+was asked for them. In synchronous training that is 0; where all go at the same pace and nobody waits, about 1.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gkt_mpi.errors import require
+
+
+@dataclass(frozen=True)
+class AsyncConfig:
+    """Asynchronous training (fedgkt_async)."""
+
+    buffer: int = 1
+    """Uploads that the server waits for before it learns from them and answers, as in FedBuff; at least 1, at most
+    clients. 1: every client is answered at once. clients: in step, as in fedgkt."""
+    overtime: float = 1.0
+    """What the server trains on while no buffer is full, as a share of what the last uploads were due (server.epochs
+    passes over the bank for every `clients` uploads); 0 or more, .inf: it never waits. Nothing once all have answered.
+    """
+    staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
+    """Weight of a client's samples in the server's loss, by their age s in rounds. constant: 1. polynomial:
+    (1 + s)^-exponent. hinge: 1 up to hinge_start, then 1 / (1 + hinge_slope * (s - hinge_start))."""
+    exponent: float = 0.5
+    """Of polynomial; 0 or more."""
+    hinge_start: float = 4.0
+    """Age in rounds up to which all count alike with hinge; 0 or more."""
+    hinge_slope: float = 10.0
+    """How fast the weight falls beyond that; 0 or more."""
+    max_staleness: float | None = None
+    """Age in rounds beyond which samples are left out until their client uploads again; above 0, null for no bound."""
+
+    def __post_init__(self) -> None:
+        require(self.buffer >= 1, "async.buffer", self.buffer, "at least 1")
+        for name in ("overtime", "exponent", "hinge_start", "hinge_slope"):
+            require(getattr(self, name) >= 0, f"async.{name}", getattr(self, name), "0 or more")
+        bound = self.max_staleness
+        require(bound is None or bound > 0, "async.max_staleness", bound, "above 0, or null")
+
+
+def staleness_weight(age: float, config: AsyncConfig) -> float:
+    """Return the weight, from 0 to 1, of samples that are `age` rounds old; 0 beyond `max_staleness`.
+
+    The functions s(t - tau) of the FedAsync paper, where age is counted in updates of the model.
+    """
+    if config.max_staleness is not None and age > config.max_staleness:
+        return 0.0
+    match config.staleness:
+        case "constant":
+            return 1.0
+        case "polynomial":
+            return (1 + age) ** -config.exponent
+        case "hinge":
+            return 1 / (1 + config.hinge_slope * max(0.0, age - config.hinge_start))
