@@ -16,8 +16,8 @@ from gkt_mpi.engine.checkpoint import CheckpointConfig
 from gkt_mpi.engine.client import ClientConfig
 from gkt_mpi.engine.compute import ComputeConfig
 from gkt_mpi.engine.devices import DevicesConfig
-from gkt_mpi.engine.event_clock import ClockName
 from gkt_mpi.engine.evaluate import EvaluateConfig
+from gkt_mpi.engine.event_clock import ClockName
 from gkt_mpi.engine.faults import FaultsConfig
 from gkt_mpi.engine.feature_rows import BankConfig
 from gkt_mpi.engine.learner import ServerConfig, SplitConfig
@@ -36,9 +36,9 @@ class RunConfig:
     """A run."""
 
     algorithm: AlgorithmName = "fedgkt"
-    """fedgkt: group knowledge transfer. fedgkt_async: the same, where nobody waits for the slowest. fedavg: every client trains the large network, the server averages.
-    split_learning: client and server train it together, batch by batch. centralized: all images in one place.
-    standalone: every client alone."""
+    """fedgkt: group knowledge transfer. fedgkt_async: the same, where nobody waits for the slowest client.
+    fedavg: every client trains the large network, the server averages. split_learning: client and server train it
+    together, batch by batch. centralized: all images in one place. standalone: every client alone."""
     name: str = "run"
     """Name of the run: its folder is OUT/NAME."""
     out: str = "runs"

@@ -1,7 +1,7 @@
 """The uploads of clients that are not in step: who has been asked, what has come, and whose is next.
 
-A client that is answered goes on at once. What it sends is taken in whenever it comes, also while the server trains, and
-waits in the bank's inbox until its turn, which the run's clock decides (event_clock.py).
+A client that is answered goes on at once. What it sends is taken in whenever it comes, also while the server trains,
+and waits in the bank's inbox until its turn, which the run's clock decides (event_clock.py).
 """
 
 import time
@@ -13,7 +13,6 @@ from gkt_mpi.engine.server import BYTES, Server
 from gkt_mpi.engine.standing_bank import StandingBank
 from gkt_mpi.observe.upload_log import UploadRecord
 from gkt_mpi.wire.messages import LocalRequest, Message, Request, TrainRequest
-
 
 _OF_EACH_CLIENT = ("number", "in_use", "asked_at", "based_on")
 
@@ -190,7 +189,7 @@ class Arrivals:
     def end_round(self) -> None:
         """Note the round's uploads and its figures."""
         ages = [record.staleness for record in self._records]
-        received_s, trained_s = (now - before for now, before in zip(self._seconds(), self._seconds_before, strict=True))
+        received_s, trained_s = (b - a for a, b in zip(self._seconds_before, self._seconds(), strict=True))
         figures = self._server.sum_reports() | {
             "uploads": len(ages),
             "staleness_mean": sum(ages) / len(ages),

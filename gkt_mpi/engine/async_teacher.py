@@ -1,7 +1,7 @@
 """The server's side of asynchronous FedGKT: the large network trains on the bank as it stands.
 
-A round, `clients` uploads, is due `server.epochs` passes over the bank, as in fedgkt; each upload its share of them when
-it comes. The passes go on from upload to upload: one is a shuffled order of all samples in use when it begins.
+A round, `clients` uploads, is due `server.epochs` passes over the bank, as in fedgkt; each upload its share of them
+when it comes. The passes go on from upload to upload: one is a shuffled order of all samples in use when it begins.
 """
 
 import math
@@ -65,8 +65,7 @@ class AsyncTeacher(Teacher):
         """Yield the training batches that the new uploads of these clients are due."""
         self._weigh()
         self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
-        num_samples = sum(len(self.bank.samples_of(client)) for client in self._fresh)
-        due = self.config.epochs * len(clients) * num_samples
+        due = self.config.epochs * len(clients) * self._num_fresh
         self._debt += due
         self._overtime = self._async.overtime * due / self.bank.num_clients
         self._model.train()
@@ -81,7 +80,9 @@ class AsyncTeacher(Teacher):
         self._weigh()
         self._model.train()
         while self._overtime > 0 and self._fresh and self.arrivals.others_are_at_work:
-            if self.arrivals.is_next_due(len(self._next_samples())):
+            # No pass is begun before it is known that there is time: it would lack the next uploads.
+            most = len(self._pass[0]) if self._pass else min(self.config.batch_size, self._num_fresh)
+            if self.arrivals.is_next_due(most):
                 break
             batch = self._next_batch()
             yield batch
@@ -96,13 +97,14 @@ class AsyncTeacher(Teacher):
         """Find out how much each client's samples count now; their mean over all samples is 1."""
         weights = {client: staleness_weight(self.arrivals.age(client), self._async) for client in self.bank.landed}
         self._fresh = [client for client, weight in weights.items() if weight > 0]
+        sizes = {client: len(self.bank.samples_of(client)) for client in self._fresh}
+        self._num_fresh = sum(sizes.values())
         self._age_weight_K = None
         if len({weights[client] for client in self._fresh}) > 1:
-            sizes = {client: len(self.bank.samples_of(client)) for client in self._fresh}
             total = math.fsum(weights[client] * size for client, size in sizes.items())
             weight_K = torch.zeros(self.bank.num_clients)
             for client in self._fresh:
-                weight_K[client] = weights[client] * sum(sizes.values()) / total
+                weight_K[client] = weights[client] * self._num_fresh / total
             self._age_weight_K = weight_K.to(self._site.device)
 
     def age_weight(self, batch: BankBatch) -> Tensor | None:

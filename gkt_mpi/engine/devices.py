@@ -38,7 +38,7 @@ class DeviceProfile:
     availability: float
     """Share of the time that the device can be used, above 0 and at most 1."""
     away: tuple[tuple[float, float], ...] = ()
-    """When the device cannot be used at all: seconds of the run (from, to), ascending; to infinity: it never returns."""
+    """When the device cannot be used at all: seconds of the run (from, to), ascending; to infinity: for good."""
 
     def __post_init__(self) -> None:
         for name in ("flop_s", "uplink_bit_s", "downlink_bit_s"):

@@ -119,7 +119,9 @@ class VirtualClock:
         due = self._due(buffer)
         if due == math.inf:
             coming = sum(map(self.is_coming, self._work))
-            raise GktError(f"async.buffer is {buffer}, but only {coming} clients will ever send anything more; lower it")
+            raise GktError(
+                f"async.buffer is {buffer}, but only {coming} clients will ever send anything more; lower it"
+            )
         clients = [client for client, (_, done) in sorted(self._work.items()) if done <= due]
         while not set(clients) <= set(uploads.complete()):
             uploads.receive()

@@ -23,8 +23,8 @@ from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.bank import BatchOrder
 from gkt_mpi.engine.client import ClientConfig
 from gkt_mpi.engine.compute import Compute, ComputeConfig
-from gkt_mpi.engine.event_clock import ClockName, Prices
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode
+from gkt_mpi.engine.event_clock import ClockName, Prices
 from gkt_mpi.engine.feature_rows import BankConfig
 from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig, Schedule, ScheduleName
 from gkt_mpi.engine.staleness import AsyncConfig

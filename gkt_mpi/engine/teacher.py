@@ -35,7 +35,9 @@ class Teacher:
             site.steps_left(site.server),
             site.say,
         )
-        self.bank = bank_class(site.shards, num_classes, site.codec, site.device, site.bank, site.folder, site.block_rows)
+        self.bank = bank_class(
+            site.shards, num_classes, site.codec, site.device, site.bank, site.folder, site.block_rows
+        )
         self._optimizer = Optimizer(site.server, self._model.parameters())
         self._training = Training(self._optimizer, site.server, site.num_rounds, site.device)
         self.step = self._training.step
