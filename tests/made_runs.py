@@ -1,7 +1,7 @@
 """Run folders with chosen figures, as a real run would write them, for what reads run folders."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +9,14 @@ import yaml
 
 from gkt_mpi.config import RunConfig
 from gkt_mpi.observe.run_log import RunLog
+from gkt_mpi.observe.upload_log import UploadLog, UploadRecord
 
 CLASSES = [str(digit) for digit in range(10)]
 
 
 def configuration(name: str, algorithm: str, seed: int, **changes) -> dict:
     """Return a configuration; `changes` use __ for the dot of a field."""
-    config = asdict(RunConfig()) | {"name": name, "algorithm": algorithm, "seed": seed, "clients": 4}
+    config = RunConfig().as_dict() | {"name": name, "algorithm": algorithm, "seed": seed, "clients": 4}
     for field, value in changes.items():
         *groups, last = field.split("__")
         place = config
@@ -34,12 +35,13 @@ def make_run(
     status: str | None = "completed",
     partitioned: bool = True,
     lacking: tuple = (),
+    uploads: Sequence[UploadRecord] = (),
     **changes,
 ) -> Path:
     """Write a run folder with these test accuracies, None for a round without, and return it.
 
-    `figures` are of every round, and replace those here; `lacking` are keys that the records do not have. `status` None
-    leaves summary.json out.
+    `figures` are of every round, and replace those here; `lacking` are keys that the records do not have; `uploads` are
+    the lines of uploads.csv. `status` None leaves summary.json out.
     """
     config = configuration(folder.name, algorithm, seed, **({"rounds": len(accuracy)} | changes))
     log = RunLog(folder, config, "made for a test")
@@ -48,6 +50,7 @@ def make_run(
         log.save_partition(shards, np.full((4, 10), 1 + seed, np.int64), CLASSES)
     records = [_record(round, value, figures or {}, lacking) for round, value in enumerate(accuracy)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    UploadLog(folder / "uploads.csv").append(uploads)
     if status is not None:
         sums = {
             key: sum(r[key] for r in records)
@@ -78,6 +81,7 @@ def _record(round: int, accuracy: float | None, figures: dict, lacking: tuple) -
 # What a round of each algorithm is like: bytes up and down, operations, seconds on devices, final accuracy.
 _KINDS = {
     "fedgkt": ((40e6, 4e5, 3e11, 400.0), 0.93),
+    "fedgkt_async": ((40e6, 4e5, 3e11, 150.0), 0.925),
     "fedavg": ((9.5e6, 9.5e6, 3e12, 900.0), 0.945),
     "split_learning": ((1.6e8, 1.6e8, 3e11, 2500.0), 0.91),
     "standalone": ((0, 0, 3e11, 100.0), 0.78),
@@ -89,6 +93,25 @@ _LACKING = {
     "standalone": ("server_train_loss", "server_s", "wire_s", "server_lr"),
     "centralized": ("client_test_accuracy", "client_train_loss", "client_s", "wire_s"),
 }
+
+
+def made_uploads(num_clients: int = 4, rounds: int = 2, slow_s: float = 5.0) -> list[UploadRecord]:
+    """Return uploads of clients that work 2 s each time, the last one `slow_s`; the server learns 1 s from each."""
+    takes = [2.0] * (num_clients - 1) + [slow_s]
+    asked, number, based_on = [0.0] * num_clients, [0] * num_clients, [0] * num_clients
+    now, uploads = 0.0, []
+    for taken in range(rounds * num_clients):
+        client = min(range(num_clients), key=lambda client: (asked[client] + takes[client], client))
+        done = asked[client] + takes[client]
+        begun = max(now, done)
+        now = begun + 1.0
+        age = (taken - based_on[client]) / num_clients
+        uploads.append(
+            UploadRecord(taken // num_clients, client, number[client], asked[client], done, begun, now, age, 1)
+        )
+        asked[client], based_on[client] = now, taken + 1
+        number[client] += 1
+    return uploads
 
 
 def make_study(root: Path, seeds: int = 3, rounds: int = 60, columns: tuple = (), **changes) -> list[Path]:

@@ -18,7 +18,8 @@ class DevicesConfig:
 
     edge: list[str] | str = "phone"
     """Profile of the clients' devices, or several that are dealt out to the clients in turn: a name of gkt_mpi/profiles
-    (phone_old, phone, phone_new, raspberry_pi, jetson, laptop, server_gpu) or the path of a YAML file."""
+    (phone_old, phone, phone_new, raspberry_pi, jetson, laptop, server_gpu; the stragglers phone_slow, phone_leaving and
+    phone_silent) or the path of a YAML file."""
     server: str = "server_gpu"
     """Profile of the server, likewise."""
 

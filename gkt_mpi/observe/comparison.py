@@ -82,8 +82,12 @@ def _plot(scale: Scale, drawn: Drawn) -> Plot:
     notes, folded = [], ""
     if drawn.at_zero:
         notes.append(f"Level lines at their last accuracy, since they stay at zero here: {_names(drawn.at_zero)}.")
-    if drawn.unknown:
-        names = [run.name for run in drawn.unknown]
+    is_timeless = {id(run): run.has_real_clock and "virtual_s" in scale.keys for run in drawn.unknown}
+    timeless = [run.name for run in drawn.unknown if is_timeless[id(run)]]
+    if timeless:
+        notes.append(f"Left out, since with clock: real there is no virtual time: {', '.join(timeless)}.")
+    names = [run.name for run in drawn.unknown if not is_timeless[id(run)]]
+    if names:
         lacking = " and ".join(scale.keys)
         notes.append(f"Left out, since not every round of their metrics.jsonl has {lacking} (an older version): ")
         if len(names) <= 4:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gkt_mpi.observe.figures import COLOURS, MARKERS, new_figure
+from gkt_mpi.observe.figures import COLOURS, MARKERS, new_figure, time_unit
 from gkt_mpi.observe.groups import Column, Comparison, Row
 from gkt_mpi.observe.measures import Curve, curve, final_accuracy
 from gkt_mpi.observe.run_folder import Run
@@ -26,7 +26,6 @@ _MOST_POINTS, _FEW_POINTS = 100, 12
 _MOST_PANELS = 3  # side by side
 _LOG_FROM = 5  # a logarithmic axis where the rows end further apart than this
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-_TIMES = ((2 * 86400.0, 86400.0, "days"), (7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
 
 @dataclass(frozen=True)
@@ -301,7 +300,7 @@ def _top(curves: Sequence[Curve]) -> float:
 def _unit(scale: Scale, largest: float) -> tuple[float, str]:
     """Return by what x is divided, and the label of its axis."""
     if scale.keys == ("virtual_s",):
-        _, size, unit = next(each for each in _TIMES if largest >= each[0])
+        size, unit = time_unit(largest)
         return size, scale.label.format(unit)
     if not scale.keys:
         return 1.0, scale.label

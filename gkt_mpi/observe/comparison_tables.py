@@ -115,9 +115,9 @@ def cost_table(comparison: Comparison) -> Table:
             rows = [[Text(row.label), *_cost_cells(record)] for row, record in figures.items()]
             sections.append(Section(column.label, rows))
     caption = (
-        "Means over the seeds whose logs have the figure. A client counts in the rounds in which it takes part. "
-        "Virtual time is that of the devices of the configured profiles; wall time is that of the simulation, on the "
-        "machine and with the ranks it had."
+        "Means over the seeds whose logs have the figure. A client counts in the rounds in which it takes part, in "
+        "asynchronous training once an upload. Virtual time is that of the devices of the configured profiles; wall "
+        "time is that of the simulation, on the machine and with the ranks it had."
     )
     return Table("cost", caption, [groups, [Text(name) for name in names]], sections, records)
 
@@ -155,7 +155,10 @@ def fields_table(comparison: Comparison) -> Table:
         rows = sections.setdefault(name.split(".")[0] if "." in name else "run", [])
         words = {value: describe(comparison, members) for value, members in holders}
         common, _ = max(holders, key=lambda holder: len(holder[1]))
-        if words[common].count(";") > 1:  # shorter, and read more easily, at the end
+        num_holders = sum(len(members) for _, members in holders)
+        if words[common].count(";") > 1 and num_holders == len(
+            comparison.runs
+        ):  # shorter, and read more easily, at the end
             holders.sort(key=lambda holder: holder[0] == common)
             words[common] = "all others"
         for i, (value, members) in enumerate(holders):

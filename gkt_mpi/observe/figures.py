@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008); markers and dashes keep them apart in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osv^D*P"
+_TIMES = ((2 * 86400.0, 86400.0, "days"), (7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 _LONG = re.compile(r"(\d\.\d\d)\d+")
 
 
@@ -35,3 +36,8 @@ def svg(figure: "Figure") -> str:
     text = buffer.getvalue()
     # A hundredth of a point is finer than any screen or printer, and makes the page a fourth lighter.
     return re.sub(r' (?:d|x|y)="[^"]*"', lambda place: _LONG.sub(r"\1", place[0]), text[text.index("<svg") :])
+
+
+def time_unit(largest_s: float) -> tuple[float, str]:
+    """Return by what an axis of seconds up to this many is divided, and what it then shows."""
+    return next((size, unit) for least, size, unit in _TIMES if largest_s >= least)

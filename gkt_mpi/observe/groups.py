@@ -26,7 +26,8 @@ _SIZE_FIELDS = ("data.limit", "data.test_limit", "data.synthetic.")  # of a colu
 _LABEL_FIELDS = {"algorithm", "client.proximal_mu", "split.mode"}
 
 NOT_FEDERATED = ("standalone", "centralized")
-_ALGORITHMS = ("fedgkt", "fedavg", "split_learning")
+_ALGORITHMS = ("fedgkt", "fedgkt_async", "fedavg", "split_learning")
+_GKT = {"fedgkt": "FedGKT", "fedgkt_async": "FedGKT async"}
 _DATA_SETS = ("digits", "cifar10", "cifar100", "cinic10", "synthetic")
 _PARTITIONS = ("", "homo", "hetero", "shards", "quantity")
 
@@ -193,7 +194,10 @@ def _columns(runs: list[Run], texts: list[dict[str, str]]) -> list[Column]:
 def _rows(runs: list[Run], texts: list[dict[str, str]], columns: list[Column]) -> list[Row]:
     """Return the row of each run."""
     plain = [_method(run) for run in runs]
-    deciding = [{name: text for name, text in fields.items() if _decides(name)} for fields in texts]
+    deciding = [
+        {name: text for name, text in fields.items() if _decides(name, method.algorithm)}
+        for method, fields in zip(plain, texts, strict=True)
+    ]
     rows = list(plain)
     for method in set(plain):
         own = [i for i, other in enumerate(plain) if other == method]
@@ -221,13 +225,18 @@ def _method(run: Run) -> Row:
         return Row(algorithm, "centralized", whole)
     if algorithm == "standalone":
         return Row(algorithm, "edge alone", edge)
-    return Row(algorithm, "FedGKT" if algorithm == "fedgkt" else algorithm, f"{edge} / {whole}")
+    return Row(algorithm, _GKT.get(algorithm, algorithm), f"{edge} / {whole}")
 
 
-def _decides(name: str) -> bool:
-    """Whether a field, apart from column and label, decides the result of a run."""
-    ignored = name in _IGNORED | _COLUMN_FIELDS | _LABEL_FIELDS
+def _decides(name: str, algorithm: str) -> bool:
+    """Whether a field, apart from column and label, decides the result of a run of this algorithm."""
+    ignored = name in _IGNORED | _COLUMN_FIELDS | _LABEL_FIELDS or not concerns(name, algorithm)
     return not ignored and not name.startswith((*_SIZE_FIELDS, *_IGNORED_GROUPS))
+
+
+def concerns(name: str, algorithm: str) -> bool:
+    """Whether a field means anything to an algorithm, as far as this is told apart: clock and async.* are of one."""
+    return algorithm == "fedgkt_async" or not (name == "clock" or name.startswith("async."))
 
 
 def _telling_fields(pairs: Iterable[tuple[dict[str, str], dict[str, str]]]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gkt_mpi.observe.groups import NOT_SET, Cell, Column, Comparison, Row, flatten, value_text
+from gkt_mpi.observe.groups import NOT_SET, Cell, Column, Comparison, Row, concerns, flatten, value_text
 from gkt_mpi.observe.run_folder import Run
 
 
@@ -88,9 +88,11 @@ def curve(runs: Sequence[Run], position: Callable[[Run], list[float] | None]) ->
 
 
 def run_cost(run: Run) -> Cost:
-    """Return the cost of a run: bytes and operations per round and client that took part, virtual time per round."""
-    clients = run.config.get("clients") or len(run.counts)
-    visits = sum(record.get("participants", clients) for record in run.records)
+    """Return the cost of a run: bytes and operations per round and client that took part, virtual time per round.
+
+    Where clients are not in step, one takes part as often as it uploads.
+    """
+    visits = sum(record.get("uploads", record.get("participants", run.num_clients)) for record in run.records)
 
     def per_visit(key: str) -> float | None:
         total = run.total(key)
@@ -120,14 +122,18 @@ def mean_cost(runs: Sequence[Run]) -> Cost:
 def differing_fields(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[int]]]]:
     """Return the configuration fields that differ between runs, without seed, name and out.
 
-    Each has its values as text, each with the numbers (from 0) of the runs that have it.
+    Each has its values as text, each with the numbers (from 0) of the runs that have it, without those of algorithms
+    to which the field means nothing.
     """
+    algorithms = [str(run.config["algorithm"]) for run in runs]
     configs = [flatten(run.config) for run in runs]
     names = dict.fromkeys(name for config in configs for name in config)
     differing = {}
     for name in names:
         holders: dict[str, list[int]] = {}
         for i, config in enumerate(configs):
+            if not concerns(name, algorithms[i]):
+                continue
             holders.setdefault(value_text(config[name]) if name in config else NOT_SET, []).append(i)
         if len(holders) > 1 and name not in ("seed", "name", "out"):
             differing[name] = list(holders.items())

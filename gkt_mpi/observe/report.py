@@ -19,10 +19,12 @@ import yaml
 
 from gkt_mpi import __version__
 from gkt_mpi.errors import DataError, GktError
+from gkt_mpi.observe.asynchrony_section import describe_asynchrony
 from gkt_mpi.observe.comparison import is_comparison, write_comparison
 from gkt_mpi.observe.figures import COLOURS, new_figure, svg
 from gkt_mpi.observe.run_folder import Run, model_label
 from gkt_mpi.observe.tables import amount, duration
+from gkt_mpi.observe.timeline import Span, clip_spans, idle_shares
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +54,8 @@ _MOST_LANES, _MOST_SPANS = 33, 4000
 
 
 # What `test_accuracy` is the accuracy of.
-_MODELS = {"fedgkt": "server model", "standalone": "edge models alone"}
+_MODELS = {"fedgkt": "server model", "fedgkt_async": "server model", "standalone": "edge models alone"}
+_HAVE_SERVER_MODEL = ("fedgkt", "fedgkt_async")
 
 
 def render(run: Run) -> str:
@@ -65,10 +68,11 @@ def render(run: Run) -> str:
             ("by uploaded bytes", _accuracy_figure(run, "uploaded, MB, all clients together", _uploaded_mb))
         )
     accuracy.append(("by time", _accuracy_figure(run, *_elapsed(run))))
+    shown = _shown_round(run) if run.trace else None
     has_loss = any(key in record for key in ("server_train_loss", "client_train_loss") for record in run.records)
     return environment.from_string(template).render(
         title=run.name,
-        has_server_model=run.config["algorithm"] == "fedgkt",
+        has_server_model=run.config["algorithm"] in _HAVE_SERVER_MODEL,
         version=__version__,
         what=_sentence(run),
         facts=_facts(run),
@@ -76,8 +80,9 @@ def render(run: Run) -> str:
         loss=svg(_loss_figure(run)) if has_loss else None,
         time=svg(_time_figure(run)),
         partition=svg(_partition_figure(run)) if run.counts.size else None,
-        timeline=svg(_timeline_figure(run)) if run.trace else None,
-        timeline_round=run.trace[-1]["args"]["round"] + 1 if run.trace else None,
+        asynchrony=describe_asynchrony(run) if run.uploads and not run.is_in_step else None,
+        timeline=svg(_timeline_figure(run, shown)) if shown is not None else None,
+        timeline_round=shown + 1 if shown is not None else None,
         config=yaml.safe_dump(run.config, sort_keys=False),
     )
 
@@ -88,7 +93,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     megabytes = {key: (run.total(key) or 0) / 1e6 for key in ("upload_bytes", "download_bytes", "simulation_bytes")}
     algorithm, edge_accuracy = run.config["algorithm"], run.final_client_accuracy
     facts = [(f"{_MODELS.get(algorithm, 'model')}, test accuracy", _accuracy_text(run.final_accuracy))]
-    if algorithm == "fedgkt" or (edge_accuracy is not None and algorithm != "standalone"):
+    if algorithm in _HAVE_SERVER_MODEL or (edge_accuracy is not None and algorithm != "standalone"):
         facts.append(("edge models alone, test accuracy", _accuracy_text(edge_accuracy)))
     edge = [
         ("computed by all clients", amount(run.total("edge_flops"), "FLOP")),
@@ -117,10 +122,8 @@ def _sentence(run: Run) -> str:
     partition = config["data"].get("partition")
     if partition in ("hetero", "quantity"):
         partition += f", alpha {config['data']['alpha']}"
-    models = {
-        "fedgkt": f"{model_label(edge['model'])} at the edge and {model_label(server['model'])} on the server",
-        "standalone": f"{model_label(edge['model'])} at the edge",
-    }
+    both = f"{model_label(edge['model'])} at the edge and {model_label(server['model'])} on the server"
+    models = dict.fromkeys(_HAVE_SERVER_MODEL, both) | {"standalone": f"{model_label(edge['model'])} at the edge"}
     return (
         f"{algorithm} on {config['data']['name']}{f' ({partition})' if partition else ''}, "
         f"{config['clients']} clients{f' with {run.counts.sum():,} training images' if run.counts.size else ''}, "
@@ -196,6 +199,8 @@ def _time_figure(run: Run) -> "Figure":
     x = np.array(_rounds(run))
     bottom = np.zeros(len(x))
     for key, name, colour, hatch in _PHASES:
+        if key == "client_s" and not run.is_in_step:
+            name = "server waits for uploads"
         seconds = np.array([record.get(key, 0.0) for record in run.records])
         if not seconds.any():  # a phase that the algorithm does not have
             continue
@@ -209,12 +214,36 @@ def _time_figure(run: Run) -> "Figure":
     return figure
 
 
-def _timeline_figure(run: Run) -> "Figure":
-    """Draw what each rank did in the last round of the trace, a lane a rank; white is idle."""
-    last = run.trace[-1]["args"]["round"]
-    events = [e for e in run.trace if e["args"]["round"] == last and e["tid"] < _MOST_LANES]
+def _shown_round(run: Run) -> int:
+    """Return the round that the timeline shows: the last one of the trace.
+
+    Where clients are not in step, the middle one: what they have done is known when the server takes it, maybe rounds
+    later.
+    """
+    rounds = sorted({event["args"]["round"] for event in run.trace if run.is_in_step or event["tid"] == 0})
+    return rounds[-1] if run.is_in_step else rounds[(len(rounds) - 1) // 2]
+
+
+def _events_of(run: Run, round: int) -> tuple[list[dict[str, Any]], Span]:
+    """Return the spans of a round, and from when to when it was, in microseconds.
+
+    In step these are all that are noted for it. Else it is the server's, and what others did in that time.
+    """
+    events = [e for e in run.trace if e["tid"] < _MOST_LANES]
+    own = [e for e in events if e["args"]["round"] == round and (run.is_in_step or e["tid"] == 0)]
+    shown = min(e["ts"] for e in own), max(e["ts"] + e["dur"] for e in own)
+    if run.is_in_step:
+        return own, shown
+    before = [e["ts"] + e["dur"] for e in events if e["args"]["round"] == round - 1 and e["tid"] == 0]
+    shown = max(before, default=min(e["ts"] for e in events)), shown[1]
+    return [e for e in events if clip_spans([(e["ts"], e["ts"] + e["dur"])], shown)], shown
+
+
+def _timeline_figure(run: Run, round: int) -> "Figure":
+    """Draw what each rank did in a round, a lane a rank, with the share of the time in which it was idle."""
+    events, (began, ended) = _events_of(run, round)
+    idle = idle_shares(events, (began, ended))
     longest_first = sorted(events, key=lambda event: -event["dur"])[:_MOST_SPANS]  # so that the inner lies on top
-    began = min(event["ts"] for event in events)
     ranks = 1 + max(event["tid"] for event in events)
     figure = new_figure(11.0, min(9.0, 1.6 + 0.3 * ranks))
     axes = figure.add_subplot()
@@ -227,9 +256,11 @@ def _timeline_figure(run: Run) -> "Figure":
 
     patches = [Patch(facecolor=c, hatch=h, edgecolor="white", label=n) for n, (c, h) in _SPANS.items() if n in seen]
     figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), frameon=False, fontsize=8)
-    axes.set_yticks(range(ranks), ["server", *(f"worker {rank}" for rank in range(1, ranks))], fontsize=8)
+    names = ["server", *(f"worker {rank}" for rank in range(1, ranks))]
+    labels = [f"{name}, {100 * idle.get(rank, 1):.0f} % idle" for rank, name in enumerate(names)]
+    axes.set_yticks(range(ranks), labels, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, (ended - began) / 1e6)
     axes.set_xlabel("seconds since the round began")
     return figure
 

@@ -15,6 +15,7 @@ import yaml
 from gkt_mpi.errors import DataError
 from gkt_mpi.observe.run_log import read_records
 from gkt_mpi.observe.timeline import read_trace
+from gkt_mpi.observe.upload_log import UploadRecord, read_uploads
 
 DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cinic10": "CINIC-10"}
 # The field that tells one partition of a kind from another, and the letter or word that stands for it.
@@ -58,6 +59,26 @@ class Run:
     def trace(self) -> list[dict[str, Any]]:
         """The spans of its timeline; only read when asked for, since it may be 20 MB."""
         return [event for event in read_trace(self.folder / "trace.json") if event["ph"] == "X"]
+
+    @cached_property
+    def uploads(self) -> list[UploadRecord]:
+        """Its uploads, where clients are not in step; else none."""
+        return read_uploads(self.folder / "uploads.csv")
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are; 0 where nothing says."""
+        return self.config.get("clients") or len(self.counts)
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether the server waits for all clients of a round."""
+        return self.config["algorithm"] != "fedgkt_async"
+
+    @property
+    def has_real_clock(self) -> bool:
+        """Whether what arrives first decides, not the times of the devices: then there is no virtual time."""
+        return not self.is_in_step and self.config.get("clock") == "real"
 
     @property
     def is_completed(self) -> bool:

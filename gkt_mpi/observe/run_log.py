@@ -87,9 +87,7 @@ class RunLog:
         self._earlier_s = sum(record["round_s"] for record in self.records)
         self._began = time.perf_counter()
 
-    def append(
-        self, record: dict[str, Any], spans: dict[int, Tensor], uploads: Sequence[UploadRecord] = ()
-    ) -> None:
+    def append(self, record: dict[str, Any], spans: dict[int, Tensor], uploads: Sequence[UploadRecord] = ()) -> None:
         """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars, its spans by rank, uploads.
 
         Raises `GktError` when they cannot be written.

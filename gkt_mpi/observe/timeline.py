@@ -9,8 +9,9 @@ phase is what the host sees of it, which runs ahead of the device until somethin
 """
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,6 +32,7 @@ Phase = Literal[
     "checkpoint",
 ]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+Span = tuple[float, float]  # from when to when
 _MOST_EVENTS = 200_000  # of a trace, some 20 MB
 MOST_SPANS = 10_000  # that a rank keeps between two reports
 
@@ -128,6 +130,46 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return events
+
+
+def idle_shares(events: Iterable[dict[str, Any]], shown: Span | None = None) -> dict[int, float]:
+    """Return for each rank that has spans the share, from 0 to 1, of the time in which none of them lay.
+
+    `events` are those of a trace, of a round for example. `shown` is the time that counts, as their `ts`, in
+    microseconds; without it, all from the first span's beginning to the last one's end, whichever rank's.
+    """
+    spans: dict[int, list[Span]] = {}
+    for event in events:
+        if event["ph"] == "X":
+            spans.setdefault(event["tid"], []).append((event["ts"], event["ts"] + event["dur"]))
+    every = [span for own in spans.values() for span in own]
+    if not every:
+        return {}
+    began, ended = shown or (min(span[0] for span in every), max(span[1] for span in every))
+    if ended <= began:
+        return dict.fromkeys(sorted(spans), 0.0)
+    busy = {
+        rank: math.fsum(end - begin for begin, end in merge_spans(clip_spans(own, (began, ended))))
+        for rank, own in spans.items()
+    }
+    return {rank: max(0.0, 1 - busy[rank] / (ended - began)) for rank in sorted(busy)}
+
+
+def clip_spans(spans: Iterable[Span], shown: Span) -> list[Span]:
+    """Return what of each span lies within `shown`, without those of which nothing does."""
+    clipped = [(max(begin, shown[0]), min(end, shown[1])) for begin, end in spans]
+    return [(begin, end) for begin, end in clipped if begin < end]
+
+
+def merge_spans(spans: Iterable[Span], gap: float = 0.0) -> list[Span]:
+    """Return the time that spans cover together, ascending; those no further apart than `gap` become one."""
+    merged: list[Span] = []
+    for begin, end in sorted(spans):
+        if merged and begin <= merged[-1][1] + gap:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((begin, end))
+    return merged
 
 
 def _us(seconds: float) -> float:

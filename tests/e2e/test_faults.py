@@ -67,6 +67,7 @@ ALGORITHMS = {
     "splitfed": {"algorithm": "split_learning", "split__mode": "parallel"},
     "standalone": {"algorithm": "standalone"},
     "some": {"participation": 0.5},
+    "async": {"algorithm": "fedgkt_async", "devices__edge": "[phone, phone_new, phone_old]"},
 }
 
 

@@ -12,11 +12,11 @@ from tests.conftest import ROOT
 
 def leaves(config, prefix=""):
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        value, name = getattr(config, field.name), field.name.rstrip("_")
         if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{prefix}{field.name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
-            yield prefix + field.name, value
+            yield prefix + name, value
 
 
 def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path):
@@ -30,7 +30,7 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
 def test_a_run_folders_configuration_is_the_configuration_again(tmp_path):
     config = parse(["--data.name=synthetic", "--placement.threads=3", "--data.limit=7", "--name=x"])
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    path.write_text(yaml.safe_dump(config.as_dict()))
     assert parse(["--config", str(path)]) == config
     assert parse(["--config", str(path)]).digest() == config.digest() != parse([]).digest()
 

@@ -54,7 +54,7 @@ def test_the_page_loads_nothing_and_everything_it_links_to_is_there(page):
     figures = {"accuracy_final", "accuracy_by_round", "accuracy_by_bytes"}
     figures |= {"accuracy_by_edge_flops", "accuracy_by_virtual_time"}
     assert names == {"report.html", *tables, *(f"figures/{name}.svg" for name in figures)}
-    assert "Comparison of 21 runs" in text
+    assert "Comparison of 25 runs" in text
 
 
 def test_what_is_not_averaged_is_listed(page):
@@ -107,6 +107,27 @@ def test_curves_are_means_of_the_metrics(tmp_path):
     assert (min(last), max(last)) == (pytest.approx(45 - 30 / 2**0.5), pytest.approx(45 + 30 / 2**0.5))
 
 
+def test_both_kinds_of_fedgkt_stand_on_one_axis_of_virtual_time(tmp_path):
+    make_run(tmp_path / "sync", accuracy=(0.1, 0.4), figures={"virtual_s": 50.0})
+    make_run(tmp_path / "async", "fedgkt_async", accuracy=(0.2, 0.5), figures={"virtual_s": 20.0})
+    comparison = compare([Run.load(folder) for folder in sorted(tmp_path.iterdir())])
+    assert [row.name for row in comparison.rows] == ["FedGKT", "FedGKT async"]
+    sync, late = (curves_of(comparison, BY_TIME, row) for row in comparison.rows)
+    assert sync == ([50, 100], [pytest.approx(10), pytest.approx(40)])
+    assert late == ([20, 40], [pytest.approx(20), pytest.approx(50)])
+
+
+def test_runs_by_a_real_clock_have_a_dash_for_virtual_time(tmp_path):
+    make_run(tmp_path / "sync", accuracy=(0.1, 0.4))
+    make_run(tmp_path / "real", "fedgkt_async", accuracy=(0.2, 0.5), lacking=("virtual_s",), clock="real")
+    assert main([str(tmp_path / "sync"), str(tmp_path / "real"), "--out", str(tmp_path / "c")]) == 0
+    _, text = read(tmp_path / "c" / "report.html")
+    assert "Left out, since with clock: real there is no virtual time: real." in text
+    assert "an older version" not in text
+    (row,) = re.findall(r"FedGKT async, ResNet-8 / ResNet-56 1.00 MB 10.0 kB 2.00 GFLOP (\S+)", text)
+    assert row == "–"
+
+
 def test_what_uploads_nothing_is_a_level_line(tmp_path):
     make_run(tmp_path / "gkt", accuracy=(0.1, 0.4))
     make_run(tmp_path / "central", "centralized", accuracy=(0.1, 0.9), figures={"upload_bytes": 0, "download_bytes": 0})
@@ -123,9 +144,9 @@ def test_panels_are_columns_and_those_of_a_data_set_share_their_axes(study):
         homo, hetero = draw_curves(comparison, scale).figure.axes
         assert (homo.get_title("left"), hetero.get_title("left")) == ("digits, homo", "digits, hetero (α = 0.1)")
         assert (homo.get_xlim(), homo.get_ylim()) == (hetero.get_xlim(), hetero.get_ylim())
-        assert len(homo.lines) == len(hetero.lines) == 5
+        assert len(homo.lines) == len(hetero.lines) == 6
         looks = {(line.get_marker(), line.get_linestyle(), str(line._unscaled_dash_pattern)) for line in homo.lines}
-        assert len(looks) == 5  # apart without colour
+        assert len(looks) == 6  # apart without colour
     assert draw_final(comparison) is not None
 
 

@@ -71,6 +71,20 @@ def test_a_field_that_an_older_version_lacks_is_not_taken_for_a_default(loaded):
     assert rows[1].endswith("not set")
 
 
+def test_clock_and_async_tell_asynchronous_runs_apart_and_no_others(loaded):
+    """An older version knows neither: its runs still share a cell with those of this one."""
+    changes = {"clock": "real", "async__buffer": 2}
+    sync = [loaded("old", drop=("clock", "async")), loaded("new", seed=1), loaded("odd", seed=2, **changes)]
+    assert labels(sync) == ["FedGKT, ResNet-8 / ResNet-56"]
+    runs = [loaded(f"async{n}", algorithm="fedgkt_async", async__buffer=n) for n in (1, 4)]
+    assert labels([*sync, *runs]) == [
+        "FedGKT, ResNet-8 / ResNet-56",
+        *(f"FedGKT async, ResNet-8 / ResNet-56, async.buffer {n}" for n in (1, 4)),
+    ]
+    real = loaded("real", algorithm="fedgkt_async", clock="real")
+    assert labels([runs[0], real]) == [f"FedGKT async, ResNet-8 / ResNet-56, clock {c}" for c in ("real", "virtual")]
+
+
 def test_columns_go_from_equal_to_skewed_and_tell_sizes_apart(loaded):
     runs = [
         loaded(f"{partition}{alpha}{limit}", data__partition=partition, data__alpha=alpha, data__limit=limit)
@@ -105,10 +119,12 @@ def test_rows_name_algorithm_and_models_as_the_paper_does(loaded):
         loaded("new", algorithm="fedsomething"),
         loaded("mixed", client__model={"resnet4": 0.5, "resnet8": 0.5}),
         loaded("gkt"),
+        loaded("async", algorithm="fedgkt_async"),
     ]
     assert labels(runs) == [
         "FedGKT, 0.5 × ResNet-4 + 0.5 × ResNet-8 / ResNet-56",
         "FedGKT, ResNet-8 / ResNet-56",
+        "FedGKT async, ResNet-8 / ResNet-56",
         "FedAvg, ResNet-110",
         "FedProx (μ = 0.01), ResNet-56",
         "split learning (parallel), ResNet-56",

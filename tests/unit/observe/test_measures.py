@@ -121,6 +121,24 @@ def test_costs_of_older_and_of_client_free_runs(loaded):
     assert mean_cost([old]).edge_flops is None
 
 
+def test_where_clients_are_not_in_step_costs_are_per_upload(loaded):
+    figures = {"uploads": 6, "participants": 3, "upload_bytes": 60, "download_bytes": 6, "edge_flops": 30.0}
+    cost = run_cost(loaded("async", algorithm="fedgkt_async", figures=figures))
+    assert (cost.upload_bytes, cost.download_bytes, cost.edge_flops) == (10, 1, 5)
+    real = loaded("real", algorithm="fedgkt_async", seed=1, clock="real", figures=figures, lacking=("virtual_s",))
+    assert run_cost(real).virtual_s is None
+
+
+def test_fields_of_asynchronous_training_differ_between_its_runs_alone(loaded):
+    runs = [loaded("a"), loaded("b", seed=1, clock="real", async__buffer=3)]
+    assert differing_fields(runs) == {}
+    runs += [loaded(f"c{n}", algorithm="fedgkt_async", async__buffer=n) for n in (1, 2)]
+    del runs[0].config["async"]
+    found = differing_fields(runs)
+    assert found["async.buffer"] == [("1", [2]), ("2", [3])]
+    assert set(found) == {"algorithm", "async.buffer"}
+
+
 def test_differing_fields_have_their_values_and_who_has_them(loaded):
     runs = [loaded("a"), loaded("b", seed=1, client__lr=0.5), loaded("c", client__model=["resnet4", "resnet8"])]
     del runs[2].config["wire"]

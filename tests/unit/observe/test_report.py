@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gkt_mpi.observe.report import Run, main, render
+from gkt_mpi.observe.timeline import idle_shares
 from tests.conftest import run_in_threads
 from tests.made_runs import make_run, make_study
 
@@ -64,11 +65,16 @@ def test_the_curves_are_those_of_the_metrics(folder):
 
 
 def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder, tmp_path):
-    from gkt_mpi.observe.report import _timeline_figure
+    from gkt_mpi.observe.report import _shown_round, _timeline_figure
 
     run = Run.load(folder)
-    axes = _timeline_figure(run).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["server", "worker 1", "worker 2"]
+    axes = _timeline_figure(run, _shown_round(run)).axes[0]
+    shares = idle_shares(event for event in run.trace if event["args"]["round"] == 2)
+    names = ["server", "worker 1", "worker 2"]
+    assert all(0 < shares[rank] < 1 for rank in range(3))
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        f"{name}, {100 * shares[rank]:.0f} % idle" for rank, name in enumerate(names)
+    ]
     assert len(axes.collections) == sum(event["args"]["round"] == 2 for event in run.trace)
     without = tmp_path / "without"
     shutil.copytree(folder, without)
@@ -76,15 +82,32 @@ def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder,
     assert Page(render(Run.load(without))).pictures == 6
 
 
+def test_where_clients_are_not_in_step_the_timeline_is_what_all_did_in_a_round_of_the_server(tmp_path):
+    from gkt_mpi.config import parse
+    from gkt_mpi.observe.report import _events_of, _shown_round, _timeline_figure
+    from tests.conftest import arguments
+
+    run_in_threads(parse(arguments(tmp_path, name="async", algorithm="fedgkt_async", rounds=3)), 3)
+    run = Run.load(tmp_path / "runs" / "async")
+    assert _shown_round(run) == 1
+    events, (began, ended) = _events_of(run, 1)
+    ends = {n: max(e["ts"] + e["dur"] for e in run.trace if (e["args"]["round"], e["tid"]) == (n, 0)) for n in (0, 1)}
+    assert (began, ended) == (ends[0], ends[1])
+    assert all(e["ts"] < ended and e["ts"] + e["dur"] > began for e in events)
+    assert sum(e["tid"] == 0 for e in events) >= sum((e["args"]["round"], e["tid"]) == (1, 0) for e in run.trace)
+    assert _timeline_figure(run, 1).axes[0].get_xlim() == pytest.approx((0, (ended - began) / 1e6))
+    assert Page(render(run)).pictures == 9
+
+
 def test_a_run_of_each_algorithm_has_a_page(tmp_path):
-    pictures = {"fedgkt": 6, "fedavg": 6, "split_learning": 6, "standalone": 5, "centralized": 4}
+    pictures = {"fedgkt": 6, "fedgkt_async": 6, "fedavg": 6, "split_learning": 6, "standalone": 5, "centralized": 4}
     for folder in make_study(tmp_path, seeds=1, rounds=4, columns=(("digits", "homo", 0.5),)):
         page = Page(render(Run.load(folder)))
         text = " ".join(" ".join(page.words).split())
         algorithm = Run.load(folder).config["algorithm"]
         # Without uploads no curve by bytes, without a partition no map; none of these has a timeline.
         assert page.pictures == pictures[algorithm]
-        assert ("server model" in text.split("Test accuracy")[0]) == (algorithm == "fedgkt")
+        assert ("server model" in text.split("Test accuracy")[0]) == algorithm.startswith("fedgkt")
         assert ("with 40 training images" in text) == (algorithm != "centralized")
 
 

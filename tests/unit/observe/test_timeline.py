@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from gkt_mpi.observe.timeline import MOST_SPANS, PHASES, Timeline, Trace, are_spans, read_trace
+from gkt_mpi.observe.timeline import (
+    MOST_SPANS,
+    PHASES,
+    Timeline,
+    Trace,
+    are_spans,
+    clip_spans,
+    idle_shares,
+    merge_spans,
+    read_trace,
+)
 from tests.conftest import run_in_threads
 
 
@@ -73,6 +83,38 @@ def test_a_trace_goes_on_after_the_rounds_that_count(tmp_path):
     events = read_trace(path)
     assert [event["args"].get("round") for event in events] == [None, None, 0, 1]
     assert read_trace(tmp_path / "nothing") == []
+
+
+def event(rank, begin, end, name="load"):
+    return {"name": name, "ph": "X", "pid": 0, "tid": rank, "ts": begin, "dur": end - begin, "args": {"round": 0}}
+
+
+def test_idle_shares_by_hand():
+    events = [
+        *(event(0, 0, 10), event(0, 2, 5), event(0, 8, 20)),  # one within, one over the end: 20 of 100
+        *(event(1, 50, 75), event(1, 75, 100)),  # side by side: 50 of 100
+        event(2, 30, 30),
+        {"name": "thread_name", "ph": "M", "pid": 0, "tid": 3, "args": {"name": "rank 3 worker"}},
+    ]
+    assert idle_shares(events) == pytest.approx({0: 0.8, 1: 0.5, 2: 1.0})
+    # From 5 to 55 the first is busy for 15, the second for 5 of 50.
+    assert idle_shares(events, (5, 55)) == pytest.approx({0: 0.7, 1: 0.9, 2: 1.0})
+    assert idle_shares([]) == {}
+    assert idle_shares([event(1, 7, 7)]) == {1: 0.0}
+
+
+def test_idle_shares_hold_at_the_times_of_a_trace():
+    """There microseconds since 1970 are told apart by no more than a fourth of one."""
+    began = 1.7e15
+    events = [event(0, began, began + 1e6), event(1, began + 250_000, began + 500_000)]
+    assert idle_shares(events) == pytest.approx({0: 0, 1: 0.75}, abs=1e-6)
+
+
+def test_spans_become_one_where_they_touch_or_nearly():
+    assert merge_spans([(5, 6), (0, 2), (1, 3), (3, 4)]) == [(0, 4), (5, 6)]
+    assert merge_spans([(0, 9), (1, 2)]) == [(0, 9)]
+    assert merge_spans([(0, 2), (2.5, 3), (4, 5)], gap=0.5) == [(0, 3), (4, 5)]
+    assert clip_spans([(0, 2), (1, 5), (6, 9), (3, 3)], (2, 7)) == [(2, 5), (6, 7)]
 
 
 def test_a_run_notes_every_phase_and_no_two_overlap_but_the_nested(tiny):
