@@ -30,7 +30,7 @@ folder_name = $(notdir $(basename $(CONFIG)))$(if $(PARTITION),-$(PARTITION))$(i
 	$(SERVER),-$(SERVER))$(if $(SEED),-seed$(SEED))
 
 .PHONY: help env digits cifar10 cifar100 cinic10 run check-cluster paper compare test test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round \
-	bench-clients check clean
+	bench-clients bench-async check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -118,7 +118,8 @@ bench-codec:  ## what a codec costs in accuracy (ARGS="--cifar data" adds CIFAR-
 bench-compute:  ## how fast the networks train, against plain PyTorch and the limit (ten minutes)
 bench-round:  ## a whole round beside the bare compute it needs (ten minutes)
 bench-clients:  ## what 1,000 clients on 2 workers cost (ten minutes)
-bench-bank bench-codec bench-compute bench-round bench-clients:
+bench-async:  ## asynchronous beside synchronous FedGKT, one client ten times slower (half an hour; ARGS="--cifar data" adds CIFAR-10)
+bench-bank bench-codec bench-compute bench-round bench-clients bench-async:
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
 
