@@ -64,7 +64,8 @@ class AsyncTeacher(Teacher):
     def due_batches(self, clients: list[int]) -> Iterator[BankBatch]:
         """Yield the training batches that the new uploads of these clients are due."""
         self._weigh()
-        self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
+        if self.distill.lka != "none":
+            self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
         due = self.config.epochs * len(clients) * self._num_fresh
         self._debt += due
         self._overtime = self._async.overtime * due / self.bank.num_clients
@@ -97,7 +98,7 @@ class AsyncTeacher(Teacher):
         """Find out how much each client's samples count now; their mean over all samples is 1."""
         weights = {client: staleness_weight(self.arrivals.age(client), self._async) for client in self.bank.landed}
         self._fresh = [client for client, weight in weights.items() if weight > 0]
-        sizes = {client: len(self.bank.samples_of(client)) for client in self._fresh}
+        sizes = {client: self.bank.size_of(client) for client in self._fresh}
         self._num_fresh = sum(sizes.values())
         self._age_weight_K = None
         if len({weights[client] for client in self._fresh}) > 1:
@@ -140,13 +141,13 @@ class AsyncTeacher(Teacher):
 
     def predict(self, clients: list[int] | None = None) -> None:
         """Fill the bank's `server_logit` for the new uploads of these clients."""
-        asked = self.bank.landed if clients is None else clients
-        there = [client for client in asked if client in self.bank.landed]
+        landed = self.bank.landed
+        there = landed if clients is None else [client for client in clients if client in landed]
         if there:
             super().predict(there)
         for client in there:
             self._is_taught[client] = True
-        self.arrivals.compute(predicted=sum(len(self.bank.samples_of(client)) for client in there))
+        self.arrivals.compute(predicted=sum(map(self.bank.size_of, there)))
 
     @property
     def fresh(self) -> set[int]:

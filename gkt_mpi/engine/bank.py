@@ -172,10 +172,7 @@ class Bank:
 
     def all_batches(self, batch_size: int, clients: Iterable[int] | None = None) -> Iterator[BankBatch]:
         """Yield every row that has arrived once, in order; or those of these clients."""
-        row = self._arrived_rows()
-        if clients is not None:
-            row = row[torch.isin(self.client_of(row), torch.tensor(list(clients)))]
-        yield from self._batches(row.split(batch_size))
+        yield from self._batches(self._arrived_rows(clients).split(batch_size))
 
     @property
     def num_arrived(self) -> int:
@@ -193,8 +190,9 @@ class Bank:
         """Return whose the samples of these rows are, int64 (B,)."""
         return torch.bucketize(row, torch.tensor(self.first[1:]), right=True)
 
-    def _arrived_rows(self) -> Tensor:
-        return self._arrived.nonzero().flatten()
+    def _arrived_rows(self, clients: Iterable[int] | None = None) -> Tensor:
+        row = self._arrived.nonzero().flatten()
+        return row if clients is None else row[torch.isin(self.client_of(row), torch.tensor(list(clients)))]
 
     def _arrived_by_client(self) -> list[Tensor]:
         rows = (first + self._arrived[first:end].nonzero().flatten() for first, end in pairwise(self.first))

@@ -18,7 +18,7 @@ import torch
 from gkt_mpi.errors import CheckpointError, GktError, require
 
 _NAME = re.compile(r"round-(\d{5,})\.pt")
-_FORMAT = 3  # of what a checkpoint holds
+_FORMAT = 4  # of what a checkpoint holds
 # Fields a resumed run may change: they do not alter the rounds already done.
 MAY_CHANGE = (
     *("name", "out", "rounds", "checkpoint", "placement", "faults"),

@@ -36,6 +36,7 @@ from gkt_mpi.wire.messages import ClientReport, Gradient, HostClient, Request, S
 from gkt_mpi.wire.transport import SERVER
 
 BYTES = ("upload_bytes", "download_bytes", "simulation_bytes")
+_COUNTS = ("participants", "refused_messages", "lost_workers", "dropped_clients")
 _REFUSALS_SAID = 3  # a round; the others are only counted
 
 
@@ -78,7 +79,7 @@ class Server:
         self._asked: dict[int, Request] = {}  # clients whose upload has not been collected yet
         self._reports: list[ClientReport] = []  # of the round, in the order in which they count
         self._spans: dict[int, list[Tensor]] = {}
-        self._record: dict[str, Any] = {}
+        self._record: dict[str, Any] = dict.fromkeys(_COUNTS, 0)
         self._uploads: list[UploadRecord] = []  # of the round, where the clients are not in step
         self.costs: Callable[[], dict[str, float]] = self._costs_in_step  # of the round that is about to end
         self._to_close: dict[str, Any] | None = None  # the record of a round that is done, but not evaluated and saved
@@ -98,11 +99,11 @@ class Server:
         self._round_began = time.perf_counter()
         for round in range(start, self.num_rounds):
             self._ledger = self.bytes()
-            counts = ("participants", "refused_messages", "lost_workers", "dropped_clients")
-            self._record = {"round": round} | dict.fromkeys(counts, 0)
+            self._record = {"round": round} | self._record
             self._taking_part = {}
             yield round
             self._to_close = {**self._record, **self.costs()}
+            self._record = dict.fromkeys(_COUNTS, 0)  # what happens from now on counts for the next round
             if not in_step or not self._placement.has_own_cores:  # what it computes later would slow the clients down
                 self._close_round()
         self._close_round()

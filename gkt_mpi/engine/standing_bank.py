@@ -8,6 +8,7 @@ bank; with `bank.memory_mib` the second places are the first to lie on the disk.
 A sample's number, from 0 to N, is the same in both places: row = number, or number + N.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,10 @@ class StandingBank(Bank):
         """The clients of which there is an upload in use, ascending."""
         return [client for client, place in enumerate(self._in_use) if place is not None]
 
+    def size_of(self, client: int) -> int:
+        """Return how many samples a client has."""
+        return int(self.first[client + 1] - self.first[client])
+
     def samples_of(self, client: int) -> Tensor:
         """Return the numbers of a client's samples, int64 (n,)."""
         return torch.arange(self.first[client], self.first[client + 1])
@@ -73,7 +78,8 @@ class StandingBank(Bank):
         """Return whose the samples of these rows are, int64 (B,)."""
         return super().client_of(row) % self.num_clients
 
-    def _arrived_rows(self) -> Tensor:
+    def _arrived_rows(self, clients: Iterable[int] | None = None) -> Tensor:
         """Return the rows in use, client by client."""
-        rows = [torch.arange(self.first[-1])[self.rows_of(client)] for client in self.landed]
+        used = (self.rows_of(client) for client in (self.landed if clients is None else clients))
+        rows = [torch.arange(rows.start, rows.stop) for rows in used]
         return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)

@@ -79,6 +79,8 @@ def cases(setting: Setting, data: DataSize, num_clients: int, edge: EdgeName) ->
         if name == "fedgkt":
             yield Case("fedgkt, first round", round_work(name, setting, untaught, data.train))
             yield Case("fedgkt, later", round_work(name, setting, clients, data.train))
+        elif name == "fedgkt_async":
+            yield Case("fedgkt_async, in step", round_work(name, setting, clients, data.train))
         elif name == "split_learning":
             for mode in ("sequential", "parallel"):
                 in_mode = replace(_in_floats(setting), split_mode=mode)
@@ -123,8 +125,8 @@ def round_table(rounds: list[Case], title: str, codec: CodecName) -> Table:
 
 
 def seconds_table(rounds: list[Case], num_clients: int, server: str) -> Table:
-    """Return the table of a round's seconds where every client is a device of a packaged profile."""
-    profiles = packaged_profiles()
+    """Return the table of a round's seconds where every client is a device of a packaged profile that never leaves."""
+    profiles = [name for name in packaged_profiles() if not load_profile(name, "profile").away]
     title = f"virtual seconds of a round of {num_clients} clients on such devices, the server on {server}"
     table = _table(title, "seconds", *profiles)
     host = load_profile(server, "--server-device")

@@ -87,6 +87,18 @@ def test_every_algorithm_survives_dead_workers_and_a_dead_server(changes, tmp_pa
     assert results(cut) == results(whole)
 
 
+def test_by_the_real_clock_training_goes_on_beside_dead_and_hung_workers(tmp_path):
+    """One of three workers dies and one stops for good; the third is left with all clients, sooner or later."""
+    faults = ["1,worker while training,3,kill", "2,worker while training,9,stop"]
+    changes = {"algorithm": "fedgkt_async", "clock": "real", "faults__timeout_s": 2}
+    done = plant(4, faults, tmp_path, rounds=12, **changes)
+    assert done.status == 0, done.out + done.err
+    assert len(results(tmp_path)) == 12
+    assert sum(lost_workers(tmp_path)) in (1, 2)  # the hung one may not be missed before the end
+    assert "rank 1 has died" in done.out
+    assert not left_behind(tmp_path)
+
+
 def test_two_workers_may_die_at_once_and_take_their_new_clients_with_them(undisturbed, tmp_path):
     """Ranks 2 and 3 while the server trains; rank 1, which has got their clients, later; rank 4 is left with all."""
     faults = ["0,server while training,7,kill-2", "0,server while training,7,kill-3", "1,worker while uploading,4,kill"]

@@ -105,7 +105,8 @@ def test_a_group_or_field_left_empty_in_a_file_is_one_line(tmp_path, text, messa
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-CONFIGS = sorted([*(ROOT / "launch/configs").glob("*.yaml"), *(ROOT / "launch/configs/compare").iterdir()])
+FOLDERS = (ROOT / "launch/configs" / name for name in ("", "compare", "async"))
+CONFIGS = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

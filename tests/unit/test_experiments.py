@@ -20,6 +20,10 @@ LOSSES = {
 }
 EDGES = {f"cifar10_edge_{edge}": {"data.name": "cifar10", "client.model": edge} for edge in ("resnet4", "resnet6")}
 CLIENTS = {f"cifar100_clients_{num}": {"data.name": "cifar100", "clients": num} for num in (8, 64, 128)}
+ASYNC = {
+    f"{data}_async": {"data.name": data, "algorithm": "fedgkt_async", "clock": "real", "async.staleness": "constant"}
+    for data in DATA
+}
 FEDAVG = {
     f"{data}_{partition}_fedavg_{net}": {
         **{"algorithm": "fedavg", "data.name": data, "data.partition": partition, "server.model": net, "rounds": 100},
@@ -32,7 +36,7 @@ CENTRALIZED = {
     | {"algorithm": "centralized"}
     for data, net in itertools.product(DATA, ("resnet56", "resnet110"))
 } | {f"{data}_centralized_resnet8": {"data.name": data, "clients": 1, "algorithm": "standalone"} for data in DATA}
-EXPERIMENTS = MAIN | LOSSES | EDGES | CLIENTS | FEDAVG | CENTRALIZED
+EXPERIMENTS = MAIN | LOSSES | EDGES | CLIENTS | ASYNC | FEDAVG | CENTRALIZED
 # What the paper and its released script set in every experiment, written out here a second time.
 PAPER = {
     **{"algorithm": "fedgkt", "rounds": 200, "clients": 16, "data.partition": "homo", "data.alpha": 0.5},

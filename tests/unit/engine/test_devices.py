@@ -114,3 +114,25 @@ def test_the_command_line_takes_one_profile_or_a_list(argument, edge):
     parser.add_class_arguments(DevicesConfig, "devices")
     made = parser.instantiate(parser.parse_args([f"--devices.edge={argument}", "--devices.server", "laptop"])).devices
     assert (made.edge, made.server) == (edge, "laptop")
+
+
+def test_a_device_may_be_away_for_a_while_or_for_good(tmp_path):
+    profile = load_profile(written(tmp_path, "away: [[3, 7.5], [1e2, .inf]]\n" + yaml.safe_dump(GOOD)), "devices.edge")
+    assert profile.away == ((3.0, 7.5), (100.0, float("inf"))) and profile.leaves_for_good
+    assert not load_profile(written(tmp_path, GOOD), "devices.edge").away
+    devices = load_devices(DevicesConfig(edge=["phone", "phone_silent", "phone_leaving"]))
+    assert devices.leaving(8) == [1, 4, 7]
+
+
+@pytest.mark.parametrize(
+    "away", ["[3, 7]", "[[7, 3]]", "[[3, 7], [5, 9]]", "[[-1, 2]]", "3", "[[a, b]]", "[[.nan, 3]]"]
+)
+def test_times_away_that_cannot_be_are_refused(tmp_path, away):
+    path = written(tmp_path, f"away: {away}\n" + yaml.safe_dump(GOOD))
+    with pytest.raises(ConfigError, match="devices.edge: away of "):
+        load_profile(path, "devices.edge")
+
+
+def test_the_server_is_never_away():
+    with pytest.raises(ConfigError, match="devices.server is 'phone_leaving'; expected a profile without away"):
+        load_devices(DevicesConfig(server="phone_leaving"))
