@@ -83,13 +83,18 @@ def client_s(cost: ClientCost, device: DeviceProfile) -> float:
     return (down_s + cost.edge_flops / device.flop_s + up_s) / device.availability
 
 
-def end_of_work(start_s: float, seconds: float, device: DeviceProfile) -> float:
-    """Return when `seconds` of work that begin at `start_s` of the run are done: while it is away, a device rests."""
-    end_s = start_s + seconds
+def rest_s(start_s: float, seconds: float, device: DeviceProfile) -> float:
+    """Return how long a device is away during `seconds` of work that begin at `start_s` of the run: then it rests."""
+    rested_s = 0.0
     for leaves_s, returns_s in device.away:
-        if leaves_s < end_s and returns_s > start_s:
-            end_s += returns_s - max(leaves_s, start_s)
-    return end_s
+        if leaves_s < start_s + seconds + rested_s and returns_s > start_s:
+            rested_s += returns_s - max(leaves_s, start_s)
+    return rested_s
+
+
+def end_of_work(start_s: float, seconds: float, device: DeviceProfile) -> float:
+    """Return when `seconds` of work that begin at `start_s` of the run are done."""
+    return start_s + seconds + rest_s(start_s, seconds, device)
 
 
 def server_s(flops: int, server: DeviceProfile) -> float:
@@ -102,7 +107,8 @@ def clients_s(work: RoundWork, devices: Devices, start_s: float = 0.0) -> dict[i
     seconds = {}
     for client, cost in sorted(work.clients.items()):
         device = devices.of(client)
-        seconds[client] = end_of_work(start_s, client_s(cost, device), device) - start_s
+        work_s = client_s(cost, device)
+        seconds[client] = work_s + rest_s(start_s, work_s, device)
         if work.order == "in_turn":
             start_s += seconds[client] + server_s(cost.served_flops, devices.server)
     return seconds

@@ -30,7 +30,8 @@ def site():
     from gkt_mpi.engine.client import ClientConfig
 
     return Site(
-        **dict.fromkeys(("pipeline", "test", "folder", "distill", "bank", "evaluate")),
+        **dict.fromkeys(("pipeline", "test", "folder", "distill", "bank", "evaluate", "asynchronous", "prices")),
+        clock="virtual",
         edges=[],
         file=SimpleNamespace(classes=list("abcdefghij"), image_shape=(8, 8, 3)),
         shards=SHARDS,

@@ -67,3 +67,16 @@ def test_seconds_do_not_depend_on_the_order_of_the_clients():
 def test_operations_of_the_edge_are_summed_exactly():
     cost = ClientCost(0, 0, 2**60 + 1)
     assert round_cost(RoundWork({0: cost, 1: cost}, 0), DEVICES).edge_flops == 2**61 + 2
+
+
+@pytest.mark.parametrize(
+    ("start_s", "expected"), [(0, 24 + 4), (5, 24 + 7 + 4), (20, 24 + 7 + 4), (24, 24 + 3 + 4), (27, 24 + 4)]
+)
+def test_a_round_in_which_a_client_is_away_is_longer_and_idle_the_while(start_s, expected):
+    """Its 24 seconds of work, away from the 24th to the 27th second, or from the 20th; then the server's 4 seconds."""
+    leaves_s = 20 if start_s in (5, 20) else 24
+    away = DeviceProfile("away", 100, 8, 16, 0.5, ((leaves_s, 27.0),))
+    cost = round_cost(RoundWork({0: COST}, 20_000), Devices((away,), SERVER), start_s)
+    assert cost.virtual_s == expected
+    assert cost.virtual_server_idle == pytest.approx(1 - 4 / expected)
+    assert cost.virtual_client_idle == pytest.approx(1 - 24 / expected)
