@@ -46,8 +46,12 @@ class LostRankError(GktError):
         self.rank = rank
 
 
-class Interrupted(GktError):  # noqa: N818 - no error: somebody asks the run to end
-    """The run is to end now, and to be resumed later."""
+class Interrupted(BaseException):
+    """Somebody asks the run to end now, and to be resumed later.
+
+    No `Exception`, as KeyboardInterrupt is none: whatever a library tries when something of its own fails, as
+    torch's compiler does, must not swallow it.
+    """
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
 

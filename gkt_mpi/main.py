@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except BaseException as error:  # whatever it is, no rank may be left waiting
         print(f"[rank {transport.rank}] {_describe(error)}", file=sys.stderr, flush=True)
-        transport.abort(error.exit_status if isinstance(error, GktError) else 1)
+        transport.abort(error.exit_status if isinstance(error, GktError | Interrupted) else 1)
         raise
 
 
@@ -415,7 +415,7 @@ def _launched_rank() -> int:
     return SERVER
 
 
-def _refuse(error: GktError, rank: int) -> int:
+def _refuse(error: GktError | Interrupted, rank: int) -> int:
     """Print the error as one line and return the exit status."""
     where = "" if rank == SERVER else f"[rank {rank}] "
     print(f"{where}gkt_mpi: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -424,7 +424,7 @@ def _refuse(error: GktError, rank: int) -> int:
 
 def _describe(error: BaseException) -> str:
     """Return one line for an error a user can mend, the traceback for a defect."""
-    if isinstance(error, GktError):
+    if isinstance(error, GktError | Interrupted):
         return str(error)
     return "".join(traceback.format_exception(error)).rstrip()
 

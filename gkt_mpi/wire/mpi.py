@@ -413,7 +413,7 @@ class MpiTransport:
                 self.stop(rank)
         else:
             self._sign(SERVER, _FAILURE_TAG)
-            with contextlib.suppress(GktError):
+            with contextlib.suppress(GktError, Interrupted):
                 while SERVER not in self.peers.dead:  # nor says stop
                     self.keep_in_touch()
                     time.sleep(_LONGEST_SLEEP_S)

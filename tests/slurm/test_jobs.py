@@ -18,7 +18,7 @@ from tests.slurm.cluster import ask, missing, slurm, wait_until
 VENV = str(Path(sys.executable).parent.parent)
 SMALL = (
     "--rounds 1 --server.epochs 1 --data.limit 60 --data.test_limit 20 --placement.device cpu --placement.threads 1 "
-    "--compute.precision float32"
+    "--compute.precision float32 --compute.compile false"
 ).split()
 
 SYNTHETIC = (
@@ -58,7 +58,11 @@ def field(environment, job: str, name: str) -> str:
 def wait_for_end(environment, job: str, timeout_s: float = 240) -> str:
     """Wait until a job is done and return its state."""
     ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-    wait_until(lambda: field(environment, job, "JobState") in ended, timeout_s, f"job {job} has not ended")
+    try:
+        wait_until(lambda: field(environment, job, "JobState") in ended, timeout_s, f"job {job} has not ended")
+    except AssertionError as error:
+        log = Path(field(environment, job, "StdOut"))
+        raise AssertionError(f"{error}; it has printed:\n{log.read_text() if log.exists() else ''}") from None
     return field(environment, job, "JobState")
 
 

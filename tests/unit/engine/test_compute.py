@@ -3,6 +3,7 @@ import torch
 
 from gkt_mpi.engine import compute
 from gkt_mpi.engine.compute import Compute, ComputeConfig, choose
+from gkt_mpi.errors import Interrupted
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
 from gkt_mpi.seeding import torch_generator
 from tests.conftest import figures, run_in_threads
@@ -70,6 +71,15 @@ def test_where_nothing_can_be_compiled_the_run_goes_on(monkeypatch, model, featu
     assert chosen == Compute("float32", compile=False)
     assert said.endswith("compile: no; torch.compile fails here: no C++ compiler")
     assert network(feature).shape == (4, 10)
+
+
+def test_a_signal_while_the_compiler_works_ends_the_run(monkeypatch, model, feature):
+    def be_warned(module, dynamic):
+        raise Interrupted("interrupted by SIGUSR1")
+
+    monkeypatch.setattr(torch, "compile", be_warned)
+    with pytest.raises(Interrupted):
+        decide(model, feature, 1000, precision="float32", compile=True)
 
 
 def test_only_full_batches_go_through_the_compiled_model(monkeypatch, model, feature):

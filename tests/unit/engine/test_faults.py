@@ -28,6 +28,15 @@ def test_before_there_is_anything_to_save_a_signal_ends_at_once(number):
         os.kill(os.getpid(), number)
 
 
+def test_a_library_that_catches_what_goes_wrong_does_not_catch_a_signal():
+    Interrupt().install()
+    with pytest.raises(Interrupted):
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        except Exception:
+            pytest.fail("caught")
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_later_a_signal_waits_until_it_is_asked_for(number):
     interrupt = Interrupt()
