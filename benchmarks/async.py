@@ -31,6 +31,7 @@ SKEW = 10
 SKEWED = ["--devices.edge", "[phone, phone, phone, phone_slow]"]
 TARGET = 0.95
 SMALL = ["--data.limit", "1000", "--data.test_limit", "500"]
+FIXED = ["--compute.precision", "float32", "--compute.compile", "false"]  # no choice by measurement: all runs alike
 WAYS = {
     "in step": ["--algorithm", "fedgkt"],
     "asynchronous": ["--algorithm", "fedgkt_async"],
@@ -63,7 +64,7 @@ def main() -> None:
     hetero = ["--data.partition", "hetero", "--data.alpha", "0.5"]
     parts = [Part("digits homo", "digits", [], 10, tuple(WAYS)), Part("digits hetero", "digits", hetero, 10)]
     if options.cifar:
-        fields = ["--data.dir", str(options.cifar.resolve()), *SMALL]
+        fields = ["--data.dir", str(options.cifar.resolve()), *SMALL, *FIXED]
         parts.append(Part("CIFAR-10, 1,000 images", "cifar10_small", fields, 10))
     if not options.skip_real:
         parts.append(Part("digits homo", "digits", [], 10, is_real=True))
