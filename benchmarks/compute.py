@@ -8,7 +8,8 @@ sizes 64 and 256, with all cores. Three loops over the same tensors, in shuffled
     ours    the project's own epoch: bank or shard, batches, losses, optimizer, metrics
 
 best and ours take turns in one process, in float32 and in bfloat16 (autocast); plain has a process of its own, since
-the C library cannot be set back. Medians over turns. Augmentation is off, but for the rows that show what it costs.
+the C library cannot be set back. Medians over turns; ours is compared with best turn by turn. Augmentation is off, but
+for the rows that show what it costs.
 """
 
 import argparse
@@ -144,8 +145,8 @@ def our_client(batch_size: int, precision: Precision, augment: bool = False) -> 
             yield
 
 
-def turns(ways: dict[str, Steps], steps: int, num_turns: int) -> dict[str, float]:
-    """Return the median seconds of `steps` steps of each way; they take turns, the first of which warms up."""
+def turns(ways: dict[str, Steps], steps: int, num_turns: int) -> dict[str, list[float]]:
+    """Return the seconds of `steps` steps of each way, turn by turn; one turn before them warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(num_turns + 1):
         for name, way in ways.items():
@@ -155,11 +156,15 @@ def turns(ways: dict[str, Steps], steps: int, num_turns: int) -> dict[str, float
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
+    return {name: found[1:] for name, found in seconds.items()}
 
 
 def measure(which: str, side: str, batch_size: int, steps: int, num_turns: int) -> dict[str, float]:
-    """Return images a second of the ways of one process: "plain", or all others."""
+    """Return images a second of the ways of one process: "plain", or all others and how ours compare with the best.
+
+    The speeds are medians over the turns, and so are the comparisons, which are made turn by turn: what makes the
+    machine slower for a while makes both slower.
+    """
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     ways: dict[str, Steps] = {}
     if which == "plain":
@@ -173,7 +178,13 @@ def measure(which: str, side: str, batch_size: int, steps: int, num_turns: int) 
                 ways[f"ours {precision}, augmented"] = our_client(batch_size, precision, augment=True)
             else:
                 ways[f"ours {precision}"] = our_server(side, batch_size, precision)
-    return {name: steps * batch_size / found for name, found in turns(ways, steps, num_turns).items()}
+    seconds = turns(ways, steps, num_turns)
+    found = {name: steps * batch_size / statistics.median(values) for name, values in seconds.items()}
+    if which != "plain":
+        for precision in PRECISIONS:
+            pairs = zip(seconds[f"best {precision}"], seconds[f"ours {precision}"], strict=True)
+            found[f"ours/best {precision}"] = statistics.median(best_s / our_s for best_s, our_s in pairs)
+    return found
 
 
 def in_a_process(*arguments: object) -> dict[str, float]:
@@ -210,7 +221,7 @@ def main() -> None:
         table.add_column(name, justify="right")
     for row in rows:
         figures = [row["plain"], *(row[f"{way} {p}"] for p in PRECISIONS for way in ("best", "ours"))]
-        ratios = [row[f"ours {p}"] / row[f"best {p}"] for p in PRECISIONS]
+        ratios = [row[f"ours/best {p}"] for p in PRECISIONS]
         auto = max(row["ours float32"], row["ours bfloat16"])
         cells = [*(f"{x:.0f}" for x in figures), *(f"{x:.2f}" for x in ratios), f"{auto / row['plain']:.2f}"]
         table.add_row(str(row["side"]), str(row["batch"]), *cells)
