@@ -5,7 +5,6 @@ Parse the configuration, start MPI, find this rank's place, and become the serve
 
 import contextlib
 import faulthandler
-import hashlib
 import os
 import platform
 import signal
@@ -15,41 +14,32 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from gkt_mpi import __version__
 from gkt_mpi.algorithms import ALGORITHMS
-from gkt_mpi.algorithms.cost import Setting, async_prices, round_cost
 from gkt_mpi.config import RunConfig, parse_command
-from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import ImageFile, file_path, prepare
 from gkt_mpi.data.partition import count_by_class, partition
-from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.checkpoint import CheckpointStore
-from gkt_mpi.engine.client import build_edges, edge_names
-from gkt_mpi.engine.compute import ComputeConfig
-from gkt_mpi.engine.devices import load_devices
-from gkt_mpi.engine.event_clock import Prices
+from gkt_mpi.engine.client import edge_names
 from gkt_mpi.engine.faults import Interrupt, ignore_signals
-from gkt_mpi.engine.learner import Learner, Site
+from gkt_mpi.engine.learner import Learner
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.engine.server import Server
-from gkt_mpi.engine.trainable import Edge
-from gkt_mpi.engine.virtual_clock import RoundPricer
 from gkt_mpi.engine.watch import Watch
-from gkt_mpi.engine.worker import LARGEST_BATCH, Worker, receive_setup
+from gkt_mpi.engine.worker import Worker, receive_setup
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand
-from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS
+from gkt_mpi.models.resnet import PRECISIONS
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.observe.report import write_report
 from gkt_mpi.observe.run_log import RunLog
+from gkt_mpi.parts import codec_of, digest_of, digest_of_shards, edges_of, pipeline_of, prices_of, site_of
 from gkt_mpi.placement import Placement, place
 from gkt_mpi.preflight import preflight
-from gkt_mpi.seeding import numpy_generator
-from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.messages import Setup, Stop
 from gkt_mpi.wire.transport import SERVER, Transport
 
@@ -142,10 +132,10 @@ def serve(
     labels, num_classes = file.labels("train"), len(file.classes)
     config.distill.check(num_classes)
     assert config.clients is not None
-    price, prices = _prices(config, file)  # refuses unknown devices
+    price, prices = prices_of(config, file)  # refuses unknown devices
     shards = partition(labels, config.clients, config.data, config.seed)
     folder = expand(config.out, "out") / config.name
-    resumable = config.as_dict() | {"training images": _digest_of_shards(shards, labels)}
+    resumable = config.as_dict() | {"training images": digest_of_shards(shards, labels)}
     checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
     say = partial(console.print, highlight=False, soft_wrap=True)
     rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
@@ -155,9 +145,9 @@ def serve(
     _say_what_runs(config, file, counts, transport.size, placement, console)
 
     algorithm = ALGORITHMS[config.algorithm]
-    edges = _edges(config, file, placement.device)
+    edges = edges_of(config, file, placement.device)
     watch = Watch(Progress(config.rounds, console), interrupt, transport)
-    site = _site(config, file, shards, edges, rounds_done, state, placement, watch, prices)
+    site = site_of(config, file, shards, edges, rounds_done, state, placement, watch, prices)
     with placement.all_cores():
         learner = algorithm.learner(site)
     with contextlib.closing(learner):
@@ -181,7 +171,7 @@ def serve(
         )
         server.resume(rounds_done, state)
         precision = PRECISIONS.index(learner.compute.precision)
-        setup = Setup(num_classes, file.image_shape, precision, _digest(config))
+        setup = Setup(num_classes, file.image_shape, precision, digest_of(config))
         for rank in range(1, transport.size):
             transport.send(rank, setup)
         interrupt.defer(config.checkpoint.grace_s, lambda: abort(Interrupted.exit_status))
@@ -192,47 +182,6 @@ def serve(
     console.print(summary_table(log.summary, config.name))
     _report(folder, say)
     return 0
-
-
-def _site(
-    config: RunConfig,
-    file: ImageFile,
-    shards: list[np.ndarray],
-    edges: list[Edge[Any]],
-    rounds_done: int,
-    state: dict[str, Any] | None,
-    placement: Placement,
-    watch: Watch,
-    prices: Prices,
-) -> Site:
-    """Return what the learner is made of; `state` is of the checkpoint after `rounds_done` rounds, if there is one."""
-    device = placement.device
-    return Site(
-        file=file,
-        pipeline=_pipeline(config, file, device),
-        shards=shards,
-        test=Shard.load(file, "test", _test_rows(config, file), _pipeline(config, file, device), device),
-        edges=edges,
-        folder=expand(config.out, "out") / config.name,
-        seed=config.seed,
-        num_rounds=config.rounds,
-        rounds_left=config.rounds - rounds_done,
-        client=config.client,
-        server=config.server,
-        split=config.split,
-        asynchronous=config.async_,
-        clock=config.clock,
-        prices=prices,
-        distill=config.distill,
-        bank=config.bank,
-        evaluate=config.evaluate,
-        compute=config.compute if state is None else ComputeConfig(**state["compute"]),
-        codec=_codec(config, file),
-        block_rows=_codec(config, file).block_rows(config.wire.block_mib),
-        placement=placement,
-        watch=watch,
-        say=watch.progress.say,
-    )
 
 
 def _report(folder: Path, say: Callable[[str], None]) -> None:
@@ -267,20 +216,20 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
     placement = place(config.placement, *node_place)
     placement.apply()
     config = config.for_ranks(transport.size)
-    if not torch.equal(setup.config_digest, _digest(config)):
+    if not torch.equal(setup.config_digest, digest_of(config)):
         raise GktError("this rank has read another configuration than the server; give every node the same file")
     file = ImageFile(file_path(config.data))
     if (len(file.classes), file.image_shape) != (setup.num_classes, setup.image_shape):
         raise GktError(f"{file.path} is another file than the server's; every node must see the same data.dir")
-    codec = _codec(config, file)
+    codec = codec_of(config, file)
     algorithm = ALGORITHMS[config.algorithm]
-    edges = _edges(config, file, placement.device)
+    edges = edges_of(config, file, placement.device)
     for edge in edges:
         edge.model.precision = PRECISIONS[setup.precision]
     worker = Worker(
         transport=transport,
         file=file,
-        pipeline=_pipeline(config, file, placement.device),
+        pipeline=pipeline_of(config, file, placement.device),
         edges=edges,
         requests=algorithm.requests,
         codec=codec,
@@ -340,71 +289,6 @@ def _networks(config: RunConfig) -> str:
         "centralized": f"{large} on the server",
         "standalone": f"{names} on every client",
     }[config.algorithm]
-
-
-def _test_rows(config: RunConfig, file: ImageFile) -> np.ndarray:
-    """Return the test images of the run in a random order, so that any part of them has about the same classes."""
-    return numpy_generator(config.seed, "test images").permutation(len(file.labels("test")))[: config.data.test_limit]
-
-
-def _pipeline(config: RunConfig, file: ImageFile, device: torch.device) -> ImagePipeline:
-    augmentation = augmentation_for(config.data.name, file.image_shape[0], config.data.augment)
-    mean, std = torch.from_numpy(file.mean).to(device), torch.from_numpy(file.std).to(device)
-    return ImagePipeline(mean, std, augmentation)
-
-
-def _codec(config: RunConfig, file: ImageFile) -> Codec:
-    height, width, _ = file.image_shape
-    return Codec(config.wire.codec, (height, width, STEM_CHANNELS))
-
-
-def _edges(config: RunConfig, file: ImageFile, device: torch.device) -> list[Edge[Any]]:
-    """Return what each client's state is loaded into."""
-    part, num_classes = ALGORITHMS[config.algorithm].client_part, len(file.classes)
-    assert config.clients is not None
-    return build_edges(
-        part, config.client, config.server, file.image_shape, num_classes, config.clients, config.seed, device
-    )
-
-
-def _prices(config: RunConfig, file: ImageFile) -> tuple[RoundPricer, Prices]:
-    """Return what prices the rounds of a run, and the uploads of an asynchronous one.
-
-    Raises `ConfigError` for devices that are none, or with which the run would never end.
-    """
-    codec = _codec(config, file)
-    setting = Setting(
-        image_shape=file.image_shape,
-        num_classes=len(file.classes),
-        codec=codec,
-        block_rows=min(codec.block_rows(config.wire.block_mib), LARGEST_BATCH),
-        server_model=config.server.model,
-        server_norm=config.server.norm,
-        client_epochs=config.client.epochs,
-        client_batch_size=config.client.batch_size,
-        server_epochs=config.server.epochs,
-        split_mode=config.split.mode,
-    )
-    devices = load_devices(config.devices)
-    waits_for_all = config.algorithm != "fedgkt_async" and ALGORITHMS[config.algorithm].requests
-    if waits_for_all and config.clients is not None and (leaving := devices.leaving(config.clients)):
-        raise ConfigError(
-            f"devices.edge lets client {leaving[0]} leave for good, for which {config.algorithm} would wait for ever; "
-            "choose another profile, or --algorithm fedgkt_async"
-        )
-    return partial(round_cost, config.algorithm, setting, devices), async_prices(setting, devices)
-
-
-def _digest(config: RunConfig) -> torch.Tensor:
-    return torch.frombuffer(bytearray(config.digest()), dtype=torch.uint8)
-
-
-def _digest_of_shards(shards: list[np.ndarray], labels: np.ndarray) -> str:
-    """Return a text that differs when any client holds other samples, or samples with other labels."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(shard.tobytes() + labels[shard].tobytes() + b"next client")
-    return digest.hexdigest()[:16]
 
 
 def _launched_rank() -> int:

@@ -8,6 +8,7 @@ from tests.conftest import ROOT
 
 FLOORS = {
     "main": 5,
+    "parts": 5,
     "preflight": 5,
     "config": 4,
     "algorithms": 4,
