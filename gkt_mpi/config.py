@@ -6,7 +6,7 @@ from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from types import NoneType
-from typing import Any, ClassVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
@@ -27,6 +27,7 @@ from gkt_mpi.losses import DistillConfig
 from gkt_mpi.placement import PlacementConfig
 from gkt_mpi.wire.codec import WireConfig
 
+Task = Literal["run", "check", "prepare"]
 _DESCRIPTION = """Group knowledge transfer over MPI: rank 0 trains the large CNN, the other ranks run edge clients.
 Start it with mpirun, for example: mpirun -np 5 python -m gkt_mpi.main --config launch/configs/digits.yaml"""
 
@@ -126,6 +127,12 @@ def make_parser() -> ArgumentParser:
         default=SUPPRESS,  # it is no part of the configuration
         help="Look at every rank and whether the run can begin; train nothing.",
     )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        default=SUPPRESS,
+        help="Make the file of images, fetched first with --data.download true; train nothing. Needs no mpirun.",
+    )
     parser.add_class_arguments(RunConfig, skip={"async_"})
     parser.add_class_arguments(AsyncConfig, "async")
     return parser
@@ -136,16 +143,17 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     return parse_command(arguments)[0]
 
 
-def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, bool]:
-    """Return the configuration of a command line, and whether it only asks for a check; see `parse`."""
+def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Task]:
+    """Return the configuration of a command line, and what is to be done with it; see `parse`."""
     parser = make_parser()
     try:
         values = parser.parse_args(arguments)
         _refuse_empty(values, RunConfig)
         made: Any = parser.instantiate(values)
         del made.config
-        is_check = made.pop("check", False)
-        return RunConfig(async_=made.pop("async"), **vars(made)), is_check
+        is_check, is_prepare = made.pop("check", False), made.pop("prepare", False)
+        task: Task = "prepare" if is_prepare else "check" if is_check else "run"
+        return RunConfig(async_=made.pop("async"), **vars(made)), task
     except (ArgumentError, ValueError, TypeError, OSError, RecursionError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{text} (see python -m gkt_mpi.main --help)") from error

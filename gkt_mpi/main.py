@@ -36,7 +36,7 @@ from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, ex
 from gkt_mpi.models.resnet import PRECISIONS
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.observe.report import write_report
-from gkt_mpi.observe.run_log import RunLog
+from gkt_mpi.observe.run_log import RunLog, hold_folder
 from gkt_mpi.parts import codec_of, digest_of, digest_of_shards, edges_of, pipeline_of, prices_of, site_of
 from gkt_mpi.placement import Placement, place
 from gkt_mpi.preflight import preflight
@@ -51,12 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank and return its exit status: 0, 2 when the configuration cannot work, 75 when interrupted."""
     faulthandler.register(signal.SIGUSR2)  # kill -USR2 prints what every thread is doing
     rank = _launched_rank()
-    config, is_check, refusal = None, False, None
+    config, task, refusal = None, "run", None
     try:
         with contextlib.ExitStack() as silence:
             if rank != SERVER:  # --help is the server's to print
                 silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
-            config, is_check = parse_command(arguments)
+            config, task = parse_command(arguments)
+            if task == "prepare":
+                return _prepare_and_say(config) if rank == SERVER else 0
     except ConfigError as error:
         refusal = error
     try:
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             interrupt.install()
         else:
             ignore_signals()
-        if is_check:
+        if task == "check":
             software = _software() | mpi.describe(config.wire.cuda_aware)
             status = preflight(config, transport, mpi.node_place(), software)
         else:
@@ -113,7 +115,8 @@ def run_rank(
         return 0
     try:
         config = config.for_ranks(transport.size)
-        return serve(config, transport, place(config.placement, *node_place), interrupt or Interrupt(), abort)
+        placement = place(config.placement, *node_place)
+        return serve(config, transport, placement, interrupt or Interrupt(), abort)
     except (ConfigError, Interrupted) as error:
         for rank in range(1, transport.size):
             transport.send(rank, Stop())
@@ -125,32 +128,31 @@ def run_rank(
 def serve(
     config: RunConfig, transport: Transport, placement: Placement, interrupt: Interrupt, abort: Callable[[int], None]
 ) -> int:
-    """Build the server of a run from its configuration, run the algorithm, show the result; return the exit status."""
+    """Be the server to the end of the run and return the exit status."""
     placement.apply()
     console = make_console()
     file = _prepare_data(config, console)
-    labels, num_classes = file.labels("train"), len(file.classes)
+    num_classes = len(file.classes)
     config.distill.check(num_classes)
     assert config.clients is not None
     price, prices = prices_of(config, file)  # refuses unknown devices
-    shards = partition(labels, config.clients, config.data, config.seed)
+    shards = partition(file.labels("train"), config.clients, config.data, config.seed)
     folder = expand(config.out, "out") / config.name
-    resumable = config.as_dict() | {"training images": digest_of_shards(shards, labels)}
-    checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
     say = partial(console.print, highlight=False, soft_wrap=True)
-    rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
+    with hold_folder(folder, say), contextlib.ExitStack() as at_the_end:
+        resumable = config.as_dict() | {"training images": digest_of_shards(shards, file.labels("train"))}
+        checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
+        rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
+        log = RunLog(folder, config.as_dict(), _versions())
+        log.save_partition(shards, counts := count_by_class(file.labels("train"), shards, num_classes), file.classes)
+        _say_what_runs(config, file, counts, transport.size, placement, console)
 
-    log = RunLog(folder, config.as_dict(), _versions())
-    log.save_partition(shards, counts := count_by_class(labels, shards, num_classes), file.classes)
-    _say_what_runs(config, file, counts, transport.size, placement, console)
-
-    algorithm = ALGORITHMS[config.algorithm]
-    edges = edges_of(config, file, placement.device)
-    watch = Watch(Progress(config.rounds, console), interrupt, transport)
-    site = site_of(config, file, shards, edges, rounds_done, state, placement, watch, prices)
-    with placement.all_cores():
-        learner = algorithm.learner(site)
-    with contextlib.closing(learner):
+        algorithm = ALGORITHMS[config.algorithm]
+        edges = edges_of(config, file, placement.device)
+        watch = Watch(Progress(config.rounds, console), interrupt, transport)
+        site = site_of(config, file, shards, edges, rounds_done, state, placement, watch, prices)
+        with placement.all_cores():
+            learner = at_the_end.enter_context(contextlib.closing(algorithm.learner(site)))
         for edge in edges:
             edge.model.precision = learner.compute.precision
         server = Server(
@@ -240,6 +242,15 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
         device=placement.device,
     )
     worker.run(algorithm.run_client)
+
+
+def _prepare_and_say(config: RunConfig) -> int:
+    """Make the file of images, say where it lies, and return the exit status."""
+    console = make_console()
+    file = _prepare_data(config, console)
+    numbers = " and ".join(f"{len(file.labels(split)):,} {split}ing images" for split in ("train", "test"))
+    console.print(f"{file.path}: {numbers}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:

@@ -38,7 +38,7 @@ class DataSize:
 
 
 DATA = {
-    "digits": DataSize(1437, 10, (8, 8, 1)),
+    "digits": DataSize(1438, 10, (8, 8, 1)),
     "cifar10": DataSize(50_000, 10, (32, 32, 3)),
     "cifar100": DataSize(50_000, 100, (32, 32, 3)),
     "cinic10": DataSize(90_000, 10, (32, 32, 3)),

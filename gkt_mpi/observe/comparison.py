@@ -55,11 +55,6 @@ def write_comparison(runs: list[Run], page: Path) -> None:
         raise GktError(f"cannot write {page} and what belongs beside it: {error}") from error
 
 
-def is_comparison(folder: Path) -> bool:
-    """Whether a folder holds an earlier comparison, as runs/* does."""
-    return (folder / "tables" / "accuracy.csv").exists() and not (folder / "config.yaml").exists()
-
-
 def _tables(comparison: Comparison, page_folder: Path) -> dict[str, Table]:
     tables = (
         accuracy_table(comparison),

@@ -20,7 +20,7 @@ import yaml
 from gkt_mpi import __version__
 from gkt_mpi.errors import DataError, GktError
 from gkt_mpi.observe.asynchrony_section import describe_asynchrony
-from gkt_mpi.observe.comparison import is_comparison, write_comparison
+from gkt_mpi.observe.comparison import write_comparison
 from gkt_mpi.observe.figures import COLOURS, new_figure, svg
 from gkt_mpi.observe.run_folder import Run, model_label
 from gkt_mpi.observe.tables import amount, duration
@@ -314,13 +314,13 @@ def write_report(folders: list[Path], out: Path | None = None) -> Path:
 
 
 def _run_folders(paths: Sequence[Path]) -> list[Path]:
-    """Return what may be run folders: of several paths, as from runs/*, files and earlier comparisons are passed over.
+    """Return what may be run folders: of several paths, as from runs/*, files and folders of other things are not.
 
     Raises `DataError` when nothing remains.
     """
     folders = []
     for path in (path.expanduser() for path in paths):
-        if len(paths) > 1 and (path.is_file() or is_comparison(path)):
+        if len(paths) > 1 and path.exists() and not (path / "config.yaml").exists():
             print(f"passed over, since it is no run: {path}", file=sys.stderr)
         else:
             folders.append(path)

@@ -6,14 +6,15 @@ Every figure of a round is one key of one flat JSON object, a line in metrics.js
 each of them.
 """
 
+import fcntl
 import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import yaml
@@ -22,6 +23,48 @@ from torch import Tensor
 from gkt_mpi.errors import ConfigError, GktError
 from gkt_mpi.observe.timeline import Trace
 from gkt_mpi.observe.upload_log import UploadLog, UploadRecord
+
+_PATIENCE_S = 120.0  # an NFS server forgets the locks of a node that is gone after 90 s
+_LOOK_EVERY_S = 0.5
+
+
+@contextmanager
+def hold_folder(folder: Path, say: Callable[[str], None], patience_s: float = _PATIENCE_S) -> Iterator[None]:
+    """Make a run's folder and keep other runs out of it for the length of a `with`.
+
+    Waits a while for a run that is at work there: it may be about to end, or a file server may not know yet that its
+    node has died. Raises `ConfigError` when it goes on, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 - open as long as the folder is held
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with lock:
+        until, has_said = time.monotonic() + patience_s, False
+        while not _is_locked(lock):
+            if time.monotonic() > until:
+                raise ConfigError(f"another run is at work in {folder}; wait for its end, or choose another --name")
+            if not has_said:
+                say(f"another run is at work in {folder}; waiting up to {patience_s:.0f} s for its end")
+                has_said = True
+            time.sleep(_LOOK_EVERY_S)
+        yield
+
+
+def _is_locked(lock: IO[str]) -> bool:
+    """Whether a file is now locked by this process, or cannot be locked at all, as on some file systems."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write the run folder {folder}: {error}; set out to a folder you may write")
 
 
 class RunLog:
@@ -41,9 +84,7 @@ class RunLog:
             text = f"# {note}\n" + yaml.safe_dump(config, sort_keys=False)
             (folder / "config.yaml").write_text(text)
         except OSError as error:
-            raise ConfigError(
-                f"cannot write the run folder {folder}: {error}; set out to a folder you may write"
-            ) from error
+            raise _unwritable(folder, error) from error
 
     def save_partition(self, shards: list[np.ndarray], counts: np.ndarray, classes: list[str]) -> None:
         """Write partition.npz: sample_id of all clients, first (where each begins), count by client and class.

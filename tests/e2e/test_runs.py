@@ -1,6 +1,7 @@
 """Whole runs under mpirun: what they leave, and that configuration and seed alone decide their figures."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -42,6 +43,19 @@ def whole(tmp_path_factory):
     return path / "runs" / "a run", done.out
 
 
+def test_the_file_of_images_can_be_made_before_any_run_and_without_mpirun(tmp_path):
+    command = [sys.executable, *MAIN, "--prepare", "--data.name", "digits", "--data.dir", str(tmp_path / "data")]
+    for _ in range(2):  # the second time it is there
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and done.stderr == ""
+        last = done.stdout.splitlines()[-1]
+        assert last == f"{tmp_path}/data/digits.h5: 1,438 training images and 359 testing images"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    command[command.index("digits")] = "cifar10"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "--data.download true" in done.stderr
+
+
 def test_a_run_leaves_its_folder_with_the_promised_names(whole):
     folder, out = whole
     assert {path.name for path in folder.iterdir()} == {
@@ -54,6 +68,7 @@ def test_a_run_leaves_its_folder_with_the_promised_names(whole):
             "tensorboard",
             "report.html",
             "trace.json",
+            ".lock",
         ),
     }
     records = read_metrics(folder)

@@ -82,6 +82,14 @@ def test_made_again_it_is_the_same_and_passes_over_itself(page, study, capsys):
     assert {path: path.read_bytes() for path in page.parent.rglob("*") if path.is_file()} == before
 
 
+def test_what_is_no_run_among_several_is_passed_over(study, tmp_path, capsys):
+    """As runs/compare of make compare, whose runs lie one folder deeper."""
+    (tmp_path / "deeper" / "a run").mkdir(parents=True)
+    runs = [str(path) for path in sorted(study.iterdir()) if (path / "config.yaml").exists()]
+    assert main([*runs, str(tmp_path / "deeper"), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().err == f"passed over, since it is no run: {tmp_path / 'deeper'}\n"
+
+
 def curves_of(comparison, scale, row, panel=0):
     """Return x and y of a row's line in a panel, found by the line's colour and marker."""
     drawn = draw_curves(comparison, scale)
@@ -221,13 +229,12 @@ def test_one_run_among_other_things_is_its_own_page(tmp_path, capsys):
 def test_a_folder_that_is_no_run_and_a_page_that_cannot_be_written_are_one_line(tmp_path, capsys):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", seed=1)
-    (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / name) for name in ("a", "b", "empty")]) == 2
+    assert main([str(tmp_path / name) for name in ("a", "b", "misspelt")]) == 2
     assert (
         main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "a" / "config.yaml" / "x.html")]) == 1
     )
     first, second = capsys.readouterr().err.splitlines()
-    assert "empty is not the folder of a run" in first
+    assert "misspelt is not the folder of a run" in first
     assert "cannot write" in second
 
 

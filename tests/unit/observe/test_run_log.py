@@ -1,11 +1,13 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gkt_mpi.errors import ConfigError
-from gkt_mpi.observe.run_log import RunLog
+from gkt_mpi.observe.run_log import RunLog, hold_folder
 
 CONFIG = {"name": "x", "server": {"lr": 0.1}}
 
@@ -18,6 +20,34 @@ def record(round, accuracy=None):
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_folder_has_one_run_at_a_time(tmp_path):
+    folder = tmp_path / "runs" / "x"
+    with hold_folder(folder, pytest.fail):
+        with (
+            pytest.raises(ConfigError, match="another run is at work in .*x; wait for its end, or choose another"),
+            hold_folder(folder, pytest.fail, patience_s=0),
+        ):
+            pytest.fail("let in")
+        with hold_folder(tmp_path / "runs" / "y", pytest.fail):
+            pass
+    with hold_folder(folder, pytest.fail):
+        pass
+
+
+def test_a_folder_that_another_run_leaves_in_time_is_waited_for(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        is_told = threading.Event()
+        with hold_folder(tmp_path, pytest.fail):
+
+            def wait_for_it():
+                with hold_folder(tmp_path, lambda text: is_told.set()):
+                    return "in"
+
+            waiting = pool.submit(wait_for_it)
+            assert is_told.wait(60)
+        assert waiting.result(60) == "in"
 
 
 def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
