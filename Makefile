@@ -97,7 +97,7 @@ test-slurm:  ## the batch scripts on a real Slurm, started for the tests: needs 
 	@$(python) -c 'import sys; from tests.slurm.cluster import missing; sys.exit(missing() or 0)'
 	@$(python) -m pytest tests/slurm $(ARGS)
 
-soak:  ## throw random faults at small runs, against the figures of an undisturbed one (ten minutes; ARGS="--seed 1")
+soak:  ## throw random faults at small runs, against the figures of an undisturbed one (eight minutes; ARGS="--seed 1")
 	@$(env) mpi dev
 	@$(python) -m tests.e2e.soak $(ARGS)
 

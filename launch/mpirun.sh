@@ -15,7 +15,7 @@ if [ -n "${VENV:-}" ] && [ -d "$VENV/bin" ]; then
 fi
 launcher=${MPIRUN:-mpirun}
 if ! command -v "$launcher" >/dev/null; then
-    echo "gkt_mpi: there is no $launcher; install an MPI, or its wheel with: pip install 'gkt_mpi[mpi]'" >&2
+    echo "gkt_mpi: there is no $launcher; install an MPI, or its wheel, in the project's folder, with: pip install -e '.[mpi]'" >&2
     exit 2
 fi
 version=$("$launcher" --version 2>&1)

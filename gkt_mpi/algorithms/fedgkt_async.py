@@ -27,11 +27,11 @@ def run_server(server: Server, teacher: AsyncTeacher) -> None:
         teacher.begin_round_of_uploads(round)  # in the first, all clients are asked
         while arrivals.is_in_round:
             clients = arrivals.next_clients()  # whose uploads are now in the bank
-            with server.training():
+            with server.training(arrivals.others_are_at_work):
                 train(teacher, teacher.due_batches(clients))
                 teacher.predict(clients)
             arrivals.answer(teacher.fresh)  # with the server's logits; they train on, and so does the server
-            with server.training():
+            with server.training(others_are_at_work=True):
                 train(teacher, teacher.overtime_batches())
         server.note(teacher.end_round(round))
 

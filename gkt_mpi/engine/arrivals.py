@@ -87,6 +87,7 @@ class Arrivals:
                 self._bank.land(client)
             self._uploads.reports.clear()
             self._out.clear()
+        self._clock.load(saved["clock"])  # what the interruption has cost is over
 
     def _ask(self, client: int, is_resumed: bool = False) -> None:
         """Ask a client for its next upload; after an interruption the clock goes on as it was."""
@@ -122,9 +123,8 @@ class Arrivals:
 
     def _note(self, message: Message | None) -> None:
         """Count what has come, for its client; what a lost worker has cost, at once."""
-        client = getattr(message, "client", None)
-        self._count(client)
-        if client in self._out and client not in self._expected:
+        self._count(getattr(message, "client", None))
+        for client in self.complete():  # a refused report ends an upload, too
             self._clock.note_complete(client)
 
     def _count(self, client: int | None) -> None:
@@ -209,9 +209,9 @@ class Arrivals:
         """Return the seconds of receiving and of training so far."""
         return self._timeline.seconds("receive"), self._timeline.seconds("server train")
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: where every client is, and the time."""
-        if self._saved is not None and not self._is_open:
+    def state(self) -> dict[str, Any] | None:
+        """Return what a checkpoint holds: where every client is, and the time; None before any has been asked."""
+        if not self._is_open:
             return self._saved
         lists = {name: list(getattr(self, f"_{name}")) for name in _OF_EACH_CLIENT}
         return {"num_taken": self._num_taken, "clock": self._clock.state(), **lists}

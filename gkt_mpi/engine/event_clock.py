@@ -58,11 +58,11 @@ class EventClock(Protocol):
     def next_clients(self, buffer: int, uploads: Waiting) -> list[int]:
         """Wait for `buffer` uploads; return all clients whose upload is there by then, ascending.
 
-        Raises `GktError` when so many will never come.
+        Waits for fewer where fewer clients will ever send anything more, and raises `GktError` where none will.
         """
 
     def note_complete(self, client: int) -> None:
-        """Note that a client's upload has come."""
+        """Note that a client's upload has come; may be called again for the same one."""
 
     def times_of(self, client: int) -> tuple[float, float]:
         """Return when a client of the last `next_clients` was asked, and when its upload was there."""
@@ -110,17 +110,17 @@ class VirtualClock:
         """Do nothing: here it comes when its device is done."""
 
     def _due(self, buffer: int) -> float:
-        """Return when so many uploads are there; never, if they are not."""
-        times = sorted(done for _, done in self._work.values())
-        return max(self.now, times[buffer - 1]) if len(times) >= buffer else math.inf
+        """Return when so many uploads are there, or all that will ever come; never, if none will."""
+        times = sorted(done for _, done in self._work.values() if done < math.inf)
+        return max(self.now, times[min(buffer, len(times)) - 1]) if times else math.inf
 
     def next_clients(self, buffer: int, uploads: Waiting) -> list[int]:
         """Move on to when so many uploads are there."""
         due = self._due(buffer)
         if due == math.inf:
-            coming = sum(map(self.is_coming, self._work))
             raise GktError(
-                f"async.buffer is {buffer}, but only {coming} clients will ever send anything more; lower it"
+                f"all devices have left for good, {self.now:.0f} s into the run (away in their profiles); what is done "
+                "is saved: end there with fewer --rounds, or begin anew with a device in devices.edge that returns"
             )
         clients = [client for client, (_, done) in sorted(self._work.items()) if done <= due]
         while not set(clients) <= set(uploads.complete()):
@@ -203,7 +203,7 @@ class RealClock:
 
     def note_complete(self, client: int) -> None:
         """Note the time."""
-        self._done[client] = self.now
+        self._done.setdefault(client, self.now)
 
     def next_clients(self, buffer: int, uploads: Waiting) -> list[int]:
         """Wait until so many uploads have come."""

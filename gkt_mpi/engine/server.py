@@ -8,7 +8,7 @@ log, checkpoint, end.
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -203,11 +203,9 @@ class Server:
         return Uploads(self.transport, contract, inbox, expected, events)
 
     def sum_reports(self) -> dict[str, float]:
-        """Return the clients' figures of the round. Raises `WireError` when nothing of theirs could be used."""
-        if not self._reports:
-            raise WireError(f"no client has uploaded anything that can be used in round {self._record['round']}")
+        """Return the clients' figures of the round; none when nothing of theirs could be used."""
         reports, self._reports = self._reports, []
-        return _sums(reports)
+        return _sums(reports) if reports else {}
 
     @contextmanager
     def clients_phase(self) -> Iterator[None]:
@@ -218,6 +216,8 @@ class Server:
         received_s, trained_s = (self._timeline.seconds(phase) for phase in ("receive", "server train"))
         self._clients_began = time.perf_counter()
         yield
+        if not self._reports:
+            raise WireError(f"no client has uploaded anything that can be used in round {self._record['round']}")
         self._record |= self.sum_reports()
         trained_s = self._timeline.seconds("server train") - trained_s  # in split learning
         if trained_s:
@@ -237,9 +237,10 @@ class Server:
         self._record["server_s"] = self._timeline.add("server train", began)
 
     @contextmanager
-    def training(self) -> Iterator[None]:
-        """Time a piece of the server's training, while the clients work."""
-        with self._timeline.phase("server train"):
+    def training(self, others_are_at_work: bool) -> Iterator[None]:
+        """Time a piece of the server's training, on all cores unless clients are at work."""
+        cores = nullcontext() if others_are_at_work else self._placement.all_cores()
+        with self._timeline.phase("server train"), cores:
             yield
 
     def note(self, figures: dict[str, float], uploads: Sequence[UploadRecord] = ()) -> None:
@@ -305,8 +306,9 @@ class Server:
 
     def _finish(self, in_step: bool) -> None:
         """Evaluate every stem on the whole test set, write the summary, and stop the workers."""
-        if not in_step:  # nobody needs what they are at
+        if not in_step:  # nobody needs what they are at, nor hears what they still say
             self._stop_at_once()
+            self.watch.stop_listening()
         accuracy = self._evaluate("full", "final evaluation")
         if in_step:
             for rank in range(1, self.transport.size):

@@ -87,26 +87,26 @@ class Teacher:
 
     @torch.no_grad()
     def predict(self, clients: list[int] | None = None) -> None:
-        """Fill the bank's `server_logit`, of these clients or of all, by one pass in evaluation mode."""
+        """Fill the bank's `server_logit`, of these clients or of all, by one pass in evaluation mode.
+
+        Raises `GktError` when the training has diverged: no client may learn from such logits.
+        """
         model = self._model.folded()
         with self._site.watch.transport.timeline.phase("predict"):
             for batch in self.bank.all_batches(self._site.evaluate.batch_size, clients):
                 self.bank.server_logit[batch.row] = model(batch.feature).cpu()
                 self._site.watch.advance(len(batch.row))
+        if not bool(self.bank.server_logit.isfinite().all()):
+            raise GktError("the server's training has diverged (its logits are not finite); lower server.lr")
 
     def end_round(self, round: int) -> dict[str, float]:
         """Note who has been taught; return the round's figures. Raises `GktError` when the training has diverged."""
         figures = self._training.end_round()
-        self._check_logits()
         for client in range(len(self._is_taught)):  # one that was dropped keeps the logits it had, if any
             self._is_taught[client] |= self.bank.num_missing(client) == 0
         for client in self._participants:
             self._uploaded_in[client] = -1 if self.bank.num_missing(client) else round
         return figures
-
-    def _check_logits(self) -> None:
-        if not bool(self.bank.server_logit.isfinite().all()):
-            raise GktError("the server's training has diverged (its logits are not finite); lower server.lr")
 
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of every client's stem followed by the server's network."""

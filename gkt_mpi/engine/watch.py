@@ -24,6 +24,10 @@ class Watch:
     transport: Transport
     meanwhile: Callable[[], None] = _nothing
 
+    def stop_listening(self) -> None:
+        """Call nothing in between any more."""
+        self.meanwhile = _nothing
+
     def advance(self, samples: int) -> None:
         """Show that so many samples are done; end here if a signal asks for it or a worker has failed."""
         self.progress.advance(samples)

@@ -4,6 +4,7 @@ Seconds are those of the run's clock, from the start of the run; a round is as m
 """
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from gkt_mpi.observe.timeline import Span, clip_spans
 from gkt_mpi.observe.upload_log import UploadRecord
 
 _OVERDUE = 2  # times the longest that a client was ever from one request to the next
+_AWAY = 2  # times the median of a client's uploads; one that took longer tells of an absence
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,15 @@ class InStep:
 
     num_rounds: int
     slowest_client: int
-    slowest_client_s: float  # its mean from asked to done
+    slowest_client_s: float  # its median from asked to done
+    absent_s: float  # what clients were late because they were away, at most of one client, in the whole run
     server_s: float  # of a round, mean
     run_s: float  # what the run did take
 
     @property
     def total_s(self) -> float:
-        """Seconds in step: each round the server waits for the slowest client, then learns."""
-        return self.num_rounds * (self.slowest_client_s + self.server_s)
+        """Seconds in step: each round the server waits for the slowest client, then learns; an absence counts once."""
+        return self.num_rounds * (self.slowest_client_s + self.server_s) + self.absent_s
 
     @property
     def ratio(self) -> float:
@@ -109,16 +112,18 @@ def lane(own: Sequence[UploadRecord], run_s: float, until_s: float) -> Lane:
 def estimate_in_step(uploads: Sequence[UploadRecord]) -> InStep:
     """Return what training in step would have taken, of the clients that uploaded; `uploads` are at least one.
 
-    An estimate: every client takes its mean each time, where in step the slowest of a round may be another one.
+    An estimate: every client takes its median each time, where in step the slowest of a round may be another one.
     """
-    means = {
-        client: math.fsum(upload.done_s - upload.asked_s for upload in own) / len(own)
-        for client, own in by_client(uploads).items()
-    }
-    slowest = max(means, key=lambda client: means[client])
+    median_s: dict[int, float] = {}
+    absent_s = 0.0
+    for client, own in by_client(uploads).items():
+        seconds = [upload.done_s - upload.asked_s for upload in own]
+        usual = median_s[client] = statistics.median(seconds)
+        absent_s = max(absent_s, math.fsum(each - usual for each in seconds if each > _AWAY * usual))
+    slowest = max(median_s, key=lambda client: median_s[client])
     num_rounds = 1 + max(upload.round for upload in uploads)
     learning_s = math.fsum(answered - taken for taken, answered in flushes(uploads))
-    return InStep(num_rounds, slowest, means[slowest], learning_s / num_rounds, end_s(uploads))
+    return InStep(num_rounds, slowest, median_s[slowest], absent_s, learning_s / num_rounds, end_s(uploads))
 
 
 def waiting_share(uploads: Iterable[UploadRecord]) -> float | None:

@@ -97,11 +97,17 @@ def _percent(share: float | None) -> str:
 
 
 def _estimate_note(in_step: InStep, has_real_clock: bool) -> str:
-    beside = " Evaluation and checkpoints are in the run's time and not in the estimate." if has_real_clock else ""
+    absent = f" Absences count once: {duration(in_step.absent_s)}." if in_step.absent_s else ""
+    beside = (
+        " Evaluation and checkpoints are in the run's time and not in the estimate, and where ranks share cores each "
+        "side would have been faster in step, with the other waiting."
+        if has_real_clock
+        else ""
+    )
     return (
-        f"The estimate: in each round the server waits for the slowest client ({in_step.slowest_client}, on average "
-        f"{duration(in_step.slowest_client_s)} from being asked to having sent all), then learns "
-        f"({duration(in_step.server_s)}, its mean of a round).{beside}"
+        f"The estimate: in each round the server waits for the slowest client ({in_step.slowest_client}, "
+        f"{duration(in_step.slowest_client_s)} from being asked to having sent all, its median), then learns "
+        f"({duration(in_step.server_s)}, its mean of a round).{absent}{beside}"
     )
 
 
@@ -111,7 +117,8 @@ def missing_notes(uploads: Sequence[UploadRecord], num_clients: int) -> list[str
     if silent := silent_clients(uploads, num_clients):
         notes.append(
             f"Never uploaded: {_clients(silent)}. In step the first round would have waited longer than this whole "
-            "run, for ever if nothing ever comes; the estimate leaves this out."
+            "run, for ever if nothing ever comes; the estimate leaves this out. The stem of such a client is as it "
+            "was at the start, and its part of the test set counts in every accuracy."
         )
     if overdue := overdue_clients(uploads):
         notes.append(

@@ -78,6 +78,10 @@ def test_features_that_do_not_fit_are_to_be_mended(tiny, capsys, monkeypatch):
     for limit in (0.01, 0):  # 0: all of it lies on the disk
         assert check(tiny(bank__memory_mib=limit), capsys)[0] == 0
     assert check(tiny(wire__codec="int4"), capsys)[0] == 0
+    assert check(tiny(algorithm="fedavg"), capsys)[0] == 0  # no features at all
+    monkeypatch.setattr(rooms, "available_memory_mib", lambda: 0.4)
+    assert check(tiny(), capsys)[0] == 0
+    assert check(tiny(algorithm="fedgkt_async"), capsys)[0] == 2  # a last upload and a next one of each client
 
 
 @pytest.mark.parametrize(("clients", "idle"), [(1, "1 of 2 workers have nothing to do"), (2, None)])

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gkt_mpi.engine.arrivals import Arrivals
 from gkt_mpi.engine.async_teacher import AsyncTeacher
 from gkt_mpi.engine.bank import Bank
 from gkt_mpi.engine.client import Client
+from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.worker import Worker
-from gkt_mpi.errors import ConfigError, GktError, WireError
+from gkt_mpi.errors import ConfigError, GktError, Interrupted, WireError
 from gkt_mpi.losses import DistillConfig, distil_loss, server_loss
 from gkt_mpi.main import run_rank
 from gkt_mpi.models.flops import edge_cost, server_cost
@@ -244,8 +246,14 @@ def test_nobody_waits_for_one_that_leaves_and_returns_nor_for_one_that_never_ans
     assert of_leaver[0].done_s < 0.03 and not [u for u in of_leaver if 0.03 < u.done_s < 0.3]
     assert len([u for u in of_leaver if u.done_s > 0.3]) > 1 and max(u.staleness for u in of_leaver) > 3
     assert all(math.isfinite(r["virtual_s"]) and r["participants"] <= 3 for r in records)
-    with pytest.raises(GktError, match="async.buffer is 4, but only 3 clients will ever send anything more; lower it"):
-        run_in_threads(skewed(name="full", devices=["a", leaver, "b", never], async__buffer=4), 3)
+    full = run_in_threads(skewed(name="full", devices=["a", leaver, "b", never], async__buffer=4), 3)
+    assert len(full) == 2 and {r["participants"] for r in full} == {3}  # as many as there are
+
+
+def test_a_run_that_all_devices_leave_says_so(skewed, tmp_path):
+    leaver = profile(tmp_path / "leaver.yaml", SPEED["a"], "[[0.03, .inf]]")
+    with pytest.raises(GktError, match="all devices have left for good"):
+        run_in_threads(skewed(devices=[leaver], rounds=20), 3)
 
 
 @pytest.mark.parametrize("algorithm", ["fedgkt", "fedavg", "standalone"])
@@ -351,6 +359,69 @@ def test_a_bad_upload_is_dropped_and_the_last_good_one_stays(skewed, monkeypatch
     assert sum(r["uploads"] for r in records) == len(uploads_of(config))
     with pytest.raises(WireError, match="client 0 in round 1 sent features that are not finite.*on_bad_client drop"):
         run_in_threads(skewed(name="stop", rounds=3), 3)
+
+
+def test_a_round_of_nothing_but_bad_uploads_is_gone_over(skewed, monkeypatch):
+    """Client 0 is so much faster than the others that a round is its alone."""
+    broken_upload(monkeypatch, client=0, number=0)
+    first, second = run_in_threads(skewed(devices="accc", rounds=2, async__overtime=0.0, clients=2,
+                                          faults__on_bad_client="drop", data__synthetic__train=64), 3)  # fmt: skip
+    assert first["participants"] in (0, 1) and first["dropped_clients"] == 1 and second["participants"] > 0
+
+
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+def test_an_interruption_in_the_first_round_loses_nothing(skewed, monkeypatch, clock):
+    """What is saved then is of a time at which no client has been asked."""
+    config = skewed(name="cut", clock=clock)
+    with monkeypatch.context() as patch:
+        patch.setattr(AsyncTeacher, "due_batches", interrupt)
+        assert run_local(3, lambda transport: run_rank(config, transport, (transport.rank, 3, True)))[0] == 75
+    found = run_in_threads(config, 3)
+    assert len(found) == 2
+    if clock == "virtual":
+        assert figures(found) == figures(run_in_threads(skewed(name="whole"), 3))
+
+
+def interrupt(*arguments):
+    raise Interrupted("interrupted by a test")
+
+
+def test_diverged_logits_reach_no_client(skewed, monkeypatch):
+    def align(client, sample_id, logit, original=Client.align):
+        assert logit.isfinite().all()
+        return original(client, sample_id, logit)
+
+    monkeypatch.setattr(Client, "align", align)
+    with pytest.raises(GktError, match="the server's training has diverged.*lower server.lr"):
+        run_in_threads(skewed(server__lr=1e30), 3)
+
+
+def test_the_server_trains_on_all_cores_only_while_no_client_is_at_work(skewed, monkeypatch):
+    alone = []
+
+    def training(server, others_are_at_work, original=Server.training):
+        alone.append(not others_are_at_work)
+        return original(server, others_are_at_work)
+
+    monkeypatch.setattr(Server, "training", training)
+    run_in_threads(skewed(name="full", async__buffer=4), 3)
+    assert alone == [True, False] * 2
+    alone.clear()
+    run_in_threads(skewed(name="one"), 3)
+    assert not any(alone)
+
+
+def test_at_the_end_nobody_is_waited_for_nor_listened_to(skewed, monkeypatch):
+    """What the workers still send, or do not, while the server evaluates for long cannot spoil a run that is done."""
+    listens = []
+
+    def evaluate(teacher, states, mode, original=AsyncTeacher.evaluate):
+        listens.append(isinstance(getattr(teacher._site.watch.meanwhile, "__self__", None), Arrivals))
+        return original(teacher, states, mode)
+
+    monkeypatch.setattr(AsyncTeacher, "evaluate", evaluate)
+    run_in_threads(skewed(), 3)
+    assert listens == [True, True, False]  # after each round, and at the end
 
 
 def test_the_real_clock_takes_uploads_as_they_come_and_goes_on_after_an_interruption(skewed):

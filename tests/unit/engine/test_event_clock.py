@@ -124,8 +124,16 @@ def test_one_that_never_answers_is_not_waited_for():
     assert not clock.is_coming(0) and clock.is_coming(1)
     assert clock.next_clients(1, Here()) == [1]
     clock.ask(1, COST)
-    with pytest.raises(GktError, match="async.buffer is 2, but only 1 clients will ever send anything more; lower it"):
-        clock.next_clients(2, Here())
+    assert clock.next_clients(2, Here()) == [1] and clock.now == 4  # a buffer of 2 does not fill any more
+
+
+def test_when_all_have_left_the_run_ends():
+    clock = clock_of(device(10, (3, math.inf)), device(50, (3, math.inf)))
+    assert clock.next_clients(2, Here()) == [1] and clock.now == 2
+    clock.ask(1, COST)
+    assert clock.is_next_due(1, samples=1, uploads=Here())  # there is nothing to work for
+    with pytest.raises(GktError, match="all devices have left for good, 2 s into the run.*fewer --rounds"):
+        clock.next_clients(1, Here())
 
 
 def test_a_clock_goes_on_where_it_was():

@@ -87,6 +87,17 @@ def test_the_estimate_in_step_by_hand():
     assert estimate_in_step([upload for upload in UPLOADS if upload.client != 2]).total_s == pytest.approx(2 * 3 + 3)
 
 
+def test_an_absence_counts_once_in_the_estimate():
+    """Client 0 takes 4 s each time; client 1 too, and once 30 s more. 10 rounds in step are 10 * 4 + 30 s, not more."""
+    uploads, start = [], {0: 0.0, 1: 0.0}
+    for round, client in [*((k, 0) for k in range(10)), *((k, 1) for k in range(3))]:
+        done = start[client] + (34.0 if (client, round) == (1, 1) else 4.0)
+        uploads.append(UploadRecord(round, client, round, start[client], done, done, done, 0.0, 1))
+        start[client] = done
+    found = estimate_in_step(uploads)
+    assert (found.slowest_client_s, found.absent_s, found.server_s, found.total_s) == (4.0, 30.0, 0.0, 70.0)
+
+
 def test_a_run_of_no_time_has_no_ratio():
     assert math.isnan(estimate_in_step([UploadRecord(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)]).ratio)
 
