@@ -118,7 +118,7 @@ bench-codec:  ## what a codec costs in accuracy (ARGS="--cifar data" adds CIFAR-
 bench-compute:  ## how fast the networks train, against plain PyTorch and the limit (ten minutes)
 bench-round:  ## a whole round beside the bare compute it needs (ten minutes)
 bench-clients:  ## what 1,000 clients on 2 workers cost (ten minutes)
-bench-async:  ## asynchronous beside synchronous FedGKT, one client ten times slower (half an hour; ARGS="--cifar data" adds CIFAR-10)
+bench-async:  ## asynchronous beside synchronous FedGKT, one client ten times slower (half an hour, two with ARGS="--cifar data")
 bench-bank bench-codec bench-compute bench-round bench-clients bench-async:
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)

@@ -9,7 +9,7 @@ real     digits by the real clock: the worker of one client is stopped for nine 
 For each: final accuracy, seconds to the target, which is 0.95 of what synchronous training ends with, idle shares of
 server and clients. Mean and sample standard deviation over the seeds. Asynchronous runs do twice as many rounds; by the
 virtual clock they take a quarter of the time all the same. Complete runs are not repeated. About half an hour on two
-cores, and with --cifar an hour more.
+cores, and with --cifar an hour and a half more.
 """
 
 import argparse
@@ -190,7 +190,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     for row in rows:
         first = next(other for other in rows if other["data"] == row["data"])
         table.add_row(*cells(row, first))
-    Console(width=130).print(table)
+    Console(width=150).print(table)
 
 
 if __name__ == "__main__":
