@@ -30,7 +30,7 @@ def test_spans_are_noted_taken_once_and_summed():
     spans = timeline.take()
     assert [PHASES[int(number)] for number in spans[:, 0]] == ["encode", "send", "load", "load"]
     assert before - 1 < spans[:, 1].min() <= spans[:, 1].max() < time.time() + 1
-    assert spans[2, 2] >= spans[0, 2] + spans[1, 2] > 0  # load lies around the other two
+    assert spans[2, 2] >= spans[:2, 2].max() > 0  # load lies around the other two
     assert timeline.seconds("load") == pytest.approx(float(spans[2, 2] + spans[3, 2]))
     assert timeline.take().shape == (0, 3)
     assert timeline.seconds("load") > 0
