@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
 _MOST_POINTS, _FEW_POINTS = 100, 12
 _MOST_PANELS = 3  # side by side
+_FEW_DECADES = 10**2.5  # of a logarithmic axis, the largest value over the least
 _LOG_FROM = 5  # a logarithmic axis where the rows end further apart than this
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
@@ -159,12 +160,24 @@ def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> 
         axes.fill_between(x, mean - deviation, mean + deviation, color=style.colour, alpha=0.16, linewidth=0)
 
 
+def _label_log_axis(axes: "Axes") -> None:
+    """Label 1, 2 and 5 of each decade where few are shown, else the decades; matplotlib's own labels may overlap."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    least, most = axes.get_xlim()
+    are_few = most < _FEW_DECADES * least
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if are_few else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _dress(axes: "Axes", scale: Scale, is_log: bool) -> None:
     """Give a panel its axes and grid."""
     from matplotlib.ticker import MaxNLocator
 
     if is_log:
         axes.set_xscale("log")
+        _label_log_axis(axes)
     elif scale.keys:
         axes.set_xlim(left=0)
     else:
