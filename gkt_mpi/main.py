@@ -134,19 +134,19 @@ def serve(
     placement.apply()
     console = make_console()
     file = _prepare_data(config, console)
-    num_classes = len(file.classes)
+    labels, num_classes = file.labels("train"), len(file.classes)
     config.distill.check(num_classes)
     assert config.clients is not None
     price, prices = prices_of(config, file)  # refuses unknown devices
-    shards = partition(file.labels("train"), config.clients, config.data, config.seed)
+    shards = partition(labels, config.clients, config.data, config.seed)
     folder = expand(config.out, "out") / config.name
     say = partial(console.print, highlight=False, soft_wrap=True)
     with hold_folder(folder, say), contextlib.ExitStack() as at_the_end:
-        resumable = config.as_dict() | {"training images": digest_of_shards(shards, file.labels("train"))}
+        resumable = config.as_dict() | {"training images": digest_of_shards(shards, labels)}
         checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
         rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
         log = RunLog(folder, config.as_dict(), _versions())
-        log.save_partition(shards, counts := count_by_class(file.labels("train"), shards, num_classes), file.classes)
+        log.save_partition(shards, counts := count_by_class(labels, shards, num_classes), file.classes)
         _say_what_runs(config, file, counts, transport.size, placement, console)
 
         algorithm = ALGORITHMS[config.algorithm]

@@ -22,7 +22,9 @@ from gkt_mpi.models.flops import edge_cost, server_cost
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
 from gkt_mpi.observe.upload_log import read_uploads
 from gkt_mpi.seeding import torch_generator
+from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.local import run_local
+from gkt_mpi.wire.messages import Kind
 from tests.conftest import figures, run_in_threads
 from tests.unit.algorithms.plain import CPU, adam, shards_of
 
@@ -409,6 +411,21 @@ def test_the_server_trains_on_all_cores_only_while_no_client_is_at_work(skewed, 
     alone.clear()
     run_in_threads(skewed(name="one"), 3)
     assert not any(alone)
+
+
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+def test_a_refused_report_ends_an_upload_too(skewed, monkeypatch, clock):
+    def check(contract, source, header, original=Contract.check):
+        if (header.kind, header.client, header.round) == (Kind.REPORT, 0, 1):
+            raise WireError("no report that anybody could read")
+        original(contract, source, header)
+
+    monkeypatch.setattr(Contract, "check", check)
+    config = skewed(clock=clock, rounds=6, async__buffer=2, faults__on_bad_client="drop")
+    records = run_in_threads(config, 3)
+    own = {u.upload: u for u in uploads_of(config) if u.client == 0}
+    assert sum(r["dropped_clients"] for r in records) == 1
+    assert not own[1].is_used and own[1].asked_s <= own[1].done_s <= own[1].taken_s and own[0].is_used
 
 
 def test_at_the_end_nobody_is_waited_for_nor_listened_to(skewed, monkeypatch):
