@@ -89,15 +89,18 @@ def test_zero_threads_are_refused():
 
 
 def test_freed_memory_is_kept_for_the_next_tensor():
-    """The pages that the kernel has to give in two training steps of a server model, after one to warm up."""
+    """The pages that the kernel has to give in two training steps of a server model, once the heap stops growing.
+
+    After its first step it still grows in one or two more: fragments differ from step to step.
+    """
     program = (
         "import resource, sys, torch\n"
         "from gkt_mpi.models.resnet import build_server_model\n"
         "from gkt_mpi.placement import keep_freed_memory\n"
         "if sys.argv[1] == 'ours': keep_freed_memory()\n"
         "model = build_server_model('resnet56', 10, torch.Generator(), torch.device('cpu')).train()\n"
-        "for step in range(3):\n"
-        "    if step == 1: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for step in range(6):\n"
+        "    if step == 4: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    model(torch.zeros(32, 16, 32, 32)).sum().backward()\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
