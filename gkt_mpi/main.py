@@ -58,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
             config, task = parse_command(arguments)
             if task == "prepare":
+                Interrupt().install()
                 return _prepare_and_say(config) if rank == SERVER else 0
+    except Interrupted as error:
+        return _refuse(error, rank)
     except ConfigError as error:
         refusal = error
     try:

@@ -1,6 +1,7 @@
 """Whole runs under mpirun: what they leave, and that configuration and seed alone decide their figures."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -54,6 +55,20 @@ def test_the_file_of_images_can_be_made_before_any_run_and_without_mpirun(tmp_pa
     command[command.index("digits")] = "cifar10"
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "--data.download true" in done.stderr
+
+
+def test_making_the_file_of_images_ends_at_ctrl_c_with_one_line_and_leaves_nothing(tmp_path):
+    big = [f"--data.synthetic.{name}={value}" for name, value in {"train": 100_000, "size": 32}.items()]
+    command = [sys.executable, *MAIN, "--prepare", "--data.name=synthetic", f"--data.dir={tmp_path}", *big]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as program:
+        try:
+            assert program.stdout.readline().startswith("decoding")
+            program.send_signal(signal.SIGINT)
+            _, said = program.communicate(timeout=60)
+        finally:
+            program.kill()
+    assert program.returncode == 75 and said == "gkt_mpi: interrupted by SIGINT\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_leaves_its_folder_with_the_promised_names(whole):
