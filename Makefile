@@ -115,7 +115,7 @@ bench-wire bench-waiting:
 
 bench-bank:  ## what a feature bank on the disk costs
 bench-codec:  ## what a codec costs in accuracy (ARGS="--cifar data" adds CIFAR-10)
-bench-compute:  ## how fast the networks train, against plain PyTorch and the limit (ten minutes)
+bench-compute:  ## how fast the networks train, against plain PyTorch and the limit (a quarter of an hour)
 bench-round:  ## a whole round beside the bare compute it needs (ten minutes)
 bench-clients:  ## what 1,000 clients on 2 workers cost (ten minutes)
 bench-async:  ## asynchronous beside synchronous FedGKT, one client ten times slower (half an hour, two with ARGS="--cifar data")

