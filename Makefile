@@ -116,7 +116,7 @@ bench-wire bench-waiting:
 bench-bank:  ## what a feature bank on the disk costs
 bench-codec:  ## what a codec costs in accuracy (ARGS="--cifar data" adds CIFAR-10)
 bench-compute:  ## how fast the networks train, against plain PyTorch and the limit (a quarter of an hour)
-bench-round:  ## a whole round beside the bare compute it needs (ten minutes)
+bench-round:  ## a whole round beside the bare compute it needs (a quarter of an hour)
 bench-clients:  ## what 1,000 clients on 2 workers cost (ten minutes)
 bench-async:  ## asynchronous beside synchronous FedGKT, one client ten times slower (half an hour, two with ARGS="--cifar data")
 bench-bank bench-codec bench-compute bench-round bench-clients bench-async:
