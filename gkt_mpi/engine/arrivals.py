@@ -48,6 +48,7 @@ class Arrivals:
         self._uploads = server.uploads(bank, self._expected, self._rounds, lambda _: None)
         self._saved: dict[str, Any] | None = None
         self._is_open = False
+        self._listened_s = 0.0  # while training
 
     def begin_round(self, round: int) -> None:
         """Begin to count a round; in the first of this process all clients are asked."""
@@ -57,7 +58,7 @@ class Arrivals:
         self._records: list[UploadRecord] = []
         self._round_flops = 0
         self._round_bytes = [0] * len(BYTES)
-        self._waited_s = self._received_waiting_s = 0.0
+        self._waited_s = self._listened_s = 0.0
         self._seconds_before = self._seconds()
 
     @property
@@ -117,9 +118,11 @@ class Arrivals:
         self._note(self._uploads.receive())
 
     def _listen(self) -> None:
-        """Take in what has come."""
+        """Take in what has come, in the middle of training."""
+        began = time.perf_counter()
         while (message := self._uploads.receive_ready()) is not None:
             self._note(message)
+        self._listened_s += time.perf_counter() - began
 
     def _note(self, message: Message | None) -> None:
         """Count what has come, for its client; what a lost worker has cost, at once."""
@@ -140,7 +143,6 @@ class Arrivals:
         clients = self._clock.next_clients(self._buffer, self)
         received_s = self._seconds()[0] - received_s
         self._waited_s += time.perf_counter() - began - received_s
-        self._received_waiting_s += received_s
         self._out -= set(clients)
         self._taken, self._taken_s = clients, self._clock.now
         self._landed = set(clients) & self._uploads.reports.keys()  # not a bad client's: its last one is still in use
@@ -196,7 +198,7 @@ class Arrivals:
             "staleness_max": max(ages),
             "client_s": self._waited_s,
             "wire_s": received_s,
-            "server_s": trained_s - (received_s - self._received_waiting_s),
+            "server_s": trained_s - self._listened_s,
         }
         self._server.note(figures, self._records)
 

@@ -1,10 +1,11 @@
 """How the server takes in a round's uploads: blocks as they come, straight into the bank, each checked."""
 
 import math
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Protocol
 
 from gkt_mpi.errors import LostRankError, WireError
@@ -12,6 +13,9 @@ from gkt_mpi.observe.timeline import are_spans
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientReport, FeatureBlock, Message, ModelState
 from gkt_mpi.wire.transport import SERVER, Transport
+
+_THREADS = 2  # that receive and check
+_MOST_COMING = 4
 
 
 class Inbox(Protocol):
@@ -24,10 +28,13 @@ class Inbox(Protocol):
         """Return the fields of the contract under which messages are taken in."""
 
     def claim(self, message: Any) -> int:  # noqa: ANN401 - the kind of message that this inbox is for
-        """Take note of a message that has come; return how many samples it brings. Raises `WireError`."""
+        """Take note of a message that has come; return how many samples it brings. Raises `WireError`.
+
+        Unless the inbox `answers`, the features of a block may still be missing.
+        """
 
     def check(self, message: Any) -> None:  # noqa: ANN401
-        """Take in a claimed message; may run in another thread while others are received. Raises `WireError`."""
+        """Take in a claimed message that is whole now; may run in another thread, beside others. Raises `WireError`."""
 
     def missing(self, client: int) -> str:
         """Say what of a client's upload is not there, "" when all of it is."""
@@ -76,12 +83,15 @@ class Uploads:
     ) -> None:
         self.reports: dict[int, ClientReport] = {}  # the good ones
         self.reported_by: dict[int, int] = {}  # the rank that each of them came from
-        self._transport, self._contract, self._inbox = transport, contract, inbox
+        self._transport, self._inbox = transport, inbox
+        # Where a client waits for an answer, a message is worked on as soon as it is claimed: it must be whole by then.
+        self._contract = contract if inbox.answers else replace(contract, fill=self._set_fill)
         self._expected, self._events = expected, events
         self._faults: dict[int, str] = {}  # why a client is bad
         self._counted: dict[int, int] = {}  # samples of a client so far
-        self._checker = ThreadPoolExecutor(1, "check")
-        self._check: Future[None] | None = None  # of the block before
+        self._fill: Callable[[], None] | None = None  # of the message just received
+        self._threads = ThreadPoolExecutor(_THREADS, "receive")
+        self._coming: deque[tuple[int, Future[None]]] = deque()  # messages that are being filled or checked: whose
 
     def receive(self) -> Message | None:
         """Wait for a message, take it in and return it; None when it was refused, or a worker has been lost."""
@@ -98,22 +108,38 @@ class Uploads:
             received = receive(self._contract)
             rank, message = received if received is not None else (SERVER, None)
         except WireError as error:
+            self._settle_all_of(error.client)  # so that a fault of what came before is told first
             self._refuse(error)
         except LostRankError as error:
             lost = error
-        self._settle()
+        self._settle_done()
         if lost is not None:
+            while self._coming:
+                self._settle_oldest()
             self._events.on_lost_rank(lost, self.reports)
         elif isinstance(message, ClientReport):
+            self._settle_all_of(message.client)
             self.reported_by[message.client] = rank
             self._take(message)
         elif isinstance(message, FeatureBlock | ModelState) and self._claim(message):
-            self._check = self._checker.submit(self._inbox.check, message)
+            fill, self._fill = self._fill, None
+            while len(self._coming) >= _MOST_COMING:
+                self._settle_oldest()
+            self._coming.append((message.client, self._threads.submit(self._finish, message, fill)))
         return message
+
+    def _set_fill(self, fill: Callable[[], None]) -> None:
+        self._fill = fill
+
+    def _finish(self, message: FeatureBlock | ModelState, fill: Callable[[], None] | None) -> None:
+        """Receive what is left of a message, and check it; in a thread."""
+        if fill is not None:
+            fill()
+        self._inbox.check(message)
 
     def close(self) -> None:
         """Expect nothing any more."""
-        self._checker.shutdown()
+        self._threads.shutdown(cancel_futures=True)
 
     def _refuse(self, error: WireError) -> None:
         """Tell why a message was refused, and remember whose it was."""
@@ -138,14 +164,23 @@ class Uploads:
         if samples:
             self._events.on_samples(samples)
 
-    def _settle(self) -> None:
-        """Wait for the check of the block before, if there is one."""
-        check, self._check = self._check, None
+    def _settle_done(self) -> None:
+        while self._coming and self._coming[0][1].done():
+            self._settle_oldest()
+
+    def _settle_all_of(self, client: int | None) -> None:
+        while any(whose == client for whose, _ in self._coming):
+            self._settle_oldest()
+
+    def _settle_oldest(self) -> None:
+        """Wait until the oldest of the messages that are coming is there and checked."""
+        _, future = self._coming.popleft()
         try:
-            if check is not None:
-                check.result()
+            future.result()
         except WireError as error:
             self._refuse(error)
+        except LostRankError:
+            pass  # the transport tells of that, when it is waited for a message again
 
     def _take(self, report: ClientReport) -> None:
         """Keep a report if its client is good."""

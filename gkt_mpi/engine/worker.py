@@ -38,7 +38,7 @@ from gkt_mpi.wire.transport import SERVER, Transport
 
 ClientRound = Callable[["Worker", Client, Any], None]  # an algorithm's client side
 LARGEST_BATCH = 256  # a block is also the batch of the forward pass that computes it
-BLOCKS_IN_FLIGHT = 2  # while one travels and one waits at the server's door, the next is computed
+BLOCKS_IN_FLIGHT = 3  # while two are received at once and one waits at the server's door, the next is computed
 
 
 def receive_setup(transport: Transport) -> Setup | None:

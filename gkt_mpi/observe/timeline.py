@@ -10,6 +10,7 @@ phase is what the host sees of it, which runs ahead of the device until somethin
 
 import json
 import math
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ class Timeline:
     def __init__(self) -> None:
         self._spans: list[tuple[int, float, float]] = []
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._inside = dict.fromkeys(PHASES, (0, 0.0))  # by `enter`: how often, and since when
+        self._lock = threading.RLock()
         self._clock_offset = time.time() - time.perf_counter()
 
     @contextmanager
@@ -57,18 +60,36 @@ class Timeline:
     def add(self, name: Phase, began: float) -> float:
         """Note a span from `began`, as `time.perf_counter` told it, until now; return its seconds."""
         seconds = time.perf_counter() - began
-        self._seconds[name] += seconds
-        if len(self._spans) < MOST_SPANS:
-            self._spans.append((PHASES.index(name), began + self._clock_offset, seconds))
+        with self._lock:
+            self._seconds[name] += seconds
+            if len(self._spans) < MOST_SPANS:
+                self._spans.append((PHASES.index(name), began + self._clock_offset, seconds))
         return seconds
 
+    def enter(self, name: Phase) -> None:
+        """Begin a phase that may have begun already, here or in another thread; one span is all of it."""
+        with self._lock:
+            depth, began = self._inside[name]
+            self._inside[name] = depth + 1, began if depth else time.perf_counter()
+
+    def leave(self, name: Phase) -> None:
+        """End what `enter` has begun, in any thread; the last one to do so notes the span."""
+        with self._lock:
+            depth, began = self._inside[name]
+            self._inside[name] = depth - 1, began
+            if depth == 1:
+                self.add(name, began)
+
     def seconds(self, name: Phase) -> float:
-        """Return the seconds of all spans of this phase since the start."""
-        return self._seconds[name]
+        """Return the seconds of this phase since the start."""
+        with self._lock:
+            depth, began = self._inside[name]
+            return self._seconds[name] + (time.perf_counter() - began if depth else 0.0)
 
     def take(self) -> Tensor:
         """Return the spans so far and forget them: float64 (n, 3), phase number, start (Unix time, s), seconds."""
-        spans, self._spans = self._spans, []
+        with self._lock:
+            spans, self._spans = self._spans, []
         return torch.tensor(spans, dtype=torch.float64).reshape(-1, 3)
 
 

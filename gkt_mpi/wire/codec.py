@@ -36,7 +36,7 @@ class WireConfig:
 
     codec: CodecName = "float32"
     """Form of a feature on the wire and in the bank."""
-    block_mib: float = 8.0
+    block_mib: float = 16.0
     """Largest message of features, in MiB, and never more than 256 samples; above 0, at most 1024."""
     cuda_aware: CudaAware = "auto"
     """Give MPI the GPU's own memory. auto: where the MPI library says it can. off: through pinned host memory."""

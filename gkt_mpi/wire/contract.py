@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gkt_mpi.errors import WireError
-from gkt_mpi.wire.messages import Header, Kind, payload_layout, payload_size
+from gkt_mpi.wire.messages import Header, Kind, parts_of_block, payload_layout, payload_size
 
 _SIZES = ("num_classes", "height", "width", "channels")
 _OF_A_CLIENT = (Kind.TRAIN, Kind.MODEL, Kind.LOCAL, Kind.BLOCK, Kind.GRADIENT, Kind.REPORT)
@@ -25,6 +25,15 @@ _FIELDS = {  # what a header of each kind says, beside kind and payload_bytes; a
     Kind.STOP: (),
     Kind.CHECK: ("state_bytes",),
 }
+_ABSENT = {
+    kind: [name for name in Header._fields if name not in ("kind", "payload_bytes", *found)]
+    for kind, found in _FIELDS.items()
+}
+
+
+def _now(fill: Callable[[], None]) -> None:
+    """Fill a buffer at once."""
+    fill()
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,12 @@ class Contract:
 
     `sender` tells which rank speaks for a client (server side: the worker that hosts it); `num_samples` how
     many samples a client has; a client missing from `num_samples` is unknown. `round` is that of all clients, or each
-    client's own. `admit` is asked with a block's header,
-    sample ids, labels and logits, and returns the bank's own rows, so that features are received in place; or it
-    refuses them by a `WireError`. `state_bytes` is the size of a client's state (of each, where they differ), of a
-    Check the largest; `model_bytes` that of a ModelState. A gradient is expected for the block (`first`,
-    `block_rows`). `device` is where the payload of a request or a gradient is wanted, None for the host.
+    client's own. `admit` is asked with a block's header, sample ids, labels and logits, and returns the bank's own
+    rows, so that features are received in place; or it refuses them by a `WireError`. `fill` is given the function
+    that receives into these rows, to be called once, now or later, in any thread; that one may raise `LostRankError`.
+    `state_bytes` is the size of a client's state (of each, where they differ), of a Check the largest; `model_bytes`
+    that of a ModelState. A gradient is expected for the block (`first`, `block_rows`). `device` is where the payload
+    of a request or a gradient is wanted, None for the host.
     """
 
     kinds: frozenset[Kind]
@@ -55,6 +65,7 @@ class Contract:
     max_samples: int = 0
     max_spans: int = 0
     admit: Callable[[Header, Tensor, Tensor, Tensor], Tensor] | None = None
+    fill: Callable[[Callable[[], None]], None] = _now
     device: torch.device | None = None
 
     @property
@@ -84,9 +95,8 @@ class Contract:
                 raise WireError(f"rank {source} sent a message whose {name} is {found}; expected {expected}")
 
         expect(header.kind in self.kinds, "kind", " or ".join(f"{kind} ({kind.name})" for kind in sorted(self.kinds)))
-        for name in Header._fields:
-            if name not in ("kind", "payload_bytes", *_FIELDS[Kind(header.kind)]):
-                expect(getattr(header, name) == 0, name, 0)
+        for name in _ABSENT[Kind(header.kind)]:
+            expect(getattr(header, name) == 0, name, 0)
         expect(header.client >= 0, "client", "0 or more")
         if header.kind in _OF_A_CLIENT:
             self._check_client(source, header, expect)
@@ -155,8 +165,8 @@ class Contract:
         last = self.num_samples[header.client] - header.num_samples
         expect(0 <= header.first <= last, "first", f"0 to {last}")
 
-    def buffers(self, header: Header) -> Iterator[Tensor]:
-        """Yield memory for each buffer of a checked header's payload; fill one before asking for the next.
+    def buffers(self, header: Header) -> Iterator[tuple[Tensor, Callable[[Callable[[], None]], None]]]:
+        """Yield memory for each buffer of a checked header's payload, and what to give the function that fills it to.
 
         Raises `WireError` when what a block's other buffers hold forbids its features.
         """
@@ -164,8 +174,8 @@ class Contract:
         if header.kind != Kind.BLOCK or self.admit is None:
             device = self.device if header.kind in (Kind.TRAIN, Kind.MODEL, Kind.GRADIENT) else None
             for dtype, shape in layout:
-                yield torch.empty(shape, dtype=dtype, device=device)
+                yield torch.empty(shape, dtype=dtype, device=device), _now
             return
-        small = [torch.empty(shape, dtype=dtype) for dtype, shape in layout[:-1]]
-        yield from small
-        yield self.admit(header, *small)
+        about = torch.empty(layout[0][1], dtype=torch.uint8)
+        yield about, _now
+        yield self.admit(header, *parts_of_block(header, about)), self.fill

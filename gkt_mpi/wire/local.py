@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from torch import Tensor
@@ -70,8 +71,9 @@ class LocalTransport:
         with self.timeline.phase("receive"), contract.blame(source, header):
             contract.check(source, header)
             buffers = []
-            for buffer, sent_buffer in zip(contract.buffers(header), payload, strict=True):
-                buffers.append(buffer.copy_(sent_buffer.reshape(buffer.shape)))
+            for (buffer, fill), sent_buffer in zip(contract.buffers(header), payload, strict=True):
+                fill(partial(_copy, buffer, sent_buffer.reshape(buffer.shape)))
+                buffers.append(buffer)
         message = from_wire(header, buffers)
         self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
         return source, message
@@ -92,6 +94,10 @@ class LocalTransport:
             raise Interrupted("the server says stop")
         if self._world.failed.is_set():
             raise PeerFailedError(f"rank {self.rank} waited for a thread that failed")
+
+
+def _copy(buffer: Tensor, sent: Tensor) -> None:
+    buffer.copy_(sent)
 
 
 def run_local(size: int, run_rank: Callable[[LocalTransport], Result], timeout_s: float = 300.0) -> list[Result]:

@@ -23,6 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -86,10 +87,11 @@ class MpiTransport:
         self._last_sign = time.monotonic()
         self._aside: list[MPI.Message | None] = []  # what cannot be received
         self._refused: set[int] = set()  # ranks whose last message was refused, and may have payload left
-        self._lock = threading.Lock()  # around _leaving, and around looking at its requests
+        self._changed = threading.Condition()  # around _leaving, and around looking at its requests
         self._is_leaving = threading.Event()
-        # With GPU memory MPI moves a message through the device of the thread that calls it: not through this one.
-        if MPI.Query_thread() == MPI.THREAD_MULTIPLE and not cuda_aware:
+        # With GPU memory MPI moves a message through the device of the thread that calls it: not of any other.
+        self._has_threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE and not cuda_aware
+        if self._has_threads:
             threading.Thread(target=self._keep_moving, name="send", daemon=True).start()
 
     def send(self, rank: int, message: Message) -> None:
@@ -106,7 +108,7 @@ class MpiTransport:
             return self.peers.note(error)
         self.peers.hear(rank)
         self.ledger.sent[message.column] += HEADER_BYTES + header.payload_bytes
-        with self._lock:
+        with self._changed:
             self._leaving.append((rank, requests, buffers))  # keeps the memory alive until it has left
             self._is_leaving.set()
 
@@ -120,11 +122,15 @@ class MpiTransport:
             self._between_looks()
             return False
 
-        _poll(is_done)
+        if not self._has_threads:
+            return _poll(is_done)
+        while not is_done():  # the thread that looks after what leaves says when something has
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._leaving) <= pending, _LONGEST_SLEEP_S)
 
     def _let_go(self) -> int:
         """Forget the messages that have left, oldest first; return how many are still leaving."""
-        with self._lock:
+        with self._changed:
             while self._leaving:
                 rank, requests, _ = self._leaving[0]
                 try:
@@ -136,6 +142,7 @@ class MpiTransport:
                     break
                 gone = self._leaving.popleft()
                 self._num_left += 1
+                self._changed.notify_all()
                 if not has_left:
                     self._abandoned.append(gone)
             if not self._leaving:
@@ -146,7 +153,7 @@ class MpiTransport:
         """Look after what is leaving, in a thread of its own, as long as this process lives."""
         while self._is_leaving.wait():
             before = self._num_left
-            _poll(lambda: self._let_go() == 0 or self._num_left > before, _MOVE_EVERY_S)  # noqa: B023 - called at once
+            _poll(lambda: self._let_go() == 0 or self._num_left > before, _MOVE_EVERY_S, 0)  # noqa: B023 - called at once
 
     def receive(self, contract: Contract) -> tuple[int, Message]:
         """Wait, without burning a core, for a message; return the sender's rank and the message.
@@ -166,19 +173,21 @@ class MpiTransport:
 
     def _receive_payload(self, contract: Contract, source: int, words: np.ndarray) -> tuple[int, Message]:
         """Receive what a header announces, if the contract allows it."""
-        started = time.perf_counter()
+        self.timeline.enter("receive")
         try:
             header = Header.unpack(words, source)
             with contract.blame(source, header):
                 contract.check(source, header)
                 buffers = []
-                for buffer in contract.buffers(header):
-                    self._fill(buffer, source)
+                for buffer, fill in contract.buffers(header):
+                    (fill if self._has_threads else _now)(self._find(buffer, source))
                     buffers.append(buffer)
         except (WireError, LostRankError):
             self._refused.add(source)
+            self.peers.tell_of(source)
             raise
-        self.timeline.add("receive", started)
+        finally:
+            self.timeline.leave("receive")
         message = from_wire(header, buffers)
         self.ledger.received[message.column] += HEADER_BYTES + header.payload_bytes
         return source, message
@@ -275,43 +284,61 @@ class MpiTransport:
             return False
         return True
 
-    def _fill(self, buffer: Tensor, source: int) -> None:
-        """Receive a buffer of the payload: straight into its memory, through the host where MPI cannot."""
+    def _find(self, buffer: Tensor, source: int) -> Callable[[], None]:
+        """Wait for a buffer of the payload; return what receives it into its memory, once, in any thread.
+
+        Where MPI cannot receive straight into it, that goes through the host.
+        """
         flat = buffer.reshape(-1).view(torch.uint8)
         if flat.is_cuda:
             torch.cuda.current_stream(flat.device).synchronize()  # nothing may still be reading it
         staged = flat.is_cuda and not self._cuda_aware
         memory = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=True) if staged else flat
+        there: list[tuple[MPI.Message, Tensor]] = []
         for piece in self._pieces(memory):
             _, tag, size = self._next(lambda: {source}, source)
             if tag != _PAYLOAD_TAG or size != len(piece):
                 found = f"{size} bytes" if tag == _PAYLOAD_TAG else "another header"
                 raise WireError(f"rank {source} sent {found} where its header announced {len(piece)} bytes of payload")
-            self._finish_receive(_memory(piece), source, tag)
-        if staged:
-            flat.copy_(memory)
+            message = self.comm.Improbe(source, tag)  # now no other call can take it
+            assert message is not None
+            there.append((message, piece))
+        self.timeline.enter("receive")
 
-    def _finish_receive(self, buffer: list[object], source: int, tag: int) -> None:
-        """Receive what has begun to arrive, and wait until all of it is there."""
+        def fill() -> None:
+            """Receive it."""
+            try:
+                for message, piece in there:
+                    self._finish_receive(partial(message.Irecv, _memory(piece)), source)
+                if staged:
+                    flat.copy_(memory)
+            finally:
+                self.timeline.leave("receive")
+
+        return fill
+
+    def _finish_receive(self, begin: Callable[[], MPI.Request], source: int) -> None:
+        """Receive what has begun to arrive, and wait until all of it is there; in any thread."""
 
         def is_done() -> bool:
             """Whether it is there; between looks, whether its sender is still alive."""
             if request.Test():
                 return True
-            try:
-                self.peers.miss({source})
-            except LostRankError as lost:
+            if self.peers.is_silent(source):
                 # What it sends when it comes back to life would overwrite what others have sent meanwhile.
-                raise GktError(f"{lost}, in the middle of a message; start the same command again to resume") from None
+                raise GktError(
+                    f"rank {source} has not answered for {self.peers.timeout_s:g} s, in the middle of a message; start "
+                    "the same command again to resume"
+                )
             return False
 
         try:
-            request = self.comm.Irecv(buffer, source, tag)
+            request = begin()
             _poll(is_done)
         except MPI.Exception as error:
             self.peers.note(error)
             self.peers.bury(source)
-            self.peers.tell_of(source)
+            raise LostRankError(source, "has died in the middle of a message") from None
 
     def _next(
         self, awaited: Callable[[], set[int]], source: int = MPI.ANY_SOURCE, wait: bool = True
@@ -364,7 +391,7 @@ class MpiTransport:
         scratch = np.empty(_SCRATCH_BYTES, np.uint8)
         chunk = MPI.BYTE.Create_contiguous(_SCRATCH_BYTES)
         overlaid = chunk.Create_hvector(2**31 - 1, 1, 0).Commit()  # room for 128 TiB, all in one place
-        self._finish_receive([scratch, 1, overlaid], source, tag)
+        self._finish_receive(partial(self.comm.Irecv, [scratch, 1, overlaid], source, tag), source)
         overlaid.Free()
         chunk.Free()
 
@@ -423,7 +450,9 @@ class MpiTransport:
 
     def _pieces(self, buffer: Tensor) -> tuple[Tensor, ...]:
         """Split bytes into what one send can carry; nothing is sent of an empty buffer."""
-        return buffer.split(self._largest_send) if len(buffer) else ()
+        if len(buffer) <= self._largest_send:  # most are, and splitting takes longer than sending them
+            return (buffer,) if len(buffer) else ()
+        return buffer.split(self._largest_send)
 
 
 def _memory(data: Tensor) -> list[object]:
@@ -431,10 +460,15 @@ def _memory(data: Tensor) -> list[object]:
     return [data if data.is_cuda else data.numpy(), MPI.BYTE]
 
 
-def _poll(ready: Callable[[], bool], shortest_sleep_s: float = _SHORTEST_SLEEP_S) -> None:
+def _now(fill: Callable[[], None]) -> None:
+    """Fill a buffer at once."""
+    fill()
+
+
+def _poll(ready: Callable[[], bool], shortest_sleep_s: float = _SHORTEST_SLEEP_S, eager: int = _EAGER_LOOKS) -> None:
     """Call `ready` until it is true: eagerly at first, then with growing sleeps in between."""
     began = time.perf_counter()
-    for _ in range(_EAGER_LOOKS):
+    for _ in range(eager):
         if ready():
             return
         time.sleep(0)

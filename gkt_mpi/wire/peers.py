@@ -89,6 +89,12 @@ class Peers:
                 self.silent.add(rank)
                 raise LostRankError(rank, f"has not answered for {self.timeout_s:g} s")
 
+    def is_silent(self, rank: int) -> bool:
+        """Whether a rank, in the middle of a message, has said nothing for `timeout_s`, or is known as silent."""
+        with contextlib.suppress(LostRankError):
+            self.miss({rank})
+        return rank in self.silent
+
     def kill(self, ranks: set[int]) -> set[int]:
         """Kill the processes of those ranks that run on this node; return the ranks that run on others."""
         for rank in ranks & self._process_of.keys():

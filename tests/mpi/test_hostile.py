@@ -6,6 +6,7 @@ workers honestly send.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +66,17 @@ class Hostile:
         while not header.Test():
             time.sleep(1e-4)  # leaves the core to the server
 
-    def block(self):
+    def block(self, damage=lambda values: None):
+        """Return a block's header and payload; `damage` may change the tensors that it is made of."""
         first = int(self.random.integers(ARRIVED, ROWS - 4))
-        return to_wire(block(RANK, first, int(self.random.integers(2, 5))))
+        made = block(RANK, first, int(self.random.integers(2, 5)))
+        values = {name: getattr(made, name).clone() for name in ("sample_id", "label", "logit", "feature")}
+        damage(values)
+        return to_wire(replace(made, **values))
+
+    def post_damaged(self, damage):
+        header, payload = self.block(damage)
+        self.post(header.pack(), payload)
 
     def random_words(self):
         words = self.random.integers(-(2**63), 2**63 - 1, 15)
@@ -104,7 +113,7 @@ class Hostile:
     def really_enormous(self):
         """A right header with 20 MB where a few hundred bytes belong."""
         header, payload = self.block()
-        place = int(self.random.integers(0, 4))
+        place = int(self.random.integers(0, len(payload)))
         many = torch.zeros(20_000_000 if self.random.random() < 0.02 else 2_000, dtype=torch.uint8)
         self.post(header.pack(), [*payload[:place], many, *payload[place + 1 :]])
 
@@ -129,13 +138,13 @@ class Hostile:
 
     def too_short(self):
         header, payload = self.block()
-        place = int(self.random.integers(0, 4))
+        place = int(self.random.integers(0, len(payload)))
         self.post(header.pack(), [*payload[:place], payload[place][:-1], *payload[place + 1 :]])
 
     def missing_payload(self):
         """The payload ends early; the next header follows."""
         header, payload = self.block()
-        self.post(header.pack(), payload[: int(self.random.integers(0, 4))])
+        self.post(header.pack(), payload[: int(self.random.integers(0, len(payload)))])
 
     def stray_payload(self):
         """A good message, and more payload than it announced."""
@@ -150,27 +159,33 @@ class Hostile:
         self.post(header.pack(), payload, header_tag=HEADER_TAG, payload_tag=int(self.random.integers(3, 30)))
 
     def wrong_ids(self):
-        header, (ids, *rest) = self.block()
-        wrong = [ids.flip(0), ids + SIZE, ids + 1, ids[:1].expand(len(ids)), ids - 2**40, -ids - 1]
-        self.post(header.pack(), [wrong[int(self.random.integers(0, len(wrong)))], *rest])
+        def damage(values):
+            ids = values["sample_id"]
+            wrong = [ids.flip(0), ids + SIZE, ids + 1, ids[:1].expand(len(ids)), ids - 2**40, -ids - 1]
+            values["sample_id"] = wrong[int(self.random.integers(0, len(wrong)))]
+
+        self.post_damaged(damage)
 
     def wrong_labels(self):
-        header, (ids, label, *rest) = self.block()
-        label = label.clone()
-        label[int(self.random.integers(0, len(label)))] = int(self.random.choice([-1, CLASSES, 32767, -32768]))
-        self.post(header.pack(), [ids, label, *rest])
+        def damage(values):
+            label = values["label"]
+            label[int(self.random.integers(0, len(label)))] = int(self.random.choice([-1, CLASSES, 32767, -32768]))
+
+        self.post_damaged(damage)
 
     def wrong_logits(self):
-        header, (ids, label, logit, feature) = self.block()
-        logit = logit.clone()
-        logit[-1, int(self.random.integers(0, CLASSES))] = float(self.random.choice([np.nan, np.inf, -np.inf]))
-        self.post(header.pack(), [ids, label, logit, feature])
+        def damage(values):
+            wrong = float(self.random.choice([np.nan, np.inf, -np.inf]))
+            values["logit"][-1, int(self.random.integers(0, CLASSES))] = wrong
+
+        self.post_damaged(damage)
 
     def wrong_features(self):
-        header, (*rest, feature) = self.block()
-        value = feature.clone().view(torch.float32)
-        value[0, int(self.random.integers(0, 64))] = float(self.random.choice([np.nan, np.inf, -np.inf]))
-        self.post(header.pack(), [*rest, value])
+        def damage(values):
+            value = values["feature"].view(torch.float32)
+            value[0, int(self.random.integers(0, 64))] = float(self.random.choice([np.nan, np.inf, -np.inf]))
+
+        self.post_damaged(damage)
 
     def again(self):
         """Rows that have already arrived."""
@@ -182,7 +197,7 @@ def memory_kib(name):
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-KINDS = [name for name in vars(Hostile) if name[0] != "_" and name not in ("post", "block")]
+KINDS = [name for name in vars(Hostile) if name[0] != "_" and name not in ("post", "post_damaged", "block")]
 
 
 def honest_upload(transport, first, last):

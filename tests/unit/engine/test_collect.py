@@ -69,10 +69,10 @@ def test_a_whole_upload_lies_in_the_bank(tmp_path):
 
 
 def is_bad(tmp_path, messages, why, num_refused):
-    """Whether client 0 is named for that reason, and nothing of it is kept."""
+    """Whether client 0 is named for that reason, for so many of its messages, and nothing of it is kept."""
     reports, refusals, _, bad, bank = collect(tmp_path, messages)
     assert re.search(why, bad[0])
-    return (reports, len(refusals), bank.num_missing(0)) == ({}, num_refused, ROWS)
+    return reports == {} and len(refusals) in num_refused and bank.num_missing(0) == ROWS
 
 
 WHOLE = [block(0), block(4), block(8)]
@@ -86,37 +86,41 @@ def test_a_client_that_sends_features_that_are_not_finite_is_bad(tmp_path, first
     feature[first + 1, 2, 3, 1] = value
     blocks = [block(at, feature) for at in (0, 4, 8)]
     why = "client 0 in round 0 sent features that are not finite"
-    assert is_bad(tmp_path, [*blocks, report()], why, 1)
+    assert is_bad(tmp_path, [*blocks, report()], why, [1])
     if first == 0:
-        assert is_bad(tmp_path, [*blocks, block(0), report()], why, 1)
+        assert is_bad(
+            tmp_path, [*blocks, block(0), report()], why, [1, 2]
+        )  # as soon as it is found, they may come again
 
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_client_that_sends_wrong_labels_is_bad(tmp_path, label):
     wrong = replace(block(4), label=torch.tensor([0, label, 1, 2], dtype=torch.int16))
-    assert is_bad(tmp_path, [block(0), wrong, block(8), report()], "client 0 in round 0 sent labels outside 0..2", 1)
+    assert is_bad(tmp_path, [block(0), wrong, block(8), report()], "client 0 in round 0 sent labels outside 0..2", [1])
 
 
 def test_a_client_that_sends_too_many_samples_is_bad(tmp_path):
-    assert is_bad(tmp_path, [*WHOLE, block(4), report()], "client 0 in round 0 sent 4 rows from 4 on twice", 1)
+    assert is_bad(tmp_path, [*WHOLE, block(4), report()], "client 0 in round 0 sent 4 rows from 4 on twice", [1])
 
 
 def test_a_client_that_sends_too_few_samples_is_bad(tmp_path):
-    assert is_bad(tmp_path, [block(0), report()], "client 0 in round 0 closed its upload with 8 samples missing", 0)
+    assert is_bad(tmp_path, [block(0), report()], "client 0 in round 0 closed its upload with 8 samples missing", [0])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_a_client_that_reports_figures_that_cannot_be_is_bad(tmp_path, value):
-    assert is_bad(tmp_path, [*WHOLE, report((1, value, 3, 4, 5))], "client 0 in round 0 reported ", 0)
+    assert is_bad(tmp_path, [*WHOLE, report((1, value, 3, 4, 5))], "client 0 in round 0 reported ", [0])
 
 
 def test_a_client_that_reports_a_timeline_that_cannot_be_is_bad(tmp_path):
     nonsense = replace(report(), spans=torch.full((1, 3), 99.0, dtype=torch.float64))
-    assert is_bad(tmp_path, [*WHOLE, nonsense], "reported no valid timeline", 0)
+    assert is_bad(tmp_path, [*WHOLE, nonsense], "reported no valid timeline", [0])
 
 
 def test_a_report_that_is_refused_ends_the_wait_for_its_client(tmp_path):
-    assert is_bad(tmp_path, [*WHOLE, replace(report(), state=torch.zeros(6, dtype=torch.uint8))], "state_bytes is 6", 1)
+    assert is_bad(
+        tmp_path, [*WHOLE, replace(report(), state=torch.zeros(6, dtype=torch.uint8))], "state_bytes is 6", [1]
+    )
 
 
 def test_a_message_of_another_round_is_refused_and_held_against_nobody(tmp_path):

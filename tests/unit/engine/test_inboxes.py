@@ -90,9 +90,9 @@ class Served:
         self.turn = Turn(self.model, [0, 1], train_batch, lambda client, message: self.sent.append(message))
 
     def take(self, message):
-        header, buffers = to_wire(message)
+        header = to_wire(message)[0]
         if header.kind == Kind.BLOCK:
-            self.turn.accepts()["admit"](header, *buffers[:3])
+            self.turn.accepts()["admit"](header, message.sample_id, message.label, message.logit)
         return self.turn.claim(message)
 
     def finish(self, client):

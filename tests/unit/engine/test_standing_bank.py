@@ -28,8 +28,7 @@ def upload(bank, client, value, parts=None):
         ids = torch.from_numpy(SHARDS[client][first : first + 1])
         label, logit = torch.full((1,), value, dtype=torch.int16), torch.full((1, 10), float(value))
         block = FeatureBlock(client, 0, first, ids, label, logit, feature, CODEC.shape, CODEC.code_id)
-        header, buffers = to_wire(block)
-        bank.admit(header, *buffers[:3]).copy_(feature)
+        bank.admit(to_wire(block)[0], ids, label, logit).copy_(feature)
         bank.claim(block)
         bank.check(block)
 

@@ -1,4 +1,5 @@
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -34,6 +35,21 @@ def test_spans_are_noted_taken_once_and_summed():
     assert timeline.seconds("load") == pytest.approx(float(spans[2, 2] + spans[3, 2]))
     assert timeline.take().shape == (0, 3)
     assert timeline.seconds("load") > 0
+
+
+def test_a_phase_of_several_threads_is_one_span():
+    timeline = Timeline()
+    began = time.perf_counter()
+    timeline.enter("receive")
+    other = threading.Thread(target=timeline.enter, args=("receive",))
+    other.start()
+    other.join()
+    timeline.leave("receive")
+    assert 0 < timeline.seconds("receive") <= time.perf_counter() - began  # while it lasts, too
+    assert len(timeline.take()) == 0
+    timeline.leave("receive")
+    (span,) = timeline.take().tolist()
+    assert 0 < span[2] == timeline.seconds("receive") <= time.perf_counter() - began
 
 
 def test_a_rank_that_never_reports_keeps_no_more_than_the_limit():

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -154,7 +155,7 @@ def test_a_report_with_a_state_of_another_size_is_refused():
 def test_another_program_or_version_is_refused():
     words = to_wire(BLOCK)[0].pack()
     words[1] += 1
-    with pytest.raises(WireError, match="version 4, this rank 3"):
+    with pytest.raises(WireError, match="version 5, this rank 4"):
         Header.unpack(words, 4)
     words[0] = 0
     with pytest.raises(WireError, match="rank 4"):
@@ -162,14 +163,27 @@ def test_another_program_or_version_is_refused():
 
 
 def test_a_blocks_features_are_received_in_the_memory_given_for_them():
+    """It is asked for when all the rest has come, and may be filled later."""
     memory = torch.empty(5, 64, dtype=torch.uint8)
-    header = to_wire(BLOCK)[0]
-    asked = []
-    contract = Contract(frozenset({Kind.BLOCK}), admit=lambda *small: asked.append(small) or memory)
+    header, payload = to_wire(BLOCK)
+    asked, later = [], []
+    contract = Contract(frozenset({Kind.BLOCK}), admit=lambda *about: asked.append(about) or memory, fill=later.append)
     buffers = []
-    for buffer in contract.buffers(header):
-        assert not asked or len(buffers) == 3  # the features' memory is asked for when all the rest has come
+    for (buffer, fill), sent in zip(contract.buffers(header), payload, strict=True):
+        assert bool(asked) == bool(buffers)
+        fill(partial(buffer.copy_, sent))
         buffers.append(buffer)
-    assert buffers[-1] is memory
-    assert [tuple(buffer.shape) for buffer in buffers[:-1]] == [(5,), (5,), (5, 10)]
-    assert asked == [(header, *buffers[:-1])]
+    assert buffers[-1] is memory and len(later) == 1
+    assert asked[0][0] == header
+    assert all(map(torch.equal, asked[0][1:], (BLOCK.sample_id, BLOCK.label, BLOCK.logit)))
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_what_a_block_says_of_its_samples_travels_whole_however_it_lies_in_memory(count, classes):
+    ids = torch.arange(3 * count)[::3]
+    logit = torch.rand(classes, count).T
+    label = torch.tensor(5, dtype=torch.int16).expand(count)
+    block = replace(BLOCK, sample_id=ids, label=label, logit=logit, feature=torch.zeros(count, 64, dtype=torch.uint8))
+    found = from_wire(*to_wire(block))
+    assert all(map(torch.equal, (found.sample_id, found.label, found.logit), (ids, label, logit)))
