@@ -34,7 +34,7 @@ from gkt_mpi.errors import GktError, Interrupted, LostRankError, WireError
 from gkt_mpi.observe.timeline import Timeline
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
-from gkt_mpi.wire.peers import Peers
+from gkt_mpi.wire.peers import Peers, died
 from gkt_mpi.wire.transport import SERVER, Ledger
 
 _HEADER_TAG = 1
@@ -300,9 +300,7 @@ class MpiTransport:
             if tag != _PAYLOAD_TAG or size != len(piece):
                 found = f"{size} bytes" if tag == _PAYLOAD_TAG else "another header"
                 raise WireError(f"rank {source} sent {found} where its header announced {len(piece)} bytes of payload")
-            message = self.comm.Improbe(source, tag)  # now no other call can take it
-            assert message is not None
-            there.append((message, piece))
+            there.append((self._claim(source, tag), piece))
         self.timeline.enter("receive")
 
         def fill() -> None:
@@ -316,6 +314,18 @@ class MpiTransport:
                 self.timeline.leave("receive")
 
         return fill
+
+    def _claim(self, source: int, tag: int) -> MPI.Message:
+        """Return what has come, so that no other call can receive it."""
+        message = None
+        try:
+            message = self.comm.Improbe(source, tag)
+        except MPI.Exception as error:
+            self.peers.note(error)
+        if message is None:
+            self.peers.bury(source)
+            raise died(source)
+        return message
 
     def _finish_receive(self, begin: Callable[[], MPI.Request], source: int) -> None:
         """Receive what has begun to arrive, and wait until all of it is there; in any thread."""
@@ -338,7 +348,7 @@ class MpiTransport:
         except MPI.Exception as error:
             self.peers.note(error)
             self.peers.bury(source)
-            raise LostRankError(source, "has died in the middle of a message") from None
+            raise died(source) from None
 
     def _next(
         self, awaited: Callable[[], set[int]], source: int = MPI.ANY_SOURCE, wait: bool = True

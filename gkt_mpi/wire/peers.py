@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import signal
+import threading
 import time
 from collections import deque
 
@@ -19,6 +20,11 @@ from gkt_mpi.errors import LostRankError
 from gkt_mpi.wire.transport import SERVER
 
 _DIED = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
+
+
+def died(rank: int) -> LostRankError:
+    """Return the error of a rank that has died while it was received from."""
+    return LostRankError(rank, "has died in the middle of a message")
 
 
 class Peers:
@@ -32,6 +38,7 @@ class Peers:
         self._news: deque[int] = deque()  # the dead of whom nobody has been told yet
         self._heard = dict.fromkeys(range(comm.size), time.monotonic())  # when each rank last said something
         self._last_look = time.monotonic()
+        self._lock = threading.Lock()  # deaths are found by several threads
         self._process_of = _processes_of_node(comm)
 
     @property
@@ -50,9 +57,10 @@ class Peers:
 
     def bury(self, rank: int) -> None:
         """Count a rank among the dead."""
-        if rank not in self.lost:
-            self._news.append(rank)
-        self.dead.add(rank)
+        with self._lock:
+            if rank not in self.lost:
+                self._news.append(rank)
+            self.dead.add(rank)
 
     def tell(self) -> None:
         """Raise `LostRankError` for a rank that has died since; to a worker only the server matters."""
@@ -65,7 +73,7 @@ class Peers:
         """Raise `LostRankError` if this rank has died, in the middle of a message."""
         if rank in self.dead:
             self._news = deque(other for other in self._news if other != rank)
-            raise LostRankError(rank, "has died in the middle of a message")
+            raise died(rank)
 
     def hear(self, rank: int) -> None:
         """Note that a rank has said something, or has just been asked: its time to answer begins."""
@@ -80,20 +88,18 @@ class Peers:
 
         To be called between looks for messages.
         """
-        now = time.monotonic()
-        if now - self._last_look > self.timeout_s / 2:  # it was this process that stood still
-            self._heard = dict.fromkeys(self._heard, now)
-        self._last_look = now
         for rank in awaited - self.lost:
-            if now - self._heard[rank] > self.timeout_s:
+            if self.is_silent(rank):
                 self.silent.add(rank)
                 raise LostRankError(rank, f"has not answered for {self.timeout_s:g} s")
 
     def is_silent(self, rank: int) -> bool:
-        """Whether a rank, in the middle of a message, has said nothing for `timeout_s`, or is known as silent."""
-        with contextlib.suppress(LostRankError):
-            self.miss({rank})
-        return rank in self.silent
+        """Whether a rank has said nothing for `timeout_s`; to be called between looks for messages, in any thread."""
+        now = time.monotonic()
+        if now - self._last_look > self.timeout_s / 2:  # it was this process that stood still
+            self._heard = dict.fromkeys(self._heard, now)
+        self._last_look = now
+        return rank in self.silent or now - self._heard[rank] > self.timeout_s
 
     def kill(self, ranks: set[int]) -> set[int]:
         """Kill the processes of those ranks that run on this node; return the ranks that run on others."""

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import torch
 from gkt_mpi.engine.bank import Bank
 from gkt_mpi.engine.collect import Events, collect_uploads
 from gkt_mpi.engine.feature_rows import BankConfig
+from gkt_mpi.errors import LostRankError
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.local import run_local
-from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Kind
+from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Kind, to_wire
 
 CODEC = Codec("float32", (4, 4, 4))
 ROWS, STATE = 12, torch.arange(5, dtype=torch.uint8)
@@ -30,12 +32,8 @@ def report(metrics=(1, 2, 3, 4, 5)):
     return ClientReport(0, 0, ClientMetrics(*metrics), STATE)
 
 
-def collect(tmp_path, messages):
-    """Let rank 1 send the messages; return the reports, the refusals, the samples counted, the bad, and the bank."""
-    expected, refusals, counted, bad = {0: ROWS}, [], [], {}
-    bank = Bank([np.arange(ROWS)], 3, CODEC, torch.device("cpu"), BankConfig(), tmp_path)
-    bank.open_round()
-    contract = Contract(
+def contract(bank, expected):
+    return Contract(
         frozenset({Kind.BLOCK, Kind.REPORT}),
         round=0,
         num_classes=3,
@@ -50,10 +48,17 @@ def collect(tmp_path, messages):
         admit=bank.admit,
     )
 
+
+def collect(tmp_path, messages):
+    """Let rank 1 send the messages; return the reports, the refusals, the samples counted, the bad, and the bank."""
+    expected, refusals, counted, bad = {0: ROWS}, [], [], {}
+    bank = Bank([np.arange(ROWS)], 3, CODEC, torch.device("cpu"), BankConfig(), tmp_path)
+    bank.open_round()
+
     def run(transport):
         if transport.rank == 0:
             events = Events(counted.append, refusals.append, bad.__setitem__, pytest.fail)
-            return collect_uploads(transport, contract, bank, expected, events)
+            return collect_uploads(transport, contract(bank, expected), bank, expected, events)
         for message in messages:
             transport.send(0, message)
 
@@ -119,6 +124,39 @@ def test_a_report_that_is_refused_ends_the_wait_for_its_client(tmp_path):
     assert is_bad(
         tmp_path, [*WHOLE, replace(report(), state=torch.zeros(6, dtype=torch.uint8))], "state_bytes is 6", [1]
     )
+
+
+def test_a_worker_that_dies_while_a_block_of_its_is_received_is_told_once_and_asked_again(tmp_path):
+    """It dies when the block's header has been read: what receives its features finds that out in another thread."""
+    lost = LostRankError(1, "has died")
+    bank = Bank([np.arange(ROWS)], 3, CODEC, torch.device("cpu"), BankConfig(), tmp_path)
+    bank.open_round()
+    expected, told = {0: ROWS}, []
+
+    class Transport:
+        calls = 0
+
+        def receive(self, contract):
+            self.calls += 1
+            if self.calls == 2:
+                raise lost
+            sent = block(0) if self.calls == 1 else [block(0), block(4), block(8), report()][self.calls - 3]
+            if isinstance(sent, FeatureBlock):
+                rows = bank.admit(to_wire(sent)[0], sent.sample_id, sent.label, sent.logit)
+                contract.fill(self.die if self.calls == 1 else partial(rows.copy_, sent.feature))
+            return 1, sent
+
+        def die(self):
+            raise lost
+
+    def on_lost_rank(error, reports):
+        told.append((error, dict(reports), bank.reopen(0)))
+
+    events = Events(lambda samples: None, pytest.fail, lambda client, why: pytest.fail(why), on_lost_rank)
+    reports = collect_uploads(Transport(), contract(bank, expected), bank, expected, events)
+    assert told == [(lost, {}, 4)]
+    assert list(reports) == [0] and bank.num_missing(0) == 0
+    assert torch.equal(bank.feature.slice(slice(0, ROWS)), CODEC.encode(FEATURE))
 
 
 def test_a_message_of_another_round_is_refused_and_held_against_nobody(tmp_path):
