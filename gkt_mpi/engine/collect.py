@@ -14,8 +14,8 @@ from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientReport, FeatureBlock, Message, ModelState
 from gkt_mpi.wire.transport import SERVER, Transport
 
-_THREADS = 2  # that receive and check
-_MOST_COMING = 4
+_THREADS = 2  # that receive and check; one alone is slower than a plain message of MPI, which nobody checks
+_MOST_COMING = 4  # messages that are with these threads: two wait
 
 
 class Inbox(Protocol):
@@ -74,7 +74,8 @@ class Uploads:
     """The uploads of the clients in `expected` (client to number of samples), as they come in, message by message.
 
     `expected` is what `contract` knows as `num_samples`: a client that has reported is taken out of it, so that
-    whatever it still sends is refused. What comes is checked in another thread while more is received. Nothing of a
+    whatever it still sends is refused. What is long in a message is received, and all is checked, in other threads,
+    several messages at a time; a report is taken in when all of its client's messages are through. Nothing of a
     bad client stays in the inbox, and its report is left out; all goes on without it.
     """
 
@@ -103,6 +104,7 @@ class Uploads:
 
     def _take_in(self, receive: Callable[[Contract], tuple[int, Message] | None]) -> Message | None:
         message: Message | None = None
+        self._fill = None
         lost: LostRankError | None = None
         try:
             received = receive(self._contract)
@@ -122,10 +124,9 @@ class Uploads:
             self.reported_by[message.client] = rank
             self._take(message)
         elif isinstance(message, FeatureBlock | ModelState) and self._claim(message):
-            fill, self._fill = self._fill, None
             while len(self._coming) >= _MOST_COMING:
                 self._settle_oldest()
-            self._coming.append((message.client, self._threads.submit(self._finish, message, fill)))
+            self._coming.append((message.client, self._threads.submit(self._finish, message, self._fill)))
         return message
 
     def _set_fill(self, fill: Callable[[], None]) -> None:

@@ -31,7 +31,7 @@ _ABSENT = {
 }
 
 
-def _now(fill: Callable[[], None]) -> None:
+def at_once(fill: Callable[[], None]) -> None:
     """Fill a buffer at once."""
     fill()
 
@@ -65,7 +65,7 @@ class Contract:
     max_samples: int = 0
     max_spans: int = 0
     admit: Callable[[Header, Tensor, Tensor, Tensor], Tensor] | None = None
-    fill: Callable[[Callable[[], None]], None] = _now
+    fill: Callable[[Callable[[], None]], None] = at_once
     device: torch.device | None = None
 
     @property
@@ -166,16 +166,17 @@ class Contract:
         expect(0 <= header.first <= last, "first", f"0 to {last}")
 
     def buffers(self, header: Header) -> Iterator[tuple[Tensor, Callable[[Callable[[], None]], None]]]:
-        """Yield memory for each buffer of a checked header's payload, and what to give the function that fills it to.
+        """Yield memory for each buffer of a checked header's payload, and what to hand the function to that fills it.
 
+        Hand it over before asking for the next buffer: what it is handed to may call it later only for the last one.
         Raises `WireError` when what a block's other buffers hold forbids its features.
         """
         layout = payload_layout(header)
         if header.kind != Kind.BLOCK or self.admit is None:
             device = self.device if header.kind in (Kind.TRAIN, Kind.MODEL, Kind.GRADIENT) else None
             for dtype, shape in layout:
-                yield torch.empty(shape, dtype=dtype, device=device), _now
+                yield torch.empty(shape, dtype=dtype, device=device), at_once
             return
         about = torch.empty(layout[0][1], dtype=torch.uint8)
-        yield about, _now
+        yield about, at_once
         yield self.admit(header, *parts_of_block(header, about)), self.fill

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from gkt_mpi.errors import GktError, Interrupted, LostRankError, WireError
 from gkt_mpi.observe.timeline import Timeline
-from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.contract import Contract, at_once
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
 from gkt_mpi.wire.peers import Peers, died
 from gkt_mpi.wire.transport import SERVER, Ledger
@@ -180,11 +180,12 @@ class MpiTransport:
                 contract.check(source, header)
                 buffers = []
                 for buffer, fill in contract.buffers(header):
-                    (fill if self._has_threads else _now)(self._find(buffer, source))
+                    (fill if self._has_threads else at_once)(self._find(buffer, source))
                     buffers.append(buffer)
-        except (WireError, LostRankError):
+        except (WireError, LostRankError) as error:
             self._refused.add(source)
-            self.peers.tell_of(source)
+            if isinstance(error, LostRankError):
+                self.peers.tell_of(source)  # it is told here, and not once more
             raise
         finally:
             self.timeline.leave("receive")
@@ -328,7 +329,10 @@ class MpiTransport:
         return message
 
     def _finish_receive(self, begin: Callable[[], MPI.Request], source: int) -> None:
-        """Receive what has begun to arrive, and wait until all of it is there; in any thread."""
+        """Receive what has begun to arrive, and wait until all of it is there; in any thread.
+
+        Raises `LostRankError` when the sender has died, of which `Peers.tell` still has to tell.
+        """
 
         def is_done() -> bool:
             """Whether it is there; between looks, whether its sender is still alive."""
@@ -401,7 +405,11 @@ class MpiTransport:
         scratch = np.empty(_SCRATCH_BYTES, np.uint8)
         chunk = MPI.BYTE.Create_contiguous(_SCRATCH_BYTES)
         overlaid = chunk.Create_hvector(2**31 - 1, 1, 0).Commit()  # room for 128 TiB, all in one place
-        self._finish_receive(partial(self.comm.Irecv, [scratch, 1, overlaid], source, tag), source)
+        try:
+            self._finish_receive(partial(self.comm.Irecv, [scratch, 1, overlaid], source, tag), source)
+        except LostRankError:
+            self.peers.tell_of(source)
+            raise
         overlaid.Free()
         chunk.Free()
 
@@ -468,11 +476,6 @@ class MpiTransport:
 def _memory(data: Tensor) -> list[object]:
     """Return bytes (a uint8 tensor) in the form that mpi4py takes."""
     return [data if data.is_cuda else data.numpy(), MPI.BYTE]
-
-
-def _now(fill: Callable[[], None]) -> None:
-    """Fill a buffer at once."""
-    fill()
 
 
 def _poll(ready: Callable[[], bool], shortest_sleep_s: float = _SHORTEST_SLEEP_S, eager: int = _EAGER_LOOKS) -> None:
