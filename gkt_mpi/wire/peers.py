@@ -99,7 +99,7 @@ class Peers:
         if now - self._last_look > self.timeout_s / 2:  # it was this process that stood still
             self._heard = dict.fromkeys(self._heard, now)
         self._last_look = now
-        return rank in self.silent or now - self._heard[rank] > self.timeout_s
+        return now - self._heard[rank] > self.timeout_s
 
     def kill(self, ranks: set[int]) -> set[int]:
         """Kill the processes of those ranks that run on this node; return the ranks that run on others."""
