@@ -3,16 +3,17 @@
 Every worker uploads the features of 3,125 CIFAR-sized samples (205 MB in float32) at once; first one worker alone,
 then all. Rows: a pickled dictionary of batches with `send`, as the official implementation does it; the same with
 mpi4py's pkl5; one raw message into a warm buffer of the server, which is the limit; and ours, through the transport
-into a real bank with all its checks, once a codec. The limit's buffer is aligned as the bank's is. Times are of the
-server, from the word "go" to the last byte; medians of several repetitions. Extra memory is the peak above what the
-process held before (Linux's VmHWM, reset first).
+into a real bank with all its checks, once a codec. The limit's buffer is aligned as the bank's is. All ways take turns,
+so that a moment in which the machine is slow meets all of them: "of the limit" is the median of the turns' ratios.
+Times are of the server, from the word "go" to the last byte; medians over the turns. Extra memory is the peak above what
+the process held before (Linux's VmHWM, reset first).
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from gkt_mpi.wire.mpi import MpiTransport
 COMM = MPI.COMM_WORLD
 RANK = COMM.rank
 SAMPLES, BATCH, CLASSES, SHAPE = 3125, 64, 10, (32, 32, 16)
+LIMIT = "raw message, warm buffer (limit)"
 CODECS: tuple[CodecName, ...] = ("float32", "bfloat16", "float16", "int8", "int4")
 
 
@@ -71,8 +73,8 @@ def quiet_barrier(pause_s: float = 2e-4) -> None:
 
 
 def batches_of(feature: torch.Tensor) -> dict[int, np.ndarray]:
-    """Return the features as the official implementation sends them: a dictionary of numpy batches."""
-    return {k: batch.numpy().copy() for k, batch in enumerate(feature.split(BATCH))}
+    """Return the features as the official implementation sends them: a dictionary of torch's batches, as numpy."""
+    return {k: batch.contiguous().numpy() for k, batch in enumerate(feature.split(BATCH))}
 
 
 class Pickled:
@@ -89,6 +91,13 @@ class Pickled:
     def receive(self) -> None:
         """Receive one message of each worker, and keep them all."""
         self.kept = [self.comm.recv(source=rank) for rank in self.workers]
+
+    def forget(self) -> None:
+        """Give what was kept back to the system, where glibc allows it: whether it does so itself is chance."""
+        self.kept = []
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 class Raw:
@@ -160,66 +169,78 @@ class Ours:
         collect_uploads(self.transport, contract, self.bank, expected, EVENTS)
 
 
-def measure(make: Callable[[], Pickled | Raw | Ours], workers: range, repeats: int) -> dict[str, float] | None:
-    """Return medians on rank 0: seconds, and extra MiB of the server and of the largest worker."""
-    seconds, server_mib, worker_mib = [], [], []
-    way = make()
-    for _ in range(repeats + 1):
-        if isinstance(way, Pickled):
-            way.kept = []
+class Measured:
+    """One way of sending, and what its repetitions took."""
+
+    def __init__(self, way: Pickled | Raw | Ours) -> None:
+        self.way = way
+        self.seconds: list[float] = []
+        self.server_mib: list[float] = []
+        self.worker_mib: list[float] = []
+
+    def repeat(self, workers: range) -> None:
+        """Send and receive once, and note it on rank 0."""
+        if isinstance(self.way, Pickled):
+            self.way.forget()
         quiet_barrier()
         with Peak() as peak:
             began = time.perf_counter()
             if RANK == 0:
-                way.receive()
+                self.way.receive()
             elif RANK in workers:
-                way.send()
-            seconds.append(time.perf_counter() - began)
+                self.way.send()
+            seconds = time.perf_counter() - began
         quiet_barrier(2e-4 if RANK == 0 or RANK in workers else 0.02)  # the others leave the cores to these
         mib = COMM.gather(peak.mib)
-        if RANK == 0:
-            server_mib.append(mib[0])
-            worker_mib.append(max(mib[rank] for rank in workers))
-    if RANK > 0:
-        return None
-    keep = slice(1, None)  # the first repetition warms up
-    medians = (statistics.median(values[keep]) for values in (seconds, server_mib, worker_mib))
-    return dict(zip(("seconds", "server_extra_mib", "worker_extra_mib"), medians, strict=True))
+        if mib is not None:
+            self.seconds.append(seconds)
+            self.server_mib.append(mib[0])
+            self.worker_mib.append(max(mib[rank] for rank in workers))
+
+    def row(self, workers: range, limit: list[float]) -> dict[str, float | int]:
+        """Return medians over all turns but the first, which warms up; `limit` has the limit's seconds, by turn."""
+        seconds, server_mib, worker_mib = (
+            statistics.median(values[1:]) for values in (self.seconds, self.server_mib, self.worker_mib)
+        )
+        return {
+            "seconds": seconds,
+            "server_extra_mib": server_mib,
+            "worker_extra_mib": worker_mib,
+            "float32_gb_s": len(workers) * SAMPLES * 65536 / 1e9 / seconds,
+            "of_limit": statistics.median(a / b for a, b in zip(limit[1:], self.seconds[1:], strict=True)),
+        }
 
 
-def run(num_workers: int, repeats: int) -> list[dict[str, float | str | int]]:
-    """Measure every way with this many workers; return the rows of the table, on rank 0."""
+def run(num_workers: int, turns: int) -> list[dict[str, float | str | int]]:
+    """Measure every way with this many workers, in turns; return the rows of the table, on rank 0."""
     workers = range(1, 1 + num_workers)
     feature = None
     if RANK in workers:
         generator = torch.Generator().manual_seed(RANK)
         feature = torch.rand(SAMPLES, *SHAPE, generator=generator).permute(0, 3, 1, 2)
-    ways: dict[str, Callable[[], Pickled | Raw | Ours]] = {
-        "raw message, warm buffer (limit)": lambda: Raw(feature, workers),
-        "pickled send, dict of batches": lambda: Pickled(feature, workers, COMM),
-        "pkl5 send, dict of batches": lambda: Pickled(feature, workers, pkl5.Intracomm(COMM)),
+    ways = {
+        LIMIT: Measured(Raw(feature, workers)),
+        "pickled send, dict of batches": Measured(Pickled(feature, workers, COMM)),
+        "pkl5 send, dict of batches": Measured(Pickled(feature, workers, pkl5.Intracomm(COMM))),
+        **{f"ours, {name}": Measured(Ours(feature, workers, name)) for name in CODECS},
     }
-    for name in CODECS:
-        ways[f"ours, {name}"] = lambda name=name: Ours(feature, workers, name)
-    rows: list[dict[str, float | str | int]] = []
-    for label, make in ways.items():
-        found = measure(make, workers, repeats)
-        if found is not None:
-            gigabytes = num_workers * SAMPLES * 65536 / 1e9
-            limit = float(rows[0]["seconds"]) if rows else found["seconds"]
-            speed = {"float32_gb_s": gigabytes / found["seconds"], "of_limit": limit / found["seconds"]}
-            rows.append({"workers": num_workers, "way": label, **found, **speed})
-    return rows
+    for _ in range(turns + 1):
+        for measured in ways.values():
+            measured.repeat(workers)
+    if RANK > 0:
+        return []
+    limit = ways[LIMIT].seconds
+    return [{"workers": num_workers, "way": name, **ways[name].row(workers, limit)} for name in ways]
 
 
 def main() -> None:
     """Measure with one worker and with all, print the table, and write it as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the table here")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = run(1, options.repeats) + (run(COMM.size - 1, options.repeats) if COMM.size > 2 else [])
+    rows = run(1, options.turns) + (run(COMM.size - 1, options.turns) if COMM.size > 2 else [])
     if RANK > 0:
         return
     where = f"{machine()}, {MPI.Get_library_version().split(',')[0]}"
