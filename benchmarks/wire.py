@@ -5,8 +5,8 @@ then all. Rows: a pickled dictionary of batches with `send`, as the official imp
 mpi4py's pkl5; one raw message into a warm buffer of the server, which is the limit; and ours, through the transport
 into a real bank with all its checks, once a codec. The limit's buffer is aligned as the bank's is. All ways take turns,
 so that a moment in which the machine is slow meets all of them: "of the limit" is the median of the turns' ratios.
-Times are of the server, from the word "go" to the last byte; medians over the turns. Extra memory is the peak above what
-the process held before (Linux's VmHWM, reset first).
+Times are of the server, from the word "go" to the last byte; medians over the turns. Extra memory is the peak above
+what the process held before (Linux's VmHWM, reset first).
 """
 
 import argparse
