@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -214,6 +215,8 @@ class Measured:
 def run(num_workers: int, turns: int) -> list[dict[str, float | str | int]]:
     """Measure every way with this many workers, in turns; return the rows of the table, on rank 0."""
     workers = range(1, 1 + num_workers)
+    if RANK == 0:
+        print(f"workers at once: {num_workers}, turns: {turns} ...", file=sys.stderr, flush=True)
     feature = None
     if RANK in workers:
         generator = torch.Generator().manual_seed(RANK)
