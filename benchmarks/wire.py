@@ -242,6 +242,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
+    if COMM.size < 2:
+        parser.error("a server and a worker are 2 ranks; start it with -np 2 or more (make: NP=2)")
+    if options.turns < 1:
+        parser.error("--turns must be 1 or more")
     torch.set_num_threads(1)
     rows = run(1, options.turns) + (run(COMM.size - 1, options.turns) if COMM.size > 2 else [])
     if RANK > 0:
