@@ -29,7 +29,7 @@ knobs = $(if $(PARTITION),--data.partition $(PARTITION)) $(if $(ALPHA),--data.al
 folder_name = $(notdir $(basename $(CONFIG)))$(if $(PARTITION),-$(PARTITION))$(if $(ALPHA),-alpha$(ALPHA))$(if \
 	$(SERVER),-$(SERVER))$(if $(SEED),-seed$(SEED))
 
-.PHONY: help env digits cifar10 cifar100 cinic10 run check-cluster paper compare test test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round \
+.PHONY: help env digits cifar10 cifar100 cinic10 run check-cluster paper compare test test-grid test-all test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round bench-busy \
 	bench-clients bench-async check clean
 .DEFAULT_GOAL := help
 
@@ -88,9 +88,13 @@ compare:  ## FedGKT beside FedAvg, split learning, centralized and edge-only tra
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/compare.py --out "$(OUT)/compare" $(ARGS)
 
-test:  ## all tests, two files at a time
+test:  ## what a change may break, in at most 5 minutes on two cores
+test-grid:  ## the combinations that test leaves out: every fault in every phase, several hosts, 21 ranks, a short soak
+test test-grid:
 	@$(env) mpi dev
-	@$(python) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(python) -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 10 $(if $(filter %-grid,$@),-m grid) $(ARGS)
+
+test-all: test test-grid  ## both, in at most 20 minutes
 
 test-slurm:  ## the batch scripts on a real Slurm, started for the tests: needs root, slurm-wlm and munge
 	@$(env) mpi dev
@@ -116,10 +120,11 @@ bench-wire bench-waiting:
 bench-bank:  ## what a feature bank on the disk costs
 bench-codec:  ## what a codec costs in accuracy (ARGS="--cifar data" adds CIFAR-10)
 bench-compute:  ## how fast the networks train, against plain PyTorch and the limit (a quarter of an hour)
-bench-round:  ## a whole round beside the bare compute it needs (a quarter of an hour)
+bench-round:  ## a whole round beside the bare compute it needs and the released arrangement (half an hour)
+bench-busy:  ## what a busy machine does to the server's training (a quarter of an hour)
 bench-clients:  ## what 1,000 clients on 2 workers cost (ten minutes)
 bench-async:  ## asynchronous beside synchronous FedGKT, one client ten times slower (half an hour, two with ARGS="--cifar data")
-bench-bank bench-codec bench-compute bench-round bench-clients bench-async:
+bench-bank bench-codec bench-compute bench-round bench-busy bench-clients bench-async:
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
 

@@ -1,10 +1,11 @@
-"""A whole round beside the bare compute it needs: make bench-round (python benchmarks/round.py [--json FILE]).
+"""A round beside the bare compute it needs and beside the released arrangement: make bench-round [JSON=FILE].
 
 4 clients of 512 made-up images of 32x32, batch 64, one client epoch, one server epoch, ResNet-8 and ResNet-56, 512 test
 images: 5 ranks on this machine. Its seconds by phase, as metrics.jsonl has them, beside bare loops over tensors in
 memory that do the same passes: the clients' training and extraction in as many processes as there are cores, one thread
-each; the server's training, prediction and evaluation with all cores. The run and the bare loops take turns, and are
-compared turn by turn; medians over turns, in which the run's first round, which warms up, does not count.
+each; the server's training, prediction and evaluation with all cores. And beside the same round as the released code
+arranges it (released.py). All take turns, and are compared turn by turn; medians over turns, in which a first round,
+which warms up, does not count.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench import ROOT, machine
@@ -29,7 +31,6 @@ from gkt_mpi.observe.run_log import read_records
 from gkt_mpi.placement import keep_freed_memory
 
 CLIENTS, IMAGES, TEST, BATCH, EVALUATE_BATCH = 4, 512, 512, 64, 500
-OFFICIAL_S = 51.0  # the released code's round on a machine of two cores, the better of its two settings
 PHASES = {"client_s": "clients", "server_s": "server", "evaluate_s": "evaluation"}
 CPU = torch.device("cpu")
 
@@ -41,7 +42,7 @@ def run_round(precision: Precision, folder: Path, rounds: int) -> dict[str, floa
         **{"data.name": "synthetic", "data.dir": folder, "data.synthetic.size": 32, "data.synthetic.test": TEST},
         **{"data.synthetic.train": CLIENTS * IMAGES, "client.batch_size": BATCH, "server.batch_size": BATCH},
         **{"server.epochs": 1, "checkpoint.resume": "never", "placement.device": "cpu"},
-        "evaluate.batch_size": EVALUATE_BATCH,
+        **{"evaluate.batch_size": EVALUATE_BATCH, "log.report": "never"},
     }
     launch = ["sh", "launch/mpirun.sh", "-np", str(CLIENTS + 1), "python", "-m", "gkt_mpi.main"]
     command = [*launch, *(f"--{name}={value}" for name, value in fields.items())]
@@ -49,6 +50,15 @@ def run_round(precision: Precision, folder: Path, rounds: int) -> dict[str, floa
     records = read_records(folder / "round" / "metrics.jsonl")[1:]
     keys = ("client_s", "wire_s", "server_s", "evaluate_s", "checkpoint_s", "round_s")
     return {key: statistics.median(record[key] for record in records) for key in keys}
+
+
+def released_round(rounds: int) -> float:
+    """Return the median seconds of a round as the released code arranges it."""
+    sizes = map(str, (CLIENTS, IMAGES, TEST, BATCH, rounds + 1))
+    launch = ["sh", "launch/mpirun.sh", "--with-ft", "no", "-np", str(CLIENTS + 1), "python", "-m", "mpi4py"]
+    command = [*launch, "benchmarks/released.py", *sizes]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return statistics.median(json.loads(done.stdout)[1:])
 
 
 def train(model: nn.Module, shape: tuple[int, ...], num: int, precision: Precision) -> Callable[[], None]:
@@ -132,6 +142,31 @@ def bare_round(precision: Precision, rounds: int) -> dict[str, float]:
     return found | json.loads(start("server").communicate()[0])
 
 
+def table_of(turns: list[dict[str, Any]]) -> Table:
+    """Return the medians over the turns; the ratios are those of each turn."""
+    table = Table(title=f"seconds of a round; {machine()}", title_justify="left")
+    names = ("whole", *PHASES.values(), "wire", "checkpoint", "of the bare", "of the released")
+    for name in ("precision", "", *names):
+        table.add_column(name, justify="right" if name in names else "left")
+    for precision in PRECISIONS:
+        found = [turn[precision] for turn in turns]
+        run, loops = (
+            {key: statistics.median(each[who][key] for each in found) for key in found[0][who]}
+            for who in ("ours", "bare")
+        )
+        bare_s = [sum(each["bare"].values()) for each in found]
+        of_bare = [each["ours"]["round_s"] / bare for each, bare in zip(found, bare_s, strict=True)]
+        of_released = [turn[precision]["ours"]["round_s"] / turn["released_s"] for turn in turns]
+        cells = [f"{run[key]:.2f}" for key in ("round_s", *PHASES, "wire_s", "checkpoint_s")]
+        ratios = (f"{statistics.median(of_bare):.3f}", f"{statistics.median(of_released):.2f}")
+        table.add_row(precision, "ours", *cells, *ratios)
+        cells = [f"{statistics.median(bare_s):.2f}", *(f"{loops[key]:.2f}" for key in PHASES)]
+        table.add_row("", "bare", *cells, "", "", "", "")
+    released_s = statistics.median(turn["released_s"] for turn in turns)
+    table.add_row("float32", "released", f"{released_s:.2f}", *[""] * 7)
+    return table
+
+
 def main() -> None:
     """Take turns, print the table, and write it as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -144,38 +179,17 @@ def main() -> None:
         which, precision, rounds = options.bare
         print(json.dumps(bare(which, precision, int(rounds))))
         return
-    table = Table(title=f"seconds of a round; {machine()}", title_justify="left")
-    for name in (
-        "precision",
-        "",
-        "whole",
-        *PHASES.values(),
-        "wire",
-        "checkpoint",
-        "of the bare",
-        "of the released 51 s",
-    ):
-        table.add_column(name, justify="left" if name in ("precision", "") else "right")
-    rows = []
-    for precision in PRECISIONS:
-        ours: list[dict[str, float]] = []
-        needed: list[dict[str, float]] = []
-        for _ in range(options.turns):
+    turns: list[dict[str, Any]] = []
+    for _ in range(options.turns):
+        turn: dict[str, Any] = {"released_s": released_round(1)}
+        for precision in PRECISIONS:
             with tempfile.TemporaryDirectory() as folder:
-                ours.append(run_round(precision, Path(folder), options.rounds))
-            needed.append(bare_round(precision, options.rounds))
-        run = {key: statistics.median(turn[key] for turn in ours) for key in ours[0]}
-        loops = {key: statistics.median(turn[key] for turn in needed) for key in needed[0]}
-        total = statistics.median(sum(turn.values()) for turn in needed)
-        of_bare = [turn["round_s"] / sum(loop.values()) for turn, loop in zip(ours, needed, strict=True)]
-        ratio = statistics.median(of_bare)
-        rows.append({"precision": precision, "run": run, "bare": loops, "bare_s": total, "of_the_bare": of_bare})
-        cells = [f"{run[key]:.2f}" for key in ("round_s", *PHASES, "wire_s", "checkpoint_s")]
-        table.add_row(precision, "ours", *cells, f"{ratio:.3f}", f"{run['round_s'] / OFFICIAL_S:.2f}")
-        table.add_row("", "bare", f"{total:.2f}", *(f"{loops[key]:.2f}" for key in PHASES), "", "", "", "")
-    Console(width=120).print(table)
+                ours = run_round(precision, Path(folder), options.rounds)
+            turn[precision] = {"ours": ours, "bare": bare_round(precision, options.rounds)}
+        turns.append(turn)
+    Console(width=120).print(table_of(turns))
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"machine": machine(), "turns": turns}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

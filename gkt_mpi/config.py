@@ -24,6 +24,7 @@ from gkt_mpi.engine.learner import ServerConfig, SplitConfig
 from gkt_mpi.engine.staleness import AsyncConfig
 from gkt_mpi.errors import ConfigError, require
 from gkt_mpi.losses import DistillConfig
+from gkt_mpi.observe.run_log import LogConfig
 from gkt_mpi.placement import PlacementConfig
 from gkt_mpi.wire.codec import WireConfig
 
@@ -69,6 +70,7 @@ class RunConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         fits = self.name not in ("", ".", "..") and not {"/", "\0"} & set(self.name)

@@ -35,7 +35,6 @@ from gkt_mpi.engine.worker import Worker, receive_setup
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand
 from gkt_mpi.models.resnet import PRECISIONS
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
-from gkt_mpi.observe.report import write_report
 from gkt_mpi.observe.run_log import RunLog, hold_folder
 from gkt_mpi.parts import codec_of, digest_of, digest_of_shards, edges_of, pipeline_of, prices_of, site_of
 from gkt_mpi.placement import Placement, place
@@ -187,13 +186,16 @@ def serve(
         say(interrupted)
         return Interrupted.exit_status
     console.print(summary_table(log.summary, config.name))
-    _report(folder, say)
+    say(f"run folder: {folder}")
+    if config.log.report == "auto":
+        _report(folder, say)
     return 0
 
 
 def _report(folder: Path, say: Callable[[str], None]) -> None:
-    """Say where a complete run lies, write its report and say where it is; without one the run is still complete."""
-    say(f"run folder: {folder}")
+    """Write the report of a complete run and say where it is; without one the run is still complete."""
+    from gkt_mpi.observe.report import write_report  # workers, and runs without a report, do without its libraries
+
     try:
         say(f"report: {write_report([folder])}")
     except GktError as error:

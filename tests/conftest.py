@@ -32,6 +32,8 @@ TINY = {
     "placement.device": "cpu",
     "placement.threads": 1,
     "compute.precision": "float32",
+    "server.model": "resnet11",
+    "log.report": "never",
 }
 
 

@@ -68,7 +68,7 @@ class Bank:
         self.server_logit = torch.zeros(num_samples, num_classes)
         self.absent = config.absent
         self.feature = FeatureRows(self.first[1:], codec.row_bytes, config, folder)
-        self._arrived = torch.zeros(num_samples, dtype=torch.bool)
+        self.arrived = torch.zeros(num_samples, dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -96,9 +96,9 @@ class Bank:
     def open_round(self, clients: Iterable[int] | None = None) -> None:
         """Expect a new upload of these clients, by default of all; of the others keep or drop what is there."""
         if self.absent == "drop" or clients is None:
-            self._arrived.fill_(False)
+            self.arrived.fill_(False)
         for client in clients or ():
-            self._arrived[self.inbox_of(client)] = False
+            self.arrived[self.inbox_of(client)] = False
 
     def admit(self, header: Header, sample_id: Tensor, label: Tensor, logit: Tensor) -> Tensor:
         """Return the rows that a block's features belong in, uint8 (count, row_bytes), to be received into.
@@ -109,7 +109,7 @@ class Bank:
         # With numpy: on a few values, torch's calls cost as much as a tenth of receiving a block.
         rows = self._block_rows(header.client, header.first, header.num_samples)
         where = f"client {header.client} in round {header.round}"
-        if self._arrived.numpy()[rows].any():
+        if self.arrived.numpy()[rows].any():
             raise WireError(f"{where} sent {header.num_samples} rows from {header.first} on twice")
         if not np.array_equal(sample_id.numpy(), self.sample_id.numpy()[rows]):
             raise WireError(f"{where} sent sample ids that are not those of its shard at row {header.first}")
@@ -124,7 +124,7 @@ class Bank:
 
         Returns how many they are.
         """
-        self._arrived[self._block_rows(block.client, block.first, len(block.sample_id))] = True
+        self.arrived[self._block_rows(block.client, block.first, len(block.sample_id))] = True
         return len(block.sample_id)
 
     def check(self, block: FeatureBlock) -> None:
@@ -134,7 +134,7 @@ class Bank:
         """
         rows = self._block_rows(block.client, block.first, len(block.sample_id))
         if not self.codec.is_finite(self.feature.slice(rows)):
-            self._arrived[rows] = False
+            self.arrived[rows] = False
             error = WireError(
                 f"client {block.client} in round {block.round} sent features that are not finite; its training has "
                 "diverged, lower client.lr"
@@ -146,7 +146,7 @@ class Bank:
 
     def num_missing(self, client: int) -> int:
         """Return how many samples of a client's upload are not there."""
-        return int((~self._arrived[self.inbox_of(client)]).sum())
+        return int((~self.arrived[self.inbox_of(client)]).sum())
 
     def missing(self, client: int) -> str:
         """Say what of a client's upload is not there, "" when all of it is."""
@@ -156,8 +156,8 @@ class Bank:
     def reopen(self, client: int) -> int:
         """Take out what has arrived of a client in this round; return how many samples that was."""
         rows = self.inbox_of(client)
-        arrived = int(self._arrived[rows].sum())
-        self._arrived[rows] = False
+        arrived = int(self.arrived[rows].sum())
+        self.arrived[rows] = False
         return arrived
 
     def train_batches(self, order: BatchOrder, batch_size: int, generator: torch.Generator) -> Iterator[BankBatch]:
@@ -166,22 +166,22 @@ class Bank:
         mixed: every batch is drawn across all clients. by_client: client after client, as in the paper, each
         client's samples shuffled.
         """
-        parts = [self._arrived_rows()] if order == "mixed" else self._arrived_by_client()
+        parts = [self.arrived_rows()] if order == "mixed" else self.arrived_by_client()
         sequences = [rows[torch.randperm(len(rows), generator=generator)] for rows in parts]
         yield from self._batches([row for sequence in sequences for row in sequence.split(batch_size)])
 
     def all_batches(self, batch_size: int, clients: Iterable[int] | None = None) -> Iterator[BankBatch]:
         """Yield every row that has arrived once, in order; or those of these clients."""
-        yield from self._batches(self._arrived_rows(clients).split(batch_size))
+        yield from self._batches(self.arrived_rows(clients).split(batch_size))
 
     @property
     def num_arrived(self) -> int:
         """How many samples are there to train on."""
-        return len(self._arrived_rows())
+        return len(self.arrived_rows())
 
     def class_counts(self) -> Tensor:
         """Return how many samples of each class have arrived of each client, int64 (K, C), on the training device."""
-        row = self._arrived_rows()
+        row = self.arrived_rows()
         cell = self.client_of(row) * self.num_classes + self.label[row]
         counts = cell.bincount(minlength=self.num_clients * self.num_classes)
         return counts.view(self.num_clients, self.num_classes).to(self.device)
@@ -190,12 +190,14 @@ class Bank:
         """Return whose the samples of these rows are, int64 (B,)."""
         return torch.bucketize(row, torch.tensor(self.first[1:]), right=True)
 
-    def _arrived_rows(self, clients: Iterable[int] | None = None) -> Tensor:
-        row = self._arrived.nonzero().flatten()
+    def arrived_rows(self, clients: Iterable[int] | None = None) -> Tensor:
+        """Return the rows that hold a sample of this round, int64 (N,), ascending; None means of all clients."""
+        row = self.arrived.nonzero().flatten()
         return row if clients is None else row[torch.isin(self.client_of(row), torch.tensor(list(clients)))]
 
-    def _arrived_by_client(self) -> list[Tensor]:
-        rows = (first + self._arrived[first:end].nonzero().flatten() for first, end in pairwise(self.first))
+    def arrived_by_client(self) -> list[Tensor]:
+        """Return the arrived rows of each client that has any, in the order of the clients."""
+        rows = (first + self.arrived[first:end].nonzero().flatten() for first, end in pairwise(self.first))
         return [row for row in rows if len(row)]
 
     def _batches(self, batches: Sequence[Tensor]) -> Iterator[BankBatch]:

@@ -21,7 +21,7 @@ _NAME = re.compile(r"round-(\d{5,})\.pt")
 _FORMAT = 4  # of what a checkpoint holds
 # Fields a resumed run may change: they do not alter the rounds already done.
 MAY_CHANGE = (
-    *("name", "out", "rounds", "checkpoint", "placement", "faults"),
+    *("name", "out", "rounds", "checkpoint", "placement", "faults", "log"),
     *("data.dir", "data.download", "wire.cuda_aware", "bank.memory_mib", "bank.spill_dir"),
 )
 # But the cosine schedule depends on the number of rounds, and so do rounds already done.

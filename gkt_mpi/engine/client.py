@@ -148,7 +148,7 @@ class Client:
         self._edge = edge
         self._optimizer = edge.optimizer
         self._device = shard.image.device
-        self._on_batch = on_batch
+        self.on_batch = on_batch
         self.samples = 0
         self.loss_sum = torch.zeros((), device=self._device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -173,7 +173,7 @@ class Client:
         """Yield (rows of the shard, augmented images, labels) of one training epoch, shuffled."""
         generator = torch_generator(self.seed, "client epoch", self.id, round, epoch, device=self._device)
         for row_B, image in self.shard.train_batches(self.config.batch_size, generator):
-            self._on_batch()
+            self.on_batch()
             yield row_B, image, self.shard.label[row_B]
 
     def class_count(self, num_classes: int) -> Tensor:

@@ -44,7 +44,7 @@ class ServerConfig(OptimizerConfig):
 
     model: ServerName = "resnet56"
     """The large network: without its stem on the server in fedgkt and split_learning, whole on every client in fedavg,
-    whole on the server in centralized."""
+    whole on the server in centralized. resnet11 has one bottleneck a stage: quick, for tests and first looks."""
     norm: NormName = "batch"
     """Normalisation in it. group: of each image or feature by itself, instead of BatchNorm over a batch."""
     epochs: int = 20

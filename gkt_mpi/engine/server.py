@@ -107,7 +107,7 @@ class Server:
             if not in_step or not self._placement.has_own_cores:  # what it computes later would slow the clients down
                 self._close_round()
         self._close_round()
-        self._finish(in_step)
+        self.finish(in_step)
 
     def _costs_in_step(self) -> dict[str, float]:
         """Return what a round has cost that began when no client was at work: on the devices, and in bytes."""
@@ -304,7 +304,7 @@ class Server:
         self._spans, self._uploads = {}, []
         self._progress.end_round(record)
 
-    def _finish(self, in_step: bool) -> None:
+    def finish(self, in_step: bool) -> None:
         """Evaluate every stem on the whole test set, write the summary, and stop the workers."""
         if not in_step:  # nobody needs what they are at, nor hears what they still say
             self._stop_at_once()

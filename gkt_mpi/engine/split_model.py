@@ -33,12 +33,12 @@ class SplitModel:
                 f"{', '.join(_SIGNED)}"
             )
         self.site = site
-        self._whole = whole_model(site.server, site.file.image_shape, len(site.file.classes), site.seed, site.device)
-        stem, rest = self._whole.cut()
+        self.whole = whole_model(site.server, site.file.image_shape, len(site.file.classes), site.seed, site.device)
+        stem, rest = self.whole.cut()
         example = site.example(STEM_CHANNELS, site.client.batch_size)
         self.compute, self.rest = choose(site.compute, rest, example, site.steps_left(site.client), site.say)
-        self._stem, self._rest = Trainable(stem, site.client), Trainable(rest, site.server)
-        self._training = Training(self._rest.optimizer, site.server, site.num_rounds, site.device)
+        self._stem, self.server_part = Trainable(stem, site.client), Trainable(rest, site.server)
+        self._training = Training(self.server_part.optimizer, site.server, site.num_rounds, site.device)
         self.begin_round, self.end_round = self._training.begin_round, self._training.end_round
 
     @property
@@ -54,14 +54,14 @@ class SplitModel:
         """Take one optimizer step down the gradient of `loss`. Raises `GktError` when the training has diverged."""
         if not bool(loss.isfinite()):
             raise GktError(f"the server's training has diverged (its loss is {loss.item()}); lower server.lr")
-        self._rest.optimizer.step(loss)
+        self.server_part.optimizer.step(loss)
         self.loss_sum = loss.detach() * samples
 
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of stem and rest together, always on the whole test set."""
-        self._whole.precision = self.compute.precision
+        self.whole.precision = self.compute.precision
         site = self.site
-        return evaluate_model(self._whole.folded(), site.test, site.evaluate.batch_size, site.watch.advance)
+        return evaluate_model(self.whole.folded(), site.test, site.evaluate.batch_size, site.watch.advance)
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
         """Return how many images an evaluation passes through the network."""
@@ -70,12 +70,12 @@ class SplitModel:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
         schedule = self._training.schedule.state()
-        return {"stem": self._stem.weights, "rest": self._rest.memory, "schedule": schedule}
+        return {"stem": self._stem.weights, "rest": self.server_part.memory, "schedule": schedule}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` returned."""
         self._stem.weights.copy_(state["stem"])
-        self._rest.load(state["rest"])
+        self.server_part.load(state["rest"])
         self._training.schedule.load(state["schedule"])
 
     def close(self) -> None:
@@ -103,13 +103,13 @@ class Turn:
         """
         self._model, self._train_batch, self._send, self._site = model, train_batch, send, model.site
         self.passes = model.site.client.epochs
-        self._begin = model._rest.memory.clone()
+        self._begin = model.server_part.memory.clone()
         self._copies = dict.fromkeys(clients, self._begin)
         self._held_by: int | None = None  # whose copy is in the model now
         self._seen = dict.fromkeys(clients, 0)  # samples so far
         self._loss_sum = dict.fromkeys(clients, torch.zeros((), device=self._site.device))
         self._stems: dict[int, Tensor] = {}
-        model._rest.model.train()
+        model.server_part.model.train()
 
     def end(self) -> None:
         """Make the weighted mean of the clients' stems, and of their copies of the rest, the model's."""
@@ -121,7 +121,7 @@ class Turn:
             counts = [len(self._site.shards[client]) for client in clients]
             self._model.stem_weights.copy_(weighted_mean([self._stems[client] for client in clients], counts))
             self._begin = weighted_mean([self._copies[client] for client in clients], counts)
-        self._model._rest.load(self._begin)
+        self._model.server_part.load(self._begin)
 
     def accepts(self) -> dict[str, Any]:
         """Return the fields of the contract under which batches and stems are taken in."""
@@ -194,9 +194,9 @@ class Turn:
         if client == self._held_by:
             return
         if self._held_by is not None:
-            self._copies[self._held_by] = self._model._rest.memory.clone()
+            self._copies[self._held_by] = self._model.server_part.memory.clone()
         if client is not None:
-            self._model._rest.load(self._copies[client])
+            self._model.server_part.load(self._copies[client])
         self._held_by = client
 
 

@@ -54,7 +54,7 @@ class StandingBank(Bank):
     def land(self, client: int) -> None:
         """Use a client's complete upload from now on, in place of the one before."""
         self._in_use[client] = 1 if self._in_use[client] == 0 else 0
-        self._arrived[self.inbox_of(client)] = False
+        self.arrived[self.inbox_of(client)] = False
 
     @property
     def landed(self) -> list[int]:
@@ -78,7 +78,7 @@ class StandingBank(Bank):
         """Return whose the samples of these rows are, int64 (B,)."""
         return super().client_of(row) % self.num_clients
 
-    def _arrived_rows(self, clients: Iterable[int] | None = None) -> Tensor:
+    def arrived_rows(self, clients: Iterable[int] | None = None) -> Tensor:
         """Return the rows in use, client by client."""
         used = (self.rows_of(client) for client in (self.landed if clients is None else clients))
         rows = [torch.arange(rows.start, rows.stop) for rows in used]

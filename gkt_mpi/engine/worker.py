@@ -98,7 +98,7 @@ class Worker:
                 self.timeline.take()  # so that a report has as many spans wherever its client is hosted
             else:
                 assert isinstance(message, Request)
-                self._train(client_round, message)
+                self.run_client_round(client_round, message)
         self.transport.flush()
 
     def _receive(self, kinds: frozenset[Kind], **expected: int) -> Message:
@@ -119,7 +119,7 @@ class Worker:
         self.hosted[message.client] = Hosted(message.sample_id.numpy(), message.state)
         self._num_samples[message.client] = len(message.sample_id)
 
-    def _train(self, client_round: ClientRound, request: Request) -> None:
+    def run_client_round(self, client_round: ClientRound, request: Request) -> None:
         """Load the client, let the algorithm run its round, and report."""
         sample_id = self.hosted[request.client].sample_id
         edge = self.edges[request.client]

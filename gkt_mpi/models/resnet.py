@@ -1,10 +1,11 @@
 """The bottleneck ResNets of the paper for small images, cut after the stem.
 
     edge    image (B, 3, 32, 32) -> stem -> feature (B, 16, 32, 32) -> small head -> logits (B, C)
-    server                                  feature (B, 16, 32, 32) -> 18 or 36 bottlenecks -> logits (B, C)
+    server                                  feature (B, 16, 32, 32) -> 3, 18 or 36 bottlenecks -> logits (B, C)
 
-The edge keeps stem and head; the server model is a ResNet-56 or -110 that begins where the stem ends. First
-values come from an explicit generator, and the global random state stays as it was.
+The edge keeps stem and head; the server model is a ResNet-56 or -110 that begins where the stem ends, or a ResNet-11,
+the smallest of the family, for tests and first looks. First values come from an explicit generator, and the global
+random state stays as it was.
 """
 
 import copy
@@ -19,11 +20,11 @@ STEM_CHANNELS = 16
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 EdgeName = Literal["resnet4", "resnet6", "resnet8"]
-ServerName = Literal["resnet56", "resnet110"]
+ServerName = Literal["resnet11", "resnet56", "resnet110"]
 NormName = Literal["batch", "group"]
 Model = TypeVar("Model", bound=nn.Module)
 _GROUP_CHANNELS = 8  # channels that GroupNorm takes together
-_SERVER_DEPTH: dict[str, int] = {"resnet56": 6, "resnet110": 12}  # bottlenecks in each of the three stages
+_SERVER_DEPTH: dict[str, int] = {"resnet11": 1, "resnet56": 6, "resnet110": 12}  # bottlenecks in each of 3 stages
 
 
 def _norm(name: NormName, channels: int) -> nn.Module:
@@ -160,7 +161,7 @@ class EdgeModel(nn.Module):
 
 
 class ServerModel(nn.Module):
-    """ResNet-56 or ResNet-110 without its stem."""
+    """ResNet-11, -56 or -110 without its stem."""
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
@@ -201,7 +202,7 @@ class StemModel(nn.Module):
 
 
 class WholeModel(nn.Module):
-    """ResNet-56 or ResNet-110 with its stem, as it is trained where nothing is split."""
+    """ResNet-11, -56 or -110 with its stem, as it is trained where nothing is split."""
 
     def __init__(self, name: ServerName, image_channels: int, num_classes: int, norm: NormName) -> None:
         super().__init__()

@@ -145,6 +145,12 @@ def partition_label(data: dict[str, Any]) -> str:
     return str(kind) if kind else ""
 
 
+def evaluated_model(algorithm: str) -> str:
+    """Return what a run's `test_accuracy` is the accuracy of."""
+    models = {"fedgkt": "server model", "fedgkt_async": "server model", "standalone": "edge models alone"}
+    return models.get(algorithm, "model")
+
+
 def model_label(model: object) -> str:
     """Return what the papers call a model; of a list or a mapping of models, all with their number or share."""
     if isinstance(model, dict):

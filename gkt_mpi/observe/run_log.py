@@ -13,8 +13,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import yaml
@@ -23,6 +24,16 @@ from torch import Tensor
 from gkt_mpi.errors import ConfigError, GktError
 from gkt_mpi.observe.timeline import Trace
 from gkt_mpi.observe.upload_log import UploadLog, UploadRecord
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run leaves besides its figures."""
+
+    report: Literal["auto", "never"] = "auto"
+    """auto: a run that is complete ends with its page, report.html. never: without (python -m gkt_mpi.observe.report
+    RUN draws it at any time)."""
+
 
 _PATIENCE_S = 120.0  # an NFS server forgets the locks of a node that is gone after 90 s
 _LOOK_EVERY_S = 0.5

@@ -42,7 +42,7 @@ class Timeline:
     """The phases of one rank."""
 
     def __init__(self) -> None:
-        self._spans: list[tuple[int, float, float]] = []
+        self.spans: list[tuple[int, float, float]] = []
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._inside = dict.fromkeys(PHASES, (0, 0.0))  # by `enter`: how often, and since when
         self._lock = threading.RLock()
@@ -62,8 +62,8 @@ class Timeline:
         seconds = time.perf_counter() - began
         with self._lock:
             self._seconds[name] += seconds
-            if len(self._spans) < MOST_SPANS:
-                self._spans.append((PHASES.index(name), began + self._clock_offset, seconds))
+            if len(self.spans) < MOST_SPANS:
+                self.spans.append((PHASES.index(name), began + self._clock_offset, seconds))
         return seconds
 
     def enter(self, name: Phase) -> None:
@@ -89,7 +89,7 @@ class Timeline:
     def take(self) -> Tensor:
         """Return the spans so far and forget them: float64 (n, 3), phase number, start (Unix time, s), seconds."""
         with self._lock:
-            spans, self._spans = self._spans, []
+            spans, self.spans = self.spans, []
         return torch.tensor(spans, dtype=torch.float64).reshape(-1, 3)
 
 

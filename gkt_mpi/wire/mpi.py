@@ -103,7 +103,7 @@ class MpiTransport:
         try:
             requests = [self.comm.Isend(_memory(buffers[0]), rank, _HEADER_TAG)]
             for buffer in buffers[1:]:
-                requests += [self.comm.Isend(_memory(piece), rank, _PAYLOAD_TAG) for piece in self._pieces(buffer)]
+                requests += [self.comm.Isend(_memory(piece), rank, _PAYLOAD_TAG) for piece in self.pieces(buffer)]
         except MPI.Exception as error:
             return self.peers.note(error)
         self.peers.hear(rank)
@@ -296,7 +296,7 @@ class MpiTransport:
         staged = flat.is_cuda and not self._cuda_aware
         memory = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=True) if staged else flat
         there: list[tuple[MPI.Message, Tensor]] = []
-        for piece in self._pieces(memory):
+        for piece in self.pieces(memory):
             _, tag, size = self._next(lambda: {source}, source)
             if tag != _PAYLOAD_TAG or size != len(piece):
                 found = f"{size} bytes" if tag == _PAYLOAD_TAG else "another header"
@@ -466,7 +466,7 @@ class MpiTransport:
                 self.peers.kill(set(range(self.size)) - {self.rank})  # one that hangs would keep the job
         _exit(status)
 
-    def _pieces(self, buffer: Tensor) -> tuple[Tensor, ...]:
+    def pieces(self, buffer: Tensor) -> tuple[Tensor, ...]:
         """Split bytes into what one send can carry; nothing is sent of an empty buffer."""
         if len(buffer) <= self._largest_send:  # most are, and splitting takes longer than sending them
             return (buffer,) if len(buffer) else ()

@@ -34,13 +34,13 @@ PLACES = {
     "server while evaluating": (teacher, "evaluate"),
     "server while saving": (checkpoint.os, "fsync"),
     "server while logging": (run_log.RunLog, "append"),
-    "server at the end": (server.Server, "_finish"),
+    "server at the end": (server.Server, "finish"),
     "worker before training": (worker.Worker, "__post_init__"),
     "worker while loading": (shard.Shard, "load"),
     "worker while training": (client.Client, "step"),
     "worker while uploading": (worker.Worker, "upload"),
-    "worker in the middle of a block": (mpi.MpiTransport, "_pieces"),
-    "worker while waiting": (mpi.MpiTransport, "_receive_header"),
+    "worker in the middle of a block": (mpi.MpiTransport, "pieces"),
+    "worker while waiting": (mpi.MpiTransport, "receive"),
 }
 
 
@@ -89,9 +89,9 @@ class Faults:
     @staticmethod
     def twice(where, upload, self, client, round, rows, feature, logit):
         upload(self, client, round, rows, feature, logit)
-        spans = list(self.timeline._spans)
+        spans = list(self.timeline.spans)
         upload(self, client, round, rows, feature, logit)
-        self.timeline._spans = spans  # a report has as many spans as an honest one
+        self.timeline.spans = spans  # a report has as many spans as an honest one
 
 
 def send_signal(name, to=None):
@@ -109,7 +109,7 @@ def wait_to_be_ended(owner):
     interrupts = [found for found in gc.get_objects() if isinstance(found, Interrupt)]
     while time.monotonic() < deadline and not any(found.name for found in interrupts):
         if isinstance(owner, client.Client):
-            owner._on_batch()  # raises when the server says stop
+            owner.on_batch()  # raises when the server says stop
         time.sleep(0.01)
 
 

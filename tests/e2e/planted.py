@@ -5,7 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.conftest import arguments, read_metrics
+from gkt_mpi.config import parse
+from tests.conftest import arguments, read_metrics, run_in_threads
 from tests.launch import Done, mpirun
 
 RESULTS = ("round", "test_accuracy", "client_test_accuracy", "server_train_loss", "client_train_loss")
@@ -27,6 +28,13 @@ def plant(
     return mpirun(
         ranks, program, 120, mpi_options, begin, env={"PLANT_PIDS": str(pids)}, on_start=lambda pid: note(str(pid))
     )
+
+
+def undisturbed(path: Path, ranks: int = 3, **changes) -> list[dict]:
+    """Return what the tiny run learns to which nothing happens: without MPI, its ranks threads of this process."""
+    folder = path / "undisturbed"
+    run_in_threads(parse(arguments(folder, **changes)), ranks)
+    return results(folder)
 
 
 def struck(path: Path) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.e2e.planted import left_behind, plant, results, struck
+from tests.e2e.planted import left_behind, plant, results, struck, undisturbed
 
 ROUNDS, RANKS = 3, 4
 ON_WORKERS = {  # how often a worker comes to these places in a whole run
@@ -91,10 +91,7 @@ def soak(seed: int, seconds: float, runs: int, say: Console) -> bool:
     dice, until = random.Random(seed), time.monotonic() + seconds
     thrown, survived = Counter(), Counter()
     with tempfile.TemporaryDirectory(prefix="soak ") as folder:
-        place = Path(folder) / "undisturbed"
-        place.mkdir()
-        assert plant(RANKS, [], place, rounds=ROUNDS).status == 0, "the undisturbed run fails"
-        expected = results(place)
+        expected = undisturbed(Path(folder), rounds=ROUNDS)
         for number in range(runs):
             if time.monotonic() > until:
                 break

@@ -13,18 +13,16 @@ from rich.console import Console
 
 from tests.conftest import read_metrics
 from tests.e2e import soak
-from tests.e2e.planted import left_behind, plant, results
+from tests.e2e.planted import left_behind, plant, results, undisturbed
 
 ROUNDS = 3
 NO_ULFM = ("--with-ft", "no")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def expected(tmp_path_factory):
     """The figures of the run to which nothing happens."""
-    path = tmp_path_factory.mktemp("undisturbed")
-    assert plant(3, [], path, rounds=ROUNDS).status == 0
-    return results(path)
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), rounds=ROUNDS)
 
 
 def lost_workers(path):
@@ -44,7 +42,7 @@ def is_interrupted(path, done, by):
     return done.status == 75
 
 
-def test_workers_may_die_at_any_moment(undisturbed, tmp_path):
+def test_workers_may_die_at_any_moment(expected, tmp_path):
     """Four of five: in the middle of a block, while training, while the server trains, while it evaluates."""
     faults = [
         "2,worker in the middle of a block,6,kill",  # its first block: header, ids and labels have left
@@ -54,7 +52,7 @@ def test_workers_may_die_at_any_moment(undisturbed, tmp_path):
     ]
     done = plant(6, faults, tmp_path, rounds=ROUNDS)
     assert done.status == 0, done.out + done.err
-    assert results(tmp_path) == undisturbed
+    assert results(tmp_path) == expected
     assert lost_workers(tmp_path) in ([1, 1, 0], [1, 1, 1])
     assert "rank 2 has died" in done.out and "its clients (1) go to other workers" in done.out
     assert done.err == ""
@@ -71,22 +69,21 @@ ALGORITHMS = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("changes", ALGORITHMS.values(), ids=ALGORITHMS.keys())
 def test_every_algorithm_survives_dead_workers_and_a_dead_server(changes, tmp_path):
     """Two of three workers die while they train, then the server; resumed on other ranks, the figures are the same."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for path in (whole, cut):
-        path.mkdir()
-    assert plant(3, [], whole, rounds=ROUNDS, **changes).status == 0
+    whole = undisturbed(tmp_path, rounds=ROUNDS, **changes)
     faults = ["1,worker while training,2,kill", "3,worker while training,4,kill", "0,server while logging,2,kill"]
-    done = plant(4, faults, cut, rounds=ROUNDS, **changes)
+    done = plant(4, faults, tmp_path, rounds=ROUNDS, **changes)
     assert done.status not in (0, 2), done.out + done.err
     assert "rank 1 has died" in done.out
-    assert not left_behind(cut)
-    assert plant(2, [], cut, rounds=ROUNDS, **changes).status == 0
-    assert results(cut) == results(whole)
+    assert not left_behind(tmp_path)
+    assert plant(2, [], tmp_path, rounds=ROUNDS, **changes).status == 0
+    assert results(tmp_path) == whole
 
 
+@pytest.mark.grid
 def test_by_the_real_clock_training_goes_on_beside_dead_and_hung_workers(tmp_path):
     """One of three workers dies and one stops for good; the third is left with all clients, sooner or later."""
     faults = ["1,worker while training,3,kill", "2,worker while training,9,stop"]
@@ -99,27 +96,28 @@ def test_by_the_real_clock_training_goes_on_beside_dead_and_hung_workers(tmp_pat
     assert not left_behind(tmp_path)
 
 
-def test_two_workers_may_die_at_once_and_take_their_new_clients_with_them(undisturbed, tmp_path):
+@pytest.mark.grid
+def test_two_workers_may_die_at_once_and_take_their_new_clients_with_them(expected, tmp_path):
     """Ranks 2 and 3 while the server trains; rank 1, which has got their clients, later; rank 4 is left with all."""
     faults = ["0,server while training,7,kill-2", "0,server while training,7,kill-3", "1,worker while uploading,4,kill"]
     done = plant(5, faults, tmp_path, rounds=ROUNDS)
     assert done.status == 0, done.out + done.err
-    assert results(tmp_path) == undisturbed
+    assert results(tmp_path) == expected
     assert sum(lost_workers(tmp_path)) == 3
 
 
-def test_when_the_last_worker_dies_the_run_is_saved_and_says_how_to_resume(undisturbed, tmp_path):
+def test_when_the_last_worker_dies_the_run_is_saved_and_says_how_to_resume(expected, tmp_path):
     faults = ["1,worker while training,8,kill", "2,worker while training,9,kill"]
     done = plant(3, faults, tmp_path, rounds=ROUNDS, checkpoint__every=5)
     assert done.status == 1, done.out + done.err
     assert "no worker is left; start the same command again to resume" in done.err
     assert "Traceback" not in done.err
     assert plant(2, [], tmp_path, rounds=ROUNDS, checkpoint__every=5).status == 0
-    assert results(tmp_path) == undisturbed
+    assert results(tmp_path) == expected
 
 
-@pytest.mark.parametrize("options", [(), NO_ULFM], ids=["ulfm", "no ulfm"])
-def test_workers_that_hang_are_given_up_and_what_they_send_later_is_refused(undisturbed, tmp_path, options):
+@pytest.mark.parametrize("options", [(), pytest.param(NO_ULFM, marks=pytest.mark.grid)], ids=["ulfm", "no ulfm"])
+def test_workers_that_hang_are_given_up_and_what_they_send_later_is_refused(expected, tmp_path, options):
     """Rank 2 stops in the middle of a block and wakes up a round later; rank 3 never does."""
     faults = [
         "2,worker in the middle of a block,6,stop",
@@ -129,50 +127,67 @@ def test_workers_that_hang_are_given_up_and_what_they_send_later_is_refused(undi
     done = plant(4, faults, tmp_path, options, rounds=ROUNDS, faults__timeout_s=3)
     assert done.status == 0, done.out + done.err
     assert "rank 2 has not answered for 3 s; its clients (1) go to other workers" in done.out
-    assert results(tmp_path) == undisturbed
+    assert results(tmp_path) == expected
     assert lost_workers(tmp_path) == [1, 1, 0]
     assert not left_behind(tmp_path)
 
 
-def test_without_fault_tolerance_a_death_ends_the_job_at_once_and_says_how_to_resume(undisturbed, tmp_path):
+def test_without_fault_tolerance_a_death_ends_the_job_at_once_and_says_how_to_resume(expected, tmp_path):
     done = plant(3, ["2,worker while training,8,kill"], tmp_path, NO_ULFM, rounds=ROUNDS)
     assert done.status not in (0, 2)
     assert "start the same command again to resume" in done.out
     assert not left_behind(tmp_path)
     assert plant(2, [], tmp_path, rounds=ROUNDS).status == 0
-    assert results(tmp_path) == undisturbed
+    assert results(tmp_path) == expected
 
 
-def test_the_servers_death_ends_the_job_and_a_resume_loses_the_round_in_hand(undisturbed, tmp_path):
-    """Killed, resumed, killed again: in the middle of an upload, of a checkpoint, and before the log has its line."""
-    for where, call in (("taking a block in", 6), ("saving", 1), ("logging", 1)):
+@pytest.mark.parametrize(
+    "moments",
+    [
+        [("logging", 2)],
+        # Resumed in between: in the middle of an upload, of a checkpoint, and before the log has its line.
+        pytest.param([("taking a block in", 6), ("saving", 1), ("logging", 1)], marks=pytest.mark.grid),
+    ],
+    ids=["once", "three times"],
+)
+def test_the_servers_death_ends_the_job_and_a_resume_loses_the_round_in_hand(expected, tmp_path, moments):
+    for where, call in moments:
         done = plant(3, [f"0,server while {where},{call},kill"], tmp_path, rounds=ROUNDS)
         assert done.status != 0
         assert "the server; start the same command again to resume" in done.err
         assert not left_behind(tmp_path)
     resumed = plant(2, [], tmp_path, rounds=ROUNDS)
     assert resumed.status == 0 and "resumed after round 2" in resumed.out, resumed.out
-    assert results(tmp_path) == undisturbed
+    assert results(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
     "signals",
     [
-        (  # to the server
-            ("SIGTERM", "0,server while receiving,1,term"),  # no checkpoint yet
-            ("SIGUSR1", "0,server while training,7,usr1"),
-            ("SIGINT", "0,server while evaluating,2,int"),
-            ("SIGTERM", "0,server at the end,1,term"),
+        # To the server, and to the launch wrapper, as a batch script or a person does: that passes SIGUSR1 on, whatever
+        # it gets.
+        [("SIGTERM", "0,server while training,7,term"), ("SIGUSR1", "1,worker while training,5,term-launcher")],
+        pytest.param(
+            [
+                ("SIGTERM", "0,server while receiving,1,term"),  # no checkpoint yet
+                ("SIGUSR1", "0,server while training,7,usr1"),
+                ("SIGINT", "0,server while evaluating,2,int"),
+                ("SIGTERM", "0,server at the end,1,term"),
+            ],
+            marks=pytest.mark.grid,
         ),
-        (  # to the launch wrapper, as a batch script or a person does: it passes SIGUSR1 on, whatever it gets
-            ("SIGUSR1", "1,worker while training,2,usr1-launcher"),
-            ("SIGUSR1", "1,worker while training,5,term-launcher"),
-            ("SIGUSR1", "0,server while predicting,1,int-launcher"),
+        pytest.param(
+            [
+                ("SIGUSR1", "1,worker while training,2,usr1-launcher"),
+                ("SIGUSR1", "1,worker while training,5,term-launcher"),
+                ("SIGUSR1", "0,server while predicting,1,int-launcher"),
+            ],
+            marks=pytest.mark.grid,
         ),
     ],
-    ids=["server", "launcher"],
+    ids=["both", "server", "launcher"],
 )
-def test_a_signal_saves_the_run_and_ends_it_with_status_75(undisturbed, tmp_path, signals):
+def test_a_signal_saves_the_run_and_ends_it_with_status_75(expected, tmp_path, signals):
     """One after the other at a run that is resumed in between, with checkpoints that are rarer than rounds."""
     for name, fault in signals:
         done = plant(3, [fault], tmp_path, rounds=ROUNDS, checkpoint__every=10)
@@ -182,7 +197,7 @@ def test_a_signal_saves_the_run_and_ends_it_with_status_75(undisturbed, tmp_path
     resumed = plant(2, [], tmp_path, rounds=ROUNDS, checkpoint__every=10)
     assert resumed.status == 0, resumed.err
     assert summary(tmp_path)["status"] == "completed"
-    assert results(tmp_path) == undisturbed
+    assert results(tmp_path) == expected
 
 
 def test_a_signal_that_finds_the_run_stuck_ends_it_by_force_in_time(tmp_path):
@@ -193,7 +208,7 @@ def test_a_signal_that_finds_the_run_stuck_ends_it_by_force_in_time(tmp_path):
     assert not left_behind(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["nan", "labels", "twice"])
+@pytest.mark.parametrize("what", ["nan", *(pytest.param(what, marks=pytest.mark.grid) for what in ("labels", "twice"))])
 def test_a_bad_client_stops_the_run_or_is_dropped_as_asked(tmp_path, what):
     """Client 1 is bad in the second of three rounds."""
     done = plant(3, [f"2,worker while uploading,3,{what}"], tmp_path, rounds=ROUNDS)
@@ -219,11 +234,12 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize(
     ("faults", "message"),
-    [([], "cannot write .*round-00003.pt"), (["0,server while logging,2,fill"], "cannot write the log in")],
+    [
+        ([], "cannot write .*round-00003.pt"),
+        pytest.param(["0,server while logging,2,fill"], "cannot write the log in", marks=pytest.mark.grid),
+    ],
 )
-def test_a_full_disk_is_one_clear_error_and_what_was_saved_stays_valid(
-    undisturbed, tmp_path, small_disk, faults, message
-):
+def test_a_full_disk_is_one_clear_error_and_what_was_saved_stays_valid(expected, tmp_path, small_disk, faults, message):
     done = plant(3, faults, tmp_path, rounds=ROUNDS)
     assert done.status == 1
     (line,) = [line for line in done.err.splitlines() if line.startswith("[rank 0]")]
@@ -234,19 +250,20 @@ def test_a_full_disk_is_one_clear_error_and_what_was_saved_stays_valid(
     subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
     resumed = plant(3, [], tmp_path, rounds=ROUNDS)
     assert resumed.status == 0 and "resumed after round 2" in resumed.out, resumed.out + resumed.err
-    assert results(tmp_path) == undisturbed
+    assert results(tmp_path) == expected
 
 
+@pytest.mark.grid
 def test_a_short_soak_is_survived():
     """One run with faults drawn from a seed; `make soak` is the long form."""
     shown = io.StringIO()
     assert soak.soak(seed=3, seconds=200, runs=1, say=Console(file=shown, width=100)), shown.getvalue()
 
 
-def test_every_rank_tells_where_it_is_when_asked_and_goes_on(undisturbed, tmp_path):
+def test_every_rank_tells_where_it_is_when_asked_and_goes_on(expected, tmp_path):
     """SIGUSR2 to the launch wrapper, which passes it to mpirun, which passes it to all ranks."""
     done = plant(3, ["0,server while training,4,usr2-launcher"], tmp_path, rounds=ROUNDS)
     assert done.status == 0, done.out + done.err
     told = done.out + done.err
     assert told.count("Current thread") == 3 and "gkt_mpi/main.py" in told
-    assert results(tmp_path) == undisturbed
+    assert results(tmp_path) == expected

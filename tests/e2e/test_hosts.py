@@ -6,9 +6,10 @@ import pytest
 
 from tests.conftest import arguments
 from tests.e2e.hosts import hosts, missing
-from tests.e2e.planted import left_behind, plant, results
+from tests.e2e.planted import left_behind, plant, results, undisturbed
 from tests.launch import mpirun
 
+pytestmark = pytest.mark.grid
 NAMES = ["node1", "node2", "node3"]
 
 
@@ -31,9 +32,7 @@ def options(agent, host_file="four_gpus_a_node"):
 @pytest.fixture(scope="module")
 def on_one_host(tmp_path_factory):
     """What the run learns on one host."""
-    path = tmp_path_factory.mktemp("one")
-    assert plant(3, [], path).status == 0
-    return results(path)
+    return undisturbed(tmp_path_factory.mktemp("one"))
 
 
 def said_by_ranks(err):

@@ -223,8 +223,8 @@ def receive(transport, bank, contract, refused, until):
 
 
 def snapshot(bank):
-    parts = [bank.sample_id, bank.label, bank.client_logit, bank.server_logit, bank._arrived]
-    rows = torch.arange(len(bank))[bank._arrived]
+    parts = [bank.sample_id, bank.label, bank.client_logit, bank.server_logit, bank.arrived]
+    rows = torch.arange(len(bank))[bank.arrived]
     return [part.clone() for part in parts] + [bank.feature.gather(rows)]
 
 

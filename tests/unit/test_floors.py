@@ -1,6 +1,7 @@
 """The house of docs/architecture.md: imports go down or stay level, and mpi4py has its rooms."""
 
 import ast
+import re
 
 import pytest
 
@@ -25,6 +26,7 @@ FLOORS = {
 PROGRAMS = {"models/cost.py": 4}  # programs of their own that nothing imports may stand above their room
 MPI4PY = ("wire/mpi.py", "wire/mpi_library.py", "wire/peers.py")
 FILES = sorted((ROOT / "gkt_mpi").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def imported(path):
@@ -71,6 +73,29 @@ def test_a_program_above_its_room_is_imported_by_nothing():
     programs = {"gkt_mpi." + name.removesuffix(".py").replace("/", ".") for name in PROGRAMS}
     for path in FILES:
         assert not programs & set(imported(path))
+
+
+def private_members(path):
+    """Every private name that a file reads, replaces or imports of something else than its own objects."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            if called in ("setattr", "getattr") and isinstance(node.args[1], ast.Constant):
+                yield node.args[1].value
+
+
+# Of namedtuples, pytest, torch, and matplotlib.
+NOT_OURS = {"_replace", "_fields", "_tw", "_file", "_dynamo", "_unscaled_dash_pattern", "_exit"}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_test_reaches_a_private_member_of_the_package(path):
+    private = {name for name in private_members(path) if re.fullmatch("_[a-z].*", name)}
+    assert private <= NOT_OURS
 
 
 def test_every_room_has_a_floor():

@@ -138,7 +138,7 @@ def test_centralized_training_needs_no_worker(tiny):
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "split_learning"])
 def test_one_network_for_all_refuses_different_ones(tiny, algorithm):
-    with pytest.raises(ConfigError, match=f"in {algorithm} all clients train one network, resnet56, .*client.model"):
+    with pytest.raises(ConfigError, match=f"in {algorithm} all clients train one network, resnet11, .*client.model"):
         tiny(algorithm=algorithm, client__model="[resnet4, resnet8]")
 
 

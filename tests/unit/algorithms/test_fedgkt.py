@@ -38,7 +38,7 @@ def plain_fedgkt(config):
     parts = partition(file.labels("train"), config.clients, config.data, config.seed)
     shards = [Shard.load(file, "train", part, pipeline, CPU) for part in parts]
     edges = [build_edge_model("resnet8", 3, 10, torch_generator(config.seed, "edge model"), CPU) for _ in parts]
-    server = build_server_model("resnet56", 10, torch_generator(config.seed, "server model"), CPU)
+    server = build_server_model(config.server.model, 10, torch_generator(config.seed, "server model"), CPU)
 
     def augmented(image, generator):
         return pipeline.varied(image, pipeline.draw(image, generator))
@@ -298,8 +298,18 @@ def test_a_finished_run_started_again_says_the_same(tiny, model):
     assert run_in_threads(config, 2) == first
 
 
+@pytest.mark.parametrize("report", ["auto", "never"])
+def test_a_run_draws_its_report_unless_told_not_to(tiny, capsys, report):
+    config = tiny(rounds=1, log__report=report)
+    run_in_threads(config, 2)
+    folder = Path(config.out) / config.name
+    assert (folder / "report.html").exists() == (report == "auto")
+    said = capsys.readouterr().out
+    assert f"run folder: {folder}" in said and (f"report: {folder}" in said) == (report == "auto")
+
+
 def test_a_report_that_cannot_be_written_does_not_fail_the_run(tiny, capsys):
-    config = tiny(rounds=1)
+    config = tiny(rounds=1, log__report="auto")
     (Path(config.out) / config.name / "report.html").mkdir(parents=True)
     assert len(run_in_threads(config, 2)) == 1
     assert "no report: cannot write" in capsys.readouterr().out

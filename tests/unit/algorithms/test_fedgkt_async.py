@@ -3,17 +3,20 @@
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from gkt_mpi import main
 from gkt_mpi.engine.arrivals import Arrivals
 from gkt_mpi.engine.async_teacher import AsyncTeacher
 from gkt_mpi.engine.bank import Bank
 from gkt_mpi.engine.client import Client
 from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.watch import Watch
 from gkt_mpi.engine.worker import Worker
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, WireError
 from gkt_mpi.losses import DistillConfig, distil_loss, server_loss
@@ -63,10 +66,10 @@ def plain_fedgkt_async(config):
     shards = shards_of(config)
     num_clients, total = len(shards), sum(map(len, shards))
     edges = [build_edge_model("resnet8", 3, 10, torch_generator(config.seed, "edge model"), CPU) for _ in shards]
-    server = build_server_model("resnet56", 10, torch_generator(config.seed, "server model"), CPU)
+    server = build_server_model(config.server.model, 10, torch_generator(config.seed, "server model"), CPU)
     optimizers = [adam(edge, config.client.lr) for edge in edges]
     server_optimizer = adam(server, config.server.lr)
-    edge_flops, server_flops = edge_cost("resnet8", (8, 8, 3), 10), server_cost("resnet56", (8, 8, 3), 10)
+    edge_flops, server_flops = edge_cost("resnet8", (8, 8, 3), 10), server_cost(config.server.model, (8, 8, 3), 10)
     step_s, look_s = server_flops.training_flops / SERVER_SPEED, server_flops.forward_flops / SERVER_SPEED
     sample = {k: torch.arange(total).split([len(s) for s in shards])[k] for k in range(num_clients)}
     label = torch.cat([shard.label for shard in shards])
@@ -284,18 +287,18 @@ def test_samples_that_are_too_stale_are_left_out_until_their_client_uploads_agai
 
 def test_weights_by_age_have_a_mean_of_1_over_the_bank(skewed, monkeypatch):
     means = []
-    weigh = AsyncTeacher._weigh
 
-    def checked(teacher):
-        weigh(teacher)
-        if teacher._age_weight_K is not None:
+    def checked(teacher, batch, age_weight=AsyncTeacher.age_weight):
+        found = age_weight(teacher, batch)
+        if found is not None:
             client = teacher.bank.client_of(torch.cat([teacher.bank.samples_of(k) for k in teacher.bank.landed]))
-            weight = teacher._age_weight_K[client]
+            weight = age_weight(teacher, SimpleNamespace(client=client))  # as if all samples were in one batch
             means.append(float(weight.mean()))
             age = torch.tensor([teacher.arrivals.age(k) for k in client.tolist()])
             torch.testing.assert_close(weight / weight.max(), ((1 + age) / (1 + age).min()) ** -0.5)
+        return found
 
-    monkeypatch.setattr(AsyncTeacher, "_weigh", checked)
+    monkeypatch.setattr(AsyncTeacher, "age_weight", checked)
     run_in_threads(skewed(rounds=4, data__partition="quantity"), 3)
     assert means == pytest.approx([1.0] * len(means)) and len(means) > 8
 
@@ -320,12 +323,12 @@ def test_the_weighted_loss_is_numpys():
 def test_logits_return_to_the_sample_that_produced_them(skewed, monkeypatch):
     used = []
 
-    def predict(teacher, clients=None):
+    def predict(teacher, clients=None, original=AsyncTeacher.predict):
+        original(teacher, clients)
         for client in clients:
             rows = teacher.bank.rows_of(client)
             ids = teacher.bank.sample_id[rows]
             teacher.bank.server_logit[rows] = ids[:, None] + torch.arange(10) / 16
-            teacher._is_taught[client] = True
 
     def checked_align(client, sample_id, logit, align=Client.align):
         logit = align(client, sample_id, logit)
@@ -430,12 +433,18 @@ def test_a_refused_report_ends_an_upload_too(skewed, monkeypatch, clock):
 
 def test_at_the_end_nobody_is_waited_for_nor_listened_to(skewed, monkeypatch):
     """What the workers still send, or do not, while the server evaluates for long cannot spoil a run that is done."""
-    listens = []
+    listens, watches = [], []
+
+    def remembered(*arguments):
+        watches.append(Watch(*arguments))
+        return watches[-1]
 
     def evaluate(teacher, states, mode, original=AsyncTeacher.evaluate):
-        listens.append(isinstance(getattr(teacher._site.watch.meanwhile, "__self__", None), Arrivals))
+        (watch,) = watches
+        listens.append(isinstance(getattr(watch.meanwhile, "__self__", None), Arrivals))
         return original(teacher, states, mode)
 
+    monkeypatch.setattr(main, "Watch", remembered)
     monkeypatch.setattr(AsyncTeacher, "evaluate", evaluate)
     run_in_threads(skewed(), 3)
     assert listens == [True, True, False]  # after each round, and at the end

@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -151,7 +152,8 @@ def test_the_file_is_made_once_and_read_through_a_memory_map(tmp_path):
     made = file_path(config).stat().st_mtime_ns
     file = prepare(config, silent)
     assert file_path(config).stat().st_mtime_ns == made
-    assert isinstance(file._images["train"], np.memmap)
+    file.images("train", np.array([0]))
+    assert str(file_path(config)) in Path("/proc/self/maps").read_text()
     with h5py.File(file_path(config)) as stored:
         rows = np.array([1999, 0, 7, 7])
         expected = stored["train/image"][:][rows]

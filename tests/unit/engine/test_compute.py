@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def model():
-    return build_server_model("resnet56", 10, torch_generator(0, "server"), CPU)
+    return build_server_model("resnet11", 10, torch_generator(0, "server"), CPU)
 
 
 @pytest.fixture

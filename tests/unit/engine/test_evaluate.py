@@ -19,7 +19,7 @@ def setting(tmp_path):
     pipeline = ImagePipeline(torch.from_numpy(file.mean), torch.from_numpy(file.std), Augmentation())
     test = Shard.load(file, "test", np.arange(50), pipeline, CPU)
     edges = [build_edge(ClientConfig(), 1, 10, seed, CPU, "resnet8") for seed in range(3)]
-    return test, edges, build_server_model("resnet56", 10, torch_generator(0, "server"), CPU)
+    return test, edges, build_server_model("resnet11", 10, torch_generator(0, "server"), CPU)
 
 
 def accuracy_by_hand(test, edge, server_model, rows):

@@ -105,7 +105,7 @@ class Served:
 
 def test_the_gradient_is_that_of_the_loss_with_respect_to_the_features(site):
     served = Served(site)
-    _, rest = SplitModel(site)._whole.cut()
+    _, rest = SplitModel(site).whole.cut()
     rest.train()
     feature = torch.full((4, 16, 8, 8), 0.5, requires_grad=True)
     F.cross_entropy(rest(feature), torch.ones(4, dtype=torch.int64)).backward()
@@ -128,10 +128,10 @@ def test_the_gradient_is_that_of_the_loss_with_respect_to_the_features(site):
 )
 def test_a_batch_that_cannot_be_is_refused_and_changes_nothing(site, wrong, why):
     served = Served(site)
-    before = served.model._rest.memory.clone()
+    before = served.model.server_part.memory.clone()
     with pytest.raises(WireError, match=f"client 0 in round 0 sent .*{why}"):
         served.take(wrong)
-    assert torch.equal(served.model._rest.memory, before) and not served.sent
+    assert torch.equal(served.model.server_part.memory, before) and not served.sent
     assert served.turn.missing(0) == "14 samples"
 
 
@@ -158,7 +158,7 @@ def test_the_order_in_which_batches_come_changes_nothing_nor_does_one_that_is_ta
     other.finish(0)
     for served in (one, other):
         served.turn.end()
-    assert torch.equal(one.model._rest.memory, other.model._rest.memory)
+    assert torch.equal(one.model.server_part.memory, other.model.server_part.memory)
     assert one.model.end_round() == other.model.end_round()
 
 
@@ -170,13 +170,13 @@ def test_a_client_whose_turn_is_not_whole_has_no_part_in_the_mean(site):
     both.turn.reopen(0)
     for served in (both, alone):
         served.turn.end()
-    assert torch.equal(both.model._rest.memory, alone.model._rest.memory)
+    assert torch.equal(both.model.server_part.memory, alone.model.server_part.memory)
 
 
 def test_a_server_that_diverges_is_told_at_once(site):
     served = Served(site)
     with torch.no_grad():
-        served.model._rest.weights.view(torch.float32).fill_(float("inf"))
+        served.model.server_part.weights.view(torch.float32).fill_(float("inf"))
     served.turn = Turn(served.model, [0], train_batch, lambda client, message: None)
     with pytest.raises(GktError, match=r"the server's training has diverged .* lower server\.lr"):
         served.take(batch(0, 0, [0, 1]))

@@ -11,7 +11,7 @@ def run_and_note(tiny, monkeypatch, wait_s, **changes):
     """Run three rounds; return whether clients were at work again while the server evaluated after the first."""
     at_work_again, seen = threading.Event(), []
 
-    def train(self, client_round, request, original=worker.Worker._train):
+    def train(self, client_round, request, original=worker.Worker.run_client_round):
         if request.round == 1:
             at_work_again.set()
         original(self, client_round, request)
@@ -21,7 +21,7 @@ def run_and_note(tiny, monkeypatch, wait_s, **changes):
             seen.append(at_work_again.wait(wait_s))
         return original(*arguments)
 
-    monkeypatch.setattr(worker.Worker, "_train", train)
+    monkeypatch.setattr(worker.Worker, "run_client_round", train)
     monkeypatch.setattr(teacher, "evaluate", evaluate)
     records = run_in_threads(tiny(rounds=3, **changes), 3)
     assert [record["round"] for record in records] == [0, 1, 2] and all("test_accuracy" in r for r in records)

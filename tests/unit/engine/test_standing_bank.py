@@ -35,7 +35,7 @@ def upload(bank, client, value, parts=None):
 
 def values(bank):
     """The value of every row that is trained on, in order: of its feature, of its label, of its logits."""
-    batch = bank.batch(bank._arrived_rows())
+    batch = bank.batch(bank.arrived_rows())
     assert torch.equal(batch.feature[:, 0, 0, 0], batch.label.float())
     assert torch.equal(batch.client_logit[:, 0], batch.label.float())
     return batch.label.tolist()

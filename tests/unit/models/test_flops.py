@@ -26,7 +26,7 @@ def bottleneck(channels, width, size, stride=1):
 
 
 def large(depth):
-    """The multiply-adds of a ResNet-56 (depth 6) or -110 (12) without its stem."""
+    """The multiply-adds of a ResNet-11 (depth 1), -56 (6) or -110 (12) without its stem."""
     total, channels, size = 64 * 4 * 10, 16, 32
     for width, stride in ((16, 1), (32, 2), (64, 2)):
         for position in range(depth):
@@ -44,6 +44,7 @@ EDGE8 = STEM + bottleneck(16, 16, 32) + bottleneck(64, 16, 32) + 64 * 10
         (lambda: edge_cost("resnet8", IMAGE, 10), EDGE8, STEM, 10_586),
         (lambda: edge_cost("resnet4", IMAGE, 10), STEM + BASIC + 160, STEM, None),
         (lambda: edge_cost("resnet6", IMAGE, 10), STEM + 2 * BASIC + 160, STEM, None),
+        (lambda: whole_cost("resnet11", IMAGE, 10), STEM + large(1), STEM, 127_642),
         (lambda: server_cost("resnet56", IMAGE, 10), large(6), FIRST_OF_SERVER, 590_858),
         (lambda: whole_cost("resnet56", IMAGE, 10), STEM + large(6), STEM, 591_322),
         (lambda: server_cost("resnet110", IMAGE, 10), large(12), FIRST_OF_SERVER, 1_147_274),

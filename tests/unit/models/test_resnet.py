@@ -1,8 +1,10 @@
+from typing import get_args
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gkt_mpi.models.resnet import build_edge_model, build_server_model
+from gkt_mpi.models.resnet import EdgeName, build_edge_model, build_server_model, build_whole_model
 from gkt_mpi.seeding import torch_generator
 
 CPU = torch.device("cpu")
@@ -30,11 +32,12 @@ def test_parameter_counts_are_those_of_the_paper():
     stem = 3 * 9 * 16 + 2 * 16
     assert parameters(edge().stem) == stem == 464
     assert parameters(edge()) == 10_586
+    assert parameters(server("resnet11")) + stem == 127_642
     assert parameters(server("resnet56")) + stem == 591_322
     assert parameters(server("resnet110")) + stem == 1_147_738
 
 
-@pytest.mark.parametrize(("name", "depth"), [("resnet56", 6), ("resnet110", 12)])
+@pytest.mark.parametrize(("name", "depth"), [("resnet11", 1), ("resnet56", 6), ("resnet110", 12)])
 def test_parameter_counts_follow_from_the_architecture(name, depth):
     expected, in_channels = 256 * 10 + 10, 16
     for width in (16, 32, 64):
@@ -76,11 +79,12 @@ def test_an_edge_model_gives_feature_and_logits(name, classes):
     assert server(classes=classes)(feature).shape == (2, classes)
 
 
-@pytest.mark.parametrize(("name", "layers"), [("resnet4", 4), ("resnet6", 6), ("resnet8", 8)])
-def test_the_number_in_an_edge_models_name_counts_its_weighted_layers(name, layers):
+@pytest.mark.parametrize("name", ["resnet4", "resnet6", "resnet8", "resnet11", "resnet56", "resnet110"])
+def test_the_number_in_a_models_name_counts_its_weighted_layers(name):
+    model = edge(name) if name in get_args(EdgeName) else build_whole_model(name, 3, 10, torch_generator(0, "w"), CPU)
     weighted = (torch.nn.Conv2d, torch.nn.Linear)
-    counted = [m for key, m in edge(name).named_modules() if isinstance(m, weighted) and "shortcut" not in key]
-    assert len(counted) == layers
+    counted = [m for key, m in model.named_modules() if isinstance(m, weighted) and "shortcut" not in key]
+    assert len(counted) == int(name.removeprefix("resnet"))
 
 
 def test_a_bottleneck_computes_what_its_formula_says():
@@ -133,7 +137,7 @@ def test_group_norm_has_the_parameters_of_batch_norm_and_no_buffers():
         assert all(torch.equal(batch, group) for batch, group in shared)  # the same first values
 
 
-@pytest.mark.parametrize("name", ["resnet56", "resnet110"])
+@pytest.mark.parametrize("name", ["resnet11", "resnet56", "resnet110"])
 def test_a_group_has_8_channels_and_every_layer_at_least_2_groups(name):
     layers = [m for m in server(name, norm="group").modules() if isinstance(m, torch.nn.GroupNorm)]
     found = {layer.num_channels: layer.num_groups for layer in layers}

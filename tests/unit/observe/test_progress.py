@@ -64,7 +64,6 @@ def test_on_a_terminal_a_moving_line_shows_phase_accuracy_and_bytes():
     progress.begin_round(1)
     progress.begin_phase("server trains", 100)
     progress.advance(50)
-    progress._bar.refresh()
     progress.end_run()
     text = out.getvalue()
     for expected in ("round 2/3", "server trains", "50%", "accuracy 0.9123", "up 3.0 MB", "left"):

@@ -4,6 +4,14 @@ from html.parser import HTMLParser
 import pytest
 
 from gkt_mpi.observe.report import Run, main, render
+from gkt_mpi.observe.run_figures import (
+    accuracy_figure,
+    events_of,
+    rounds,
+    shown_round,
+    timeline_figure,
+    uploaded_mb,
+)
 from gkt_mpi.observe.timeline import idle_shares
 from tests.conftest import run_in_threads
 from tests.made_runs import make_run, make_study
@@ -51,24 +59,20 @@ def test_the_report_shows_the_run_and_loads_nothing(folder, capsys):
 
 
 def test_the_curves_are_those_of_the_metrics(folder):
-    from gkt_mpi.observe.report import _accuracy_figure, _rounds, _uploaded_mb
-
     run = Run.load(folder)
     expected = [record["test_accuracy"] for record in run.records if "test_accuracy" in record]
     assert len(expected) == 2  # evaluated after rounds 2 and 3
-    server, edge = _accuracy_figure(run, "round", _rounds).axes[0].lines
+    server, edge = accuracy_figure(run, "round", rounds).axes[0].lines
     assert list(server.get_ydata()) == expected
     assert list(server.get_xdata()) == [2, 3]
     assert list(edge.get_ydata()) == [r["client_test_accuracy"] for r in run.records if "test_accuracy" in r]
-    by_bytes = _accuracy_figure(run, "MB", _uploaded_mb).axes[0].lines[0]
+    by_bytes = accuracy_figure(run, "MB", uploaded_mb).axes[0].lines[0]
     assert by_bytes.get_xdata()[-1] == pytest.approx(sum(r["upload_bytes"] for r in run.records) / 1e6)
 
 
 def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder, tmp_path):
-    from gkt_mpi.observe.report import _shown_round, _timeline_figure
-
     run = Run.load(folder)
-    axes = _timeline_figure(run, _shown_round(run)).axes[0]
+    axes = timeline_figure(run, shown_round(run)).axes[0]
     shares = idle_shares(event for event in run.trace if event["args"]["round"] == 2)
     names = ["server", "worker 1", "worker 2"]
     assert all(0 < shares[rank] < 1 for rank in range(3))
@@ -84,18 +88,17 @@ def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder,
 
 def test_where_clients_are_not_in_step_the_timeline_is_what_all_did_in_a_round_of_the_server(tmp_path):
     from gkt_mpi.config import parse
-    from gkt_mpi.observe.report import _events_of, _shown_round, _timeline_figure
     from tests.conftest import arguments
 
     run_in_threads(parse(arguments(tmp_path, name="async", algorithm="fedgkt_async", rounds=3)), 3)
     run = Run.load(tmp_path / "runs" / "async")
-    assert _shown_round(run) == 1
-    events, (began, ended) = _events_of(run, 1)
+    assert shown_round(run) == 1
+    events, (began, ended) = events_of(run, 1)
     ends = {n: max(e["ts"] + e["dur"] for e in run.trace if (e["args"]["round"], e["tid"]) == (n, 0)) for n in (0, 1)}
     assert (began, ended) == (ends[0], ends[1])
     assert all(e["ts"] < ended and e["ts"] + e["dur"] > began for e in events)
     assert sum(e["tid"] == 0 for e in events) >= sum((e["args"]["round"], e["tid"]) == (1, 0) for e in run.trace)
-    assert _timeline_figure(run, 1).axes[0].get_xlim() == pytest.approx((0, (ended - began) / 1e6))
+    assert timeline_figure(run, 1).axes[0].get_xlim() == pytest.approx((0, (ended - began) / 1e6))
     assert Page(render(run)).pictures == 9
 
 
