@@ -48,7 +48,11 @@ touch "$made" # first: an environment that is cut short is still ours to finish
 # Compiling every module of every package takes longer than unpacking them: compile what is imported, below.
 "$venv/bin/python" -m pip install --disable-pip-version-check $quiet --no-compile \
     ${constraints:+-c "$constraints"} -e ".[${missing%,}]"
-"$venv/bin/python" -c 'import gkt_mpi.main, matplotlib.pyplot, torch.utils.tensorboard'
+# Containers often forbid Python to keep what it compiles; each rank would then compile torch anew, for three seconds.
+PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c '
+import gkt_mpi.main, matplotlib.pyplot, torch.utils.tensorboard
+import gkt_mpi.observe.report
+'
 for extra in "$@"; do
     echo "$wanted" >"$made-$extra"
 done
