@@ -222,10 +222,10 @@ def test_a_bad_client_stops_the_run_or_is_dropped_as_asked(tmp_path, what):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of 24 MiB: two checkpoints of the tiny run fit, three do not."""
+    """A folder on a disk of 7 MiB: two checkpoints of the tiny run fit, three do not."""
     place = tmp_path / "runs"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", place], capture_output=True)
     if mounted.returncode:
         pytest.skip("needs a file system that is full, and this user may not mount one")
     yield place
