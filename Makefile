@@ -88,13 +88,13 @@ compare:  ## FedGKT beside FedAvg, split learning, centralized and edge-only tra
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/compare.py --out "$(OUT)/compare" $(ARGS)
 
-test:  ## what a change may break, in at most 5 minutes on two cores
+test:  ## what a change may break, about ten minutes on two cores
 test-grid:  ## the combinations that test leaves out: every fault in every phase, several hosts, 21 ranks, a short soak
 test test-grid:
 	@$(env) mpi dev
 	@$(python) -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 10 $(if $(filter %-grid,$@),-m grid) $(ARGS)
 
-test-all: test test-grid  ## both, in at most 20 minutes
+test-all: test test-grid  ## both
 
 test-slurm:  ## the batch scripts on a real Slurm, started for the tests: needs root, slurm-wlm and munge
 	@$(env) mpi dev
