@@ -34,7 +34,7 @@ def colours_of(page, picture, height):
 
 
 def test_a_browser_draws_the_curves_the_bars_and_the_map(tmp_path):
-    run_in_threads(parse(arguments(tmp_path, name="seen", data__partition="hetero")), 3)
+    run_in_threads(parse(arguments(tmp_path, name="seen", data__partition="hetero", log__report="auto")), 3)
     counts, num_pixels = colours_of(tmp_path / "runs/seen/report.html", tmp_path / "page.png", 1400)
     assert counts.get((0x00, 0x72, 0xB2), 0) > 200  # the curves, and the bars of the server's training
     assert counts.get((0xE6, 0x9F, 0x00), 0) > 200  # the bars of the clients' training
