@@ -27,9 +27,10 @@ from gkt_mpi.data.partition import count_by_class, partition
 from gkt_mpi.engine.checkpoint import CheckpointStore
 from gkt_mpi.engine.client import edge_names
 from gkt_mpi.engine.faults import Interrupt, ignore_signals
-from gkt_mpi.engine.learner import Learner
+from gkt_mpi.engine.learner import Learner, Site
 from gkt_mpi.engine.roster import Roster
 from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.virtual_clock import RoundPricer
 from gkt_mpi.engine.watch import Watch
 from gkt_mpi.engine.worker import Worker, receive_setup
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand
@@ -151,30 +152,14 @@ def serve(
         log.save_partition(shards, counts := count_by_class(labels, shards, num_classes), file.classes)
         _say_what_runs(config, file, counts, transport.size, placement, console)
 
-        algorithm = ALGORITHMS[config.algorithm]
         edges = edges_of(config, file, placement.device)
         watch = Watch(Progress(config.rounds, console), interrupt, transport)
         site = site_of(config, file, shards, edges, rounds_done, state, placement, watch, prices)
         with placement.all_cores():
-            learner = at_the_end.enter_context(contextlib.closing(algorithm.learner(site)))
+            learner = at_the_end.enter_context(contextlib.closing(ALGORITHMS[config.algorithm].learner(site)))
         for edge in edges:
             edge.model.precision = learner.compute.precision
-        server = Server(
-            watch=watch,
-            roster=Roster(shards if algorithm.requests else [], transport.size),
-            learner=learner,
-            edges=edges if algorithm.requests else [],
-            models=edge_names(config.client.model, config.clients),
-            price=price,
-            evaluate_config=config.evaluate,
-            num_rounds=config.rounds,
-            participation=config.participation,
-            seed=config.seed,
-            faults=config.faults,
-            placement=placement,
-            checkpoints=checkpoints,
-            log=log,
-        )
+        server = _server_of(config, site, learner, price, checkpoints, log)
         server.resume(rounds_done, state)
         precision = PRECISIONS.index(learner.compute.precision)
         setup = Setup(num_classes, file.image_shape, precision, digest_of(config))
@@ -190,6 +175,29 @@ def serve(
     if config.log.report == "auto":
         _report(folder, say)
     return 0
+
+
+def _server_of(
+    config: RunConfig, site: Site, learner: Learner, price: RoundPricer, checkpoints: CheckpointStore, log: RunLog
+) -> Server:
+    """Return the server of a run; where nobody is asked for anything, one without clients."""
+    has_clients = bool(ALGORITHMS[config.algorithm].requests)
+    return Server(
+        watch=site.watch,
+        roster=Roster(site.shards if has_clients else [], site.watch.transport.size),
+        learner=learner,
+        edges=site.edges if has_clients else [],
+        models=edge_names(config.client.model, len(site.shards)),
+        price=price,
+        evaluate_config=config.evaluate,
+        num_rounds=config.rounds,
+        participation=config.participation,
+        seed=config.seed,
+        faults=config.faults,
+        placement=site.placement,
+        checkpoints=checkpoints,
+        log=log,
+    )
 
 
 def _report(folder: Path, say: Callable[[str], None]) -> None:
