@@ -50,8 +50,13 @@ touch "$made" # first: an environment that is cut short is still ours to finish
     ${constraints:+-c "$constraints"} -e ".[${missing%,}]"
 # Containers often forbid Python to keep what it compiles; each rank would then compile torch anew, for three seconds.
 PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c '
-import gkt_mpi.main, matplotlib.pyplot, torch.utils.tensorboard
-import gkt_mpi.observe.report
+import contextlib, importlib
+import gkt_mpi.main, gkt_mpi.observe.report, matplotlib.pyplot, torch.utils.tensorboard
+from gkt_mpi.data.torchvision_import import import_torchvision_datasets
+import_torchvision_datasets()
+for name in ("pytest", "hypothesis", "xdist", "sklearn.datasets"):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
 '
 for extra in "$@"; do
     echo "$wanted" >"$made-$extra"

@@ -23,6 +23,8 @@ EVERY = [
     {"algorithm": "standalone"},
     {"algorithm": "centralized"},
     {"algorithm": "fedgkt", "participation": 0.5},
+]
+MORE = [
     {"algorithm": "fedgkt", "participation": 0.5, "bank__absent": "drop"},
     {"algorithm": "fedavg", "participation": 0.5, "client__proximal_mu": 0.1},
     {"algorithm": "split_learning", "split__mode": "parallel", "participation": 0.5, "client__epochs": 2},
@@ -30,7 +32,6 @@ EVERY = [
     {"algorithm": "fedgkt", "client__model": "{resnet4: 0.5, resnet8: 0.5}"},
     {"algorithm": "standalone", "client__model": "[resnet4, resnet6]"},
 ]
-EVERY_ID = [" ".join(map(str, changes.values())) for changes in EVERY]
 SAME = {"client__lr": 0.003, "server__lr": 0.003, "client__batch_size": 8, "server__batch_size": 8}
 
 
@@ -122,7 +123,11 @@ def test_standalone_clients_learn_what_fedgkt_clients_learn_before_they_are_taug
     assert alone[1]["upload_bytes"] == alone[1]["download_bytes"] == 0
 
 
-@pytest.mark.parametrize("changes", EVERY, ids=EVERY_ID)
+@pytest.mark.parametrize(
+    "changes",
+    [*EVERY, *(pytest.param(changes, marks=pytest.mark.grid) for changes in MORE)],
+    ids=lambda changes: " ".join(map(str, changes.values())),
+)
 def test_ranks_do_not_change_a_bit_nor_does_an_interruption(tiny, changes):
     whole = figures(run_in_threads(tiny(name="whole", rounds=3, **changes), 3))
     assert whole == figures(run_in_threads(tiny(name="more", rounds=3, **changes), 5))
