@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import cache
 from types import NoneType
 from typing import Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -118,9 +120,14 @@ class RunConfig:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).digest()
 
 
-def make_parser() -> ArgumentParser:
-    """Return the parser of the command line; each field's help is the text below it in its dataclass."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+@cache
+def make_parser(explains: bool) -> ArgumentParser:
+    """Return the parser of the command line.
+
+    One that `explains` has a help for each field, the text below it in its dataclass; reading these takes most of the
+    time of making a parser.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=explains)
     parser = ArgumentParser(prog="python -m gkt_mpi.main", description=_DESCRIPTION, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below.")
     parser.add_argument(
@@ -147,7 +154,8 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
 
 def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Task]:
     """Return the configuration of a command line, and what is to be done with it; see `parse`."""
-    parser = make_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = make_parser(explains=any(word.startswith(("-h", "--h", "--print_config")) for word in arguments))
     try:
         values = parser.parse_args(arguments)
         _refuse_empty(values, RunConfig)

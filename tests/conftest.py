@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hypothesis
 import pytest
 import torch
 
@@ -14,8 +13,6 @@ from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.main import run_rank
 from gkt_mpi.wire.local import run_local
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # the first example may import half of torch
-hypothesis.settings.load_profile("untimed")
 ROOT = Path(__file__).parent.parent
 # Where real images lie in compact form on the machines of this project; elsewhere the tests that need them skip.
 REAL_IMAGES = Path(os.environ.get("GKT_TEST_IMAGES", ROOT.parent / "shared" / "data"))

@@ -66,12 +66,13 @@ class Faults:
         os.kill(os.getpid(), signal.SIGKILL)
 
     @staticmethod
-    def fill(where, append, self, *arguments):
+    def fill(where, append, self, record, *arguments):
+        """Leave no space on the disk, and make the line longer than what is left of the log's last page."""
         with open(self.folder / "much", "wb") as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(2**16))
                 file.flush()
-        return append(self, *arguments)
+        return append(self, record | {"padding": "." * 2**16}, *arguments)
 
     @staticmethod
     def nan(where, upload, self, client, round, rows, feature, logit):

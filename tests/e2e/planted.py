@@ -1,5 +1,7 @@
 """Start tiny runs with planted faults (plant.py), compare what they come to, and see that no process is left."""
 
+import contextlib
+import io
 import os
 import time
 from collections.abc import Sequence
@@ -35,6 +37,14 @@ def undisturbed(path: Path, ranks: int = 3, **changes) -> list[dict]:
     folder = path / "undisturbed"
     run_in_threads(parse(arguments(folder, **changes)), ranks)
     return results(folder)
+
+
+def resumed(path: Path, ranks: int = 2, **changes) -> str:
+    """Start a run of a folder once more as `undisturbed` does, expect it to be completed, and return what it says."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        run_in_threads(parse(arguments(path, **changes)), ranks)
+    return said.getvalue()
 
 
 def struck(path: Path) -> list[str]:
