@@ -1,9 +1,11 @@
 """What all tests share: tiny configurations, whole runs in one process, and the project's folder."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,13 +74,32 @@ def tiny(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def real_images(tmp_path_factory) -> Path:
+def made_once(tmp_path_factory):
+    """A function that fills a folder once for all of xdist's workers: `made_once(name, fill)` returns the folder."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        with open(root / f"{name}.lock", "a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            lock.seek(0)
+            if not lock.read():
+                fill(root / name)
+                lock.write("made")
+        return root / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_images(made_once) -> Path:
     """A folder with real images in their official layouts: CIFAR-10, parts of CIFAR-100 and CINIC-10."""
     if not (REAL_IMAGES / "unpack.py").exists():
         pytest.skip("there are no real images beside the project (GKT_TEST_IMAGES)")
-    folder = tmp_path_factory.mktemp("images")
-    subprocess.run([sys.executable, REAL_IMAGES / "unpack.py", folder], check=True, timeout=120, capture_output=True)
-    return folder
+    unpack = [sys.executable, REAL_IMAGES / "unpack.py"]
+    return made_once(
+        "images", lambda folder: subprocess.run([*unpack, folder], check=True, timeout=120, capture_output=True)
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import read_metrics
 from tests.launch import run
 from tests.made_runs import make_run
@@ -11,6 +13,7 @@ VENV = str(Path(sys.executable).parent.parent)
 ALGORITHMS = ("fedgkt", "fedavg", "split_learning", "centralized", "standalone")
 
 
+@pytest.mark.grid
 def test_a_comparison_that_was_cut_off_goes_on_and_ends_with_its_page(tmp_path):
     out = tmp_path / "o u t"
     out.mkdir()

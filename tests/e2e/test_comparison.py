@@ -62,6 +62,7 @@ def test_the_page_is_no_wider_than_the_window(page, tmp_path, width):
     assert int(found[1]) <= int(found[2]) == width
 
 
+@pytest.mark.grid
 def test_every_figure_stands_alone(page, tmp_path):
     for figure in (page.parent / "figures").glob("*.svg"):
         picture = tmp_path / "figure.png"

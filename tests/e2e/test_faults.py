@@ -194,7 +194,7 @@ def test_a_signal_saves_the_run_and_ends_it_with_status_75(expected, tmp_path, s
         assert is_interrupted(tmp_path, done, name)
         assert list((tmp_path / "runs" / "run" / "checkpoints").glob("*.pt"))
         assert not left_behind(tmp_path)
-    done = plant(3, [], tmp_path, rounds=ROUNDS, checkpoint__every=10)
+    done = plant(2, [], tmp_path, rounds=ROUNDS, checkpoint__every=10)
     assert done.status == 0 and "resumed after round" in done.out, done.out + done.err
     assert summary(tmp_path)["status"] == "completed"
     assert results(tmp_path) == expected

@@ -62,10 +62,13 @@ def test_any_configuration_runs_by_make_and_none_is_a_clear_error():
 def test_make_paper_prints_a_command_for_every_cell_and_seed_of_the_main_table():
     done = run(["make", "paper", "SEEDS=0 3", "NP=5", f"VENV={VENV}"])
     assert done.status == 0, done.err
-    found = [make_n(*shlex.split(line)[1:]) for line in done.out.splitlines()]
-    cells = {(c.algorithm, c.data.name, c.data.partition, c.server.model, c.seed) for c, _ in found}
+    lines = done.out.splitlines()
+    assert [line.replace("SEED=3", "SEED=0") for line in lines[1::2]] == lines[::2]
+    found = [make_n(*shlex.split(line)[1:]) for line in lines[1::2]]
+    cells = {(c.algorithm, c.data.name, c.data.partition, c.server.model) for c, _ in found}
     counted = [sum(c.algorithm == name for c, _ in found) for name in ("fedgkt", "fedavg", "centralized", "standalone")]
-    assert counted == [3 * 2 * 2 * 2, 3 * 2 * 2 * 2, 3 * 2 * 2, 3 * 2]  # the last: the edge's model, centralized
+    assert counted == [3 * 2 * 2, 3 * 2 * 2, 3 * 2, 3]  # the last: the edge's model, centralized
+    assert {config.seed for config, _ in found} == {3}
     assert len(found) == len(cells) == sum(counted) and {ranks for _, ranks in found} == {5}
     assert len({config.name for config, _ in found}) == len(found)
 
@@ -153,6 +156,7 @@ def test_a_missing_position_is_named_and_all_are_explained(given):
         assert done.err.splitlines()[-1].endswith(f"{POSITIONS[given]} ({given + 1}) is missing")
 
 
+@pytest.mark.grid
 def test_the_papers_command_line_runs_under_nohup_from_another_folder(tmp_path, real_images):
     """A whole run on real images, as the paper's README starts it: in the background, its output in a file."""
     line = f"0 cifar10 hetero 1 1 1 Adam 0.001 1 0 resnet56 nohup '{real_images}' 256"

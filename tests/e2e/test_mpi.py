@@ -8,10 +8,14 @@ import pytest
 from tests.conftest import arguments
 from tests.launch import mpirun
 
+PYTEST = "-m pytest -q -p no:cacheprovider -p no:xdist -p no:hypothesispytest".split()
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_the_transport_suite_passes_on(ranks):
-    done = mpirun(ranks, ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/mpi"])
+
+@pytest.mark.parametrize(
+    ("ranks", "attacks"), [(1, 0), (2, 1000), (3, 1000), (5, 1000), pytest.param(3, 10_000, marks=pytest.mark.grid)]
+)
+def test_the_transport_suite_passes_on(ranks, attacks):
+    done = mpirun(ranks, [*PYTEST, "tests/mpi"], env={"GKT_TEST_ATTACKS": str(attacks)})
     assert done.status == 0, done.out + done.err
     assert int(re.search(r"(\d+) passed", done.out)[1]) >= 14  # the others need a GPU or a peer
 
@@ -25,7 +29,7 @@ def test_a_failing_rank_ends_the_suite_instead_of_hanging_it(tmp_path):
         "    assert MPI.COMM_WORLD.rank != 1, 'rank 1 fails'\n"
         "    MPI.COMM_WORLD.recv(source=1)\n"
     )
-    done = mpirun(3, ["-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path], timeout_s=60)
+    done = mpirun(3, [*PYTEST, tmp_path], timeout_s=60)
     assert done.status != 0
     assert "rank 1 fails" in done.err
 

@@ -87,6 +87,7 @@ def test_every_variable_and_target_of_make_is_documented_by_make_itself():
         assert re.search(rf"^  {re.escape(name)} ", done.out, flags=re.MULTILINE)
 
 
+@pytest.mark.grid
 def test_make_digits_reaches_its_accuracy_with_an_existing_environment(tmp_path):
     """The README's first command, whole; the environment it runs in is the tests' own, used as it is.
 

@@ -249,7 +249,7 @@ def test_a_peak_that_cannot_be_is_refused_before_the_run_begins(tiny, capsys):
         {"client__model": "resnet6", "wire__codec": "int4"},
         {"wire__codec": "bfloat16"},
         {"data__augment": False, "wire__codec": "float16"},
-        {"server__model": "resnet110", "rounds": 1},
+        pytest.param({"server__model": "resnet110", "rounds": 1}, marks=pytest.mark.grid),
         {"client__norm": "group"},
         {"server__norm": "group"},
         {"client__model": "resnet4", "client__norm": "group", "server__norm": "group"},

@@ -179,7 +179,7 @@ IN_STEP = [
 ]
 
 
-@pytest.mark.parametrize("changes", IN_STEP)
+@pytest.mark.parametrize("changes", [*(pytest.param(each, marks=pytest.mark.grid) for each in IN_STEP[:2]), IN_STEP[2]])
 def test_with_equal_devices_and_a_full_buffer_it_is_synchronous_fedgkt_exactly(tiny, changes):
     same = {"rounds": 3, "server__epochs": 2, "server__schedule": "cosine", **changes}
     sync = figures(run_in_threads(tiny(name="sync", **same), 3))
@@ -203,11 +203,11 @@ def test_a_full_buffer_is_in_step_on_any_devices(skewed):
 
 
 EVERY = [
-    {},
     {"async__buffer": 2, "async__staleness": "hinge", "async__hinge_start": 0.5},
     *(
         pytest.param(changes, marks=pytest.mark.grid)
         for changes in (
+            {},
             {"async__overtime": 3.0, "async__staleness": "constant", "server__epochs": 3},
             {"async__overtime": 0.0, "async__max_staleness": 1.0},
             {"devices": "abca", "distill__on_server": True, "distill__lka": "similarity", "bank__memory_mib": 0.1},
@@ -379,7 +379,7 @@ def test_a_round_of_nothing_but_bad_uploads_is_gone_over(skewed, monkeypatch):
     assert first["participants"] in (0, 1) and first["dropped_clients"] == 1 and second["participants"] > 0
 
 
-@pytest.mark.parametrize("clock", ["virtual", "real"])
+@pytest.mark.parametrize("clock", [pytest.param("virtual", marks=pytest.mark.grid), "real"])
 def test_an_interruption_in_the_first_round_loses_nothing(skewed, monkeypatch, clock):
     """What is saved then is of a time at which no client has been asked."""
     config = skewed(name="cut", clock=clock)
@@ -421,7 +421,7 @@ def test_the_server_trains_on_all_cores_only_while_no_client_is_at_work(skewed, 
     assert not any(alone)
 
 
-@pytest.mark.parametrize("clock", ["virtual", "real"])
+@pytest.mark.parametrize("clock", ["virtual", pytest.param("real", marks=pytest.mark.grid)])
 def test_a_refused_report_ends_an_upload_too(skewed, monkeypatch, clock):
     def check(contract, source, header, original=Contract.check):
         if (header.kind, header.client, header.round) == (Kind.REPORT, 0, 1):

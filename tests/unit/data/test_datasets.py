@@ -302,6 +302,7 @@ def test_values_out_of_range_are_refused(wrong):
         DataConfig(**wrong)
 
 
+@pytest.mark.grid
 def test_real_images_are_read_in_their_official_layouts(real_images):
     for name, train, classes in (("cifar10", 50_000, 10), ("cifar100", 10_000, 100), ("cinic10", 1_200, 10)):
         file = prepare(DataConfig(name=name, dir=str(real_images)), silent)

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def test_torchvision_data_sets_import_beside_the_torch_that_is_installed():
     code = (
@@ -11,6 +13,7 @@ def test_torchvision_data_sets_import_beside_the_torch_that_is_installed():
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "CIFAR10", "")
 
 
+@pytest.mark.grid
 def test_nothing_is_declared_when_torchvision_imports_by_itself():
     """With the operators already known, as with a matching pair, the import needs no help."""
     code = (

@@ -48,7 +48,9 @@ def test_the_papers_ratios_come_out():
         assert parameters / 11e3 == pytest.approx({"resnet56": 54, "resnet110": 105}[name], abs=0.7)
 
 
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize(
+    "data", ["digits", *(pytest.param(name, marks=pytest.mark.grid) for name in DATA if name != "digits")]
+)
 def test_the_program_prints_every_algorithm_and_profile_for_every_data_set(data, program):
     options = "--codec int4 --clients 8 --epochs 2 --batch-size 64".split()
     status, out, err = program("--data", data, *options)

@@ -117,6 +117,7 @@ def test_lanes_of_many_clients_and_rounds_are_the_first():
     assert axes.get_xlim()[1] * 60 == pytest.approx(max(u.answered_s for u in uploads if u.round < 3))
 
 
+@pytest.mark.grid
 def test_a_page_of_a_thousand_clients_is_light(loaded):
     run = loaded(uploads=made_uploads(1000, rounds=3), clients=1000)
     section = describe_asynchrony(run)

@@ -205,6 +205,7 @@ def test_names_cannot_break_the_page(tmp_path):
     assert "<img src=x>" in text
 
 
+@pytest.mark.grid
 def test_many_runs_make_a_light_page(tmp_path):
     names = [f"lr{i}" for i in range(30)]
     for i, name in enumerate(names):
