@@ -1,6 +1,7 @@
 """What all tests share: tiny configurations, whole runs in one process, and the project's folder."""
 
 import fcntl
+import gc
 import json
 import os
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 import torch
 
 from gkt_mpi.config import RunConfig, parse
-from gkt_mpi.main import run_rank
+from gkt_mpi.program import run_rank
 from gkt_mpi.wire.local import run_local
 
+gc.freeze()  # torch's modules are none of the collector's business, as in gkt_mpi/main.py
+gc.enable()
 ROOT = Path(__file__).parent.parent
 # Where real images lie in compact form on the machines of this project; elsewhere the tests that need them skip.
 REAL_IMAGES = Path(os.environ.get("GKT_TEST_IMAGES", ROOT.parent / "shared" / "data"))

@@ -6,8 +6,10 @@ usr1, int, to the process itself or to another (kill-2: rank 2; term-launcher: w
 numbers are found in the folder PLANT_PIDS; what has happened is added to the file "struck" there.
 """
 
-import contextlib
 import gc
+
+gc.disable()  # as gkt_mpi/main.py does, for a quick start
+import contextlib
 import os
 import signal
 import sys
@@ -24,6 +26,8 @@ from gkt_mpi.main import main
 from gkt_mpi.observe import run_log
 from gkt_mpi.wire import mpi
 
+gc.freeze()
+gc.enable()
 PIDS = Path(os.environ["PLANT_PIDS"])
 PLACES = {
     "server before training": (server.Server, "__init__"),

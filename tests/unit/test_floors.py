@@ -9,6 +9,7 @@ from tests.conftest import ROOT
 
 FLOORS = {
     "main": 5,
+    "program": 5,
     "parts": 5,
     "preflight": 5,
     "config": 4,

