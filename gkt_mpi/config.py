@@ -89,6 +89,8 @@ class RunConfig:
             )
         if not has_edges and self.client.epochs == 0:
             raise ConfigError(f"client.epochs is 0, with which {self.algorithm} learns nothing; expected at least 1")
+        if self.client.share != "none":
+            require(self.algorithm == "fedgkt", "client.share", self.client.share, f"none in {self.algorithm}")
         if self.algorithm == "fedgkt_async":
             require(self.participation == 1, "participation", self.participation, "1: no client is ever left out")
             self._check_buffer()

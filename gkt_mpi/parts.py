@@ -112,6 +112,9 @@ def prices_of(config: RunConfig, file: ImageFile) -> tuple[RoundPricer, Prices]:
         server_norm=config.server.norm,
         client_epochs=config.client.epochs,
         client_batch_size=config.client.batch_size,
+        client_share=config.client.share,
+        client_extract=config.client.extract,
+        client_norm=config.client.norm,
         server_epochs=config.server.epochs,
         split_mode=config.split.mode,
     )

@@ -35,7 +35,9 @@ class Algorithm:
 
 
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
-    "fedgkt": Algorithm(fedgkt.run_server, fedgkt.run_client, Teacher, "edge", frozenset({Kind.TRAIN, Kind.LOCAL})),
+    "fedgkt": Algorithm(
+        fedgkt.run_server, fedgkt.run_client, Teacher, "edge", frozenset({Kind.TRAIN, Kind.MODEL, Kind.LOCAL})
+    ),
     "fedgkt_async": Algorithm(
         fedgkt_async.run_server, fedgkt.run_client, AsyncTeacher, "edge", frozenset({Kind.TRAIN, Kind.LOCAL})
     ),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gkt_mpi.engine import virtual_clock
+from gkt_mpi.engine.client import Extract, Share
 from gkt_mpi.engine.devices import Devices
 from gkt_mpi.engine.event_clock import Prices
 from gkt_mpi.engine.virtual_clock import ClientCost, Order, Participant, Participants, RoundCost, RoundWork
@@ -34,14 +35,21 @@ class Setting:
     block_rows: int  # samples of the largest FeatureBlock of FedGKT
     server_model: ServerName = "resnet56"
     server_norm: NormName = "batch"
+    client_norm: NormName = "batch"
     client_epochs: int = 1
     client_batch_size: int = 256
+    client_share: Share = "none"
+    client_extract: Extract = "own"
     server_epochs: int = 20
     split_mode: Literal["sequential", "parallel"] = "sequential"
 
     def edge(self, model: EdgeName) -> NetworkCost:
         """Return the counts of an edge model."""
-        return edge_cost(model, self.image_shape, self.num_classes)
+        return edge_cost(model, self.image_shape, self.num_classes, self.client_norm)
+
+    def shared(self, model: EdgeName) -> NetworkCost:
+        """Return the counts of the part of an edge model that clients share."""
+        return self.edge(model) if self.client_share == "edge" else stem_cost(self.image_shape, self.client_norm)
 
     @property
     def whole(self) -> NetworkCost:
@@ -77,19 +85,25 @@ def round_work(
 def fedgkt(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
     """Return the work of FedGKT: logits down, features up.
 
-    The client trains its edge model, then passes every image through it once more, to upload what comes out.
+    The client trains its edge model, then passes every image through it once more, to upload what comes out. With
+    `client.share` weights go up and their mean comes down; with `client.extract shared` before the features.
     """
-    clients = {}
+    clients, then = {}, {}
     for client, its in participants.items():
         edge, n = setting.edge(its.model), its.num_samples
-        clients[client] = ClientCost(
-            up_bytes=sum(_block_bytes(setting, rows, setting.num_classes) for rows in _parts(n, setting.block_rows)),
-            down_bytes=_train_bytes(setting, n if its.gets_logits else 0),
-            edge_flops=n * (setting.client_epochs * edge.training_flops + edge.forward_flops),
-        )
+        shared = setting.shared(its.model).state_bytes
+        features = sum(_block_bytes(setting, rows, setting.num_classes) for rows in _parts(n, setting.block_rows))
+        weights = 0 if setting.client_share == "none" else _model_state_bytes(shared)
+        logits = _train_bytes(setting, n if its.gets_logits else 0, shared if its.gets_weights else 0)
+        training, extracting = n * setting.client_epochs * edge.training_flops, n * edge.forward_flops
+        if setting.client_extract == "own":
+            clients[client] = ClientCost(weights + features, logits, training + extracting)
+        else:
+            clients[client] = ClientCost(weights, logits, training)
+            then[client] = ClientCost(features, weights, extracting)
     server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
     passes = setting.server_epochs * server.training_flops + server.forward_flops  # the last predicts
-    return RoundWork(clients, server_samples * passes)
+    return RoundWork(clients, server_samples * passes, then=then)
 
 
 def async_prices(setting: Setting, devices: Devices) -> Prices:
@@ -105,7 +119,7 @@ def async_prices(setting: Setting, devices: Devices) -> Prices:
 
 def fedavg(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
     """Return the work of FedAvg: the whole large network down and up; the client trains it."""
-    model_bytes = _model_state_bytes(setting.whole)
+    model_bytes = _model_state_bytes(setting.whole.state_bytes)
     clients = {
         client: ClientCost(
             up_bytes=model_bytes,
@@ -130,8 +144,8 @@ def split_learning(setting: Setting, participants: Participants, server_samples:
         passes = its.num_samples * setting.client_epochs
         batches = _parts(its.num_samples, setting.client_batch_size) * setting.client_epochs
         clients[client] = ClientCost(
-            up_bytes=_model_state_bytes(stem) + sum(_block_bytes(setting, rows, 0) for rows in batches),
-            down_bytes=_model_state_bytes(stem) + sum(_gradient_bytes(setting, rows) for rows in batches),
+            up_bytes=_model_state_bytes(stem.state_bytes) + sum(_block_bytes(setting, rows, 0) for rows in batches),
+            down_bytes=_model_state_bytes(stem.state_bytes) + sum(_gradient_bytes(setting, rows) for rows in batches),
             edge_flops=passes * stem.training_flops,
             served_flops=passes * server.training_flops,
         )
@@ -175,14 +189,15 @@ def _block_bytes(setting: Setting, rows: int, num_classes: int) -> int:
     return HEADER_BYTES + payload_size(header)
 
 
-def _train_bytes(setting: Setting, rows: int) -> int:
-    """Return the bytes of a TrainRequest with logits for so many samples."""
-    return HEADER_BYTES + payload_size(Header(Kind.TRAIN, num_samples=rows, num_classes=setting.num_classes))
+def _train_bytes(setting: Setting, rows: int, weights: int) -> int:
+    """Return the bytes of a TrainRequest with logits for so many samples, and so many bytes of weights."""
+    header = Header(Kind.TRAIN, num_samples=rows, num_classes=setting.num_classes, state_bytes=weights)
+    return HEADER_BYTES + payload_size(header)
 
 
-def _model_state_bytes(network: NetworkCost) -> int:
-    """Return the bytes of a ModelState."""
-    return HEADER_BYTES + payload_size(Header(Kind.MODEL, state_bytes=network.state_bytes))
+def _model_state_bytes(weights: int) -> int:
+    """Return the bytes of a ModelState with so many bytes of weights."""
+    return HEADER_BYTES + payload_size(Header(Kind.MODEL, state_bytes=weights))
 
 
 def _gradient_bytes(setting: Setting, rows: int) -> int:

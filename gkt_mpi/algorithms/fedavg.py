@@ -24,7 +24,7 @@ def run_server(server: Server, average: AveragedModel) -> None:
         with server.clients_phase():
             for client in server.participants(round):
                 server.request(client, ModelState(client, round, average.weights))
-            server.collect(round, average)
+            server.collect(round, average.inbox)
         with server.server_phase(samples=0):
             average.update()
 
@@ -41,4 +41,4 @@ def run_client(worker: Worker, client: Client, request: ModelState) -> None:
                 # DIFFERS from FedML's FedAvg: the client keeps its optimizer's moments from round to round.
                 client.step(loss)
                 client.count(loss, count_correct(logit_BC, label_B), len(row_B))
-    worker.send_weights(client, request.round)
+    worker.send_weights(client, request.round, client.weights)

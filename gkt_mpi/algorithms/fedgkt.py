@@ -21,7 +21,7 @@ from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.engine.worker import Worker
 from gkt_mpi.losses import client_loss, count_correct, fpkd_weight, server_loss
-from gkt_mpi.wire.messages import LocalRequest, TrainRequest
+from gkt_mpi.wire.messages import LocalRequest, ModelState, TrainRequest
 
 
 def run_server(server: Server, teacher: Teacher) -> None:
@@ -32,7 +32,11 @@ def run_server(server: Server, teacher: Teacher) -> None:
         with server.clients_phase():
             for client in clients:  # the workers train their clients at the same time
                 server.request(client, teacher.request(client, round))  # the server's logits, keyed by sample id
-            server.collect(round, teacher.bank)  # blocks land in the bank as they come
+            if teacher.sharing_first is not None:  # client.extract shared: weights first, then features by their mean
+                server.collect(round, teacher.sharing_first.inbox)
+                for mean in teacher.sharing_first.answers(round):
+                    server.request(mean.client, mean)
+            server.collect(round, teacher.inbox)  # blocks land in the bank as they come
 
         with server.server_phase(teacher.begin_round()):
             for epoch in range(teacher.config.epochs):
@@ -48,10 +52,20 @@ def run_server(server: Server, teacher: Teacher) -> None:
         server.note(teacher.end_round(round))
 
 
-def run_client(worker: Worker, client: Client, request: TrainRequest | LocalRequest) -> None:
-    """Algorithm 1 of the paper, on the edge: one round of one client. A LocalRequest asks for its upload once more."""
+def run_client(worker: Worker, client: Client, request: TrainRequest | ModelState | LocalRequest) -> None:
+    """Algorithm 1 of the paper, on the edge: one round of one client. A LocalRequest asks for its upload once more.
+
+    DIFFERS with client.share: clients send their weights, too, and go on from the mean of all.
+    """
     if isinstance(request, TrainRequest):
+        client.adopt(request.weights)
         train(worker, client, request)
+        if client.config.share != "none":
+            worker.send_weights(client, request.round, client.shared_weights)
+        if client.config.extract == "shared":
+            return  # the server answers with the mean, in a ModelState
+    elif isinstance(request, ModelState):
+        client.adopt(request.weights)
     with worker.timed("extract"), torch.no_grad():  # DIFFERS: the released code extracts with gradients on
         client.model.eval()
         for rows, image in client.upload_views(request.round, worker.block_rows):

@@ -55,4 +55,4 @@ def run_client(worker: Worker, client: Client, request: ModelState) -> None:
                 gradient_BKHW = worker.exchange(client, request.round, first, row_B, feature_BKHW)
                 client.step(torch.sum(feature_BKHW * gradient_BKHW))  # whose gradient is the one that came
                 first += len(row_B)
-    worker.send_weights(client, request.round)
+    worker.send_weights(client, request.round, client.weights)

@@ -31,6 +31,8 @@ from gkt_mpi.seeding import torch_generator
 
 EdgeChoice = EdgeName | list[EdgeName] | dict[EdgeName, float]
 ClientPart = Literal["edge", "whole", "stem"]
+Share = Literal["none", "stem", "edge"]
+Extract = Literal["own", "shared"]
 _SHARES_ADD_UP = 1e-6  # how far from 1 the shares may sum
 
 
@@ -45,6 +47,12 @@ class ClientConfig(OptimizerConfig):
     """Normalisation in the edge model. group: of each image by itself, instead of BatchNorm over a batch."""
     epochs: int = 1
     """Passes over its own images that a client trains each round; 0 leaves it untrained."""
+    share: Share = "none"
+    """What the server averages of the clients in a round of fedgkt, for all to begin the next one with. none: nothing, as
+    in the paper. stem: the layers that make the features. edge: the whole edge models."""
+    extract: Extract = "own"
+    """Whose stem makes the features that are uploaded. own: the client's, as trained. shared: the average, for which
+    clients and server exchange weights in the middle of the round; needs client.share stem or edge."""
     proximal_mu: float = 0.0
     """FedProx: weight of the pull towards the weights that the server sent, in fedavg; 0 or more, 0 is FedAvg."""
 
@@ -54,6 +62,8 @@ class ClientConfig(OptimizerConfig):
         super().__post_init__()
         require(self.epochs >= 0, "client.epochs", self.epochs, "0 or more")
         require(self.proximal_mu >= 0, "client.proximal_mu", self.proximal_mu, "0 or more")
+        if self.extract == "shared":
+            require(self.share != "none", "client.share", self.share, "stem or edge, with client.extract shared")
         if isinstance(self.model, list):
             require(bool(self.model), "client.model", self.model, "at least one model")
         if isinstance(self.model, dict):
@@ -124,7 +134,8 @@ def build_edge(
     model = build_edge_model(
         name, image_channels, num_classes, torch_generator(seed, "edge model"), device, config.norm
     )
-    return Edge(model, config)
+    shared = {"none": (), "stem": (model.stem,), "edge": (model.stem, model.head)}[config.share]
+    return Edge(model, config, shared=shared)
 
 
 class Client:
@@ -184,6 +195,17 @@ class Client:
         """Take over the weights that the server sent, uint8 (bytes,)."""
         self._edge.weights.copy_(weights)
         self._sent = [parameter.detach().clone() for parameter in self.model.parameters()]
+
+    def adopt(self, weights: Tensor) -> None:
+        """Take over the mean of what clients share, uint8 (bytes,); of no bytes, go on with what is there."""
+        # The optimizer's moments stay the client's own: docs/results says what averaging or dropping them does.
+        if len(weights):
+            self._edge.adopt(weights)
+
+    @property
+    def shared_weights(self) -> Tensor:
+        """A copy of the weights that clients share, uint8 (bytes,), to be sent."""
+        return self._edge.shared_weights
 
     @property
     def weights(self) -> Tensor:

@@ -42,6 +42,7 @@ class Accuracy:
 
     result: float
     client: float | None = None  # where clients have an edge model
+    shared: float | None = None  # where clients share weights: of their mean, one model for everybody
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
@@ -12,10 +11,9 @@ from gkt_mpi.engine.client import ClientConfig, whole_model
 from gkt_mpi.engine.compute import choose
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateMode, evaluate_model
 from gkt_mpi.engine.learner import ServerConfig, Site, Training
+from gkt_mpi.engine.model_inbox import ModelInbox
 from gkt_mpi.engine.trainable import Trainable, weighted_mean
-from gkt_mpi.errors import WireError
 from gkt_mpi.seeding import torch_generator
-from gkt_mpi.wire.messages import Kind, ModelState
 
 
 class GlobalModel:
@@ -48,47 +46,20 @@ class GlobalModel:
 class AveragedModel(GlobalModel):
     """FedAvg's global model, and the inbox of what the clients have made of it, one model a client."""
 
-    passes, answers = 1, False
-
     def __init__(self, site: Site) -> None:
         super().__init__(site, site.client)
         self.weights = self._trained.weights
-        self._models: dict[int, Tensor] = {}
+        self.inbox = ModelInbox(len(self.weights), list(map(len, site.shards)))
 
     def update(self) -> None:
         """Become the mean of what the clients have sent, weighted by their images (McMahan et al. 2017).
 
         Means and variances of BatchNorm are averaged like weights.
         """
-        clients = sorted(self._models)
-        counts = [len(self._site.shards[client]) for client in clients]
-        self.weights.copy_(weighted_mean([self._models[client] for client in clients], counts))
-        self._models.clear()
-
-    def accepts(self) -> dict[str, Any]:
-        """Return the fields of the contract under which models are taken in."""
-        return {"kinds": frozenset({Kind.MODEL, Kind.REPORT}), "model_bytes": len(self.weights)}
-
-    def claim(self, message: ModelState) -> int:
-        """Keep a client's model; return how many samples it was trained on. Raises `WireError` for a second one."""
-        if message.client in self._models:
-            raise _refusal(message, "sent a second model")
-        self._models[message.client] = message.weights
-        return len(self._site.shards[message.client])
-
-    def check(self, message: ModelState) -> None:
-        """Raise `WireError` unless all weights are finite numbers."""
-        if not bool(message.weights.view(torch.float32).isfinite().all()):
-            self._models.pop(message.client, None)
-            raise _refusal(message, "sent weights that are not finite; its training has diverged, lower client.lr")
-
-    def missing(self, client: int) -> str:
-        """Say what of a client's upload is not there."""
-        return "" if client in self._models else "its model"
-
-    def reopen(self, client: int) -> int:
-        """Take a client's model out; return how many samples it stood for."""
-        return 0 if self._models.pop(client, None) is None else len(self._site.shards[client])
+        models = self.inbox.models
+        counts = [len(self._site.shards[client]) for client in sorted(models)]
+        self.weights.copy_(weighted_mean([models[client] for client in sorted(models)], counts))
+        models.clear()
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
@@ -132,9 +103,3 @@ class CentralModel(GlobalModel):
         """Go on from what `state()` returned."""
         self._trained.load(state["memory"])
         self._training.schedule.load(state["schedule"])
-
-
-def _refusal(message: ModelState, why: str) -> WireError:
-    error = WireError(f"client {message.client} in round {message.round} {why}")
-    error.client = message.client
-    return error

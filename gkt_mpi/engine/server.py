@@ -137,13 +137,14 @@ class Server:
     def request(self, client: int, request: Request) -> None:
         """Ask a client for its round; what it sends is to be collected."""
         self._asked[client] = request
-        self._taking_part[client] = self.participant(client, request)
+        self._taking_part.setdefault(client, self.participant(client, request))  # its first request says what it costs
         self.send(client, request)
 
     def participant(self, client: int, request: Request) -> Participant:
         """Return what the cost of a client's round depends on."""
-        gets_logits = isinstance(request, TrainRequest) and len(request.sample_id) > 0
-        return Participant(len(self.roster.shards[client]), self._models[client], gets_logits)
+        gets = (request.sample_id, request.weights) if isinstance(request, TrainRequest) else ((), ())
+        gets_logits, gets_weights = (len(part) > 0 for part in gets)
+        return Participant(len(self.roster.shards[client]), self._models[client], gets_logits, gets_weights)
 
     def collect(self, round: int, inbox: Inbox) -> None:
         """Receive the uploads of all clients that have been asked into the inbox, in whatever order they come.
@@ -386,11 +387,18 @@ def _sums(reports: list[ClientReport]) -> dict[str, float]:
         figures["client_train_loss"] = sum(m.loss_sum for m in metrics) / samples
         figures["client_train_accuracy"] = sum(m.correct for m in metrics) / samples
     figures["worker_peak_mib"] = max(m.peak_mib for m in metrics)
-    figures["slowest_client_s"] = max(m.train_s + m.upload_s for m in metrics)
+    seconds: dict[int, float] = {}
+    for report in reports:  # a client may have reported twice: that it has trained, and that it has uploaded
+        seconds[report.client] = seconds.get(report.client, 0.0) + report.metrics.train_s + report.metrics.upload_s
+    figures["slowest_client_s"] = max(seconds.values())
     return figures
 
 
 def _named(accuracy: Accuracy) -> dict[str, float]:
     """Return an accuracy as figures of a round."""
-    edge = {} if accuracy.client is None else {"client_test_accuracy": accuracy.client}
-    return {"test_accuracy": accuracy.result, **edge}
+    named = {
+        "test_accuracy": accuracy.result,
+        "client_test_accuracy": accuracy.client,
+        "global_test_accuracy": accuracy.shared,
+    }
+    return {name: value for name, value in named.items() if value is not None}

@@ -1,17 +1,20 @@
 """The server's side of FedGKT: the large network on the feature bank, teaching the clients by its logits."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gkt_mpi.engine.bank import Bank, BankBatch
+from gkt_mpi.engine.collect import Inbox
 from gkt_mpi.engine.compute import choose
-from gkt_mpi.engine.evaluate import Accuracy, EvaluateMode, evaluate, num_evaluated
+from gkt_mpi.engine.evaluate import Accuracy, EvaluateMode, evaluate, evaluate_model, num_evaluated
 from gkt_mpi.engine.learner import Site, Training
 from gkt_mpi.engine.optimizer import Optimizer
 from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.sharing import FeaturesAndWeights, SharedEdges
 from gkt_mpi.errors import GktError
 from gkt_mpi.losses import lka_weight
 from gkt_mpi.models.resnet import STEM_CHANNELS, build_server_model
@@ -38,6 +41,15 @@ class Teacher:
         self.bank = bank_class(
             site.shards, num_classes, site.codec, site.device, site.bank, site.folder, site.block_rows
         )
+        self.inbox: Inbox = self.bank  # of what clients upload in a round
+        self.sharing: SharedEdges | None = None
+        self.sharing_first: SharedEdges | None = None  # where features are extracted by the mean
+        if site.client.share != "none":
+            self.sharing = SharedEdges(site.edges, list(map(len, site.shards)))
+            if site.client.extract == "own":
+                self.inbox = FeaturesAndWeights(self.bank, self.sharing.inbox)
+            else:
+                self.sharing_first = self.sharing
         self._optimizer = Optimizer(site.server, self._model.parameters())
         self._training = Training(self._optimizer, site.server, site.num_rounds, site.device)
         self.step = self._training.step
@@ -46,9 +58,13 @@ class Teacher:
         self._uploaded_in = [-1] * len(site.shards)  # the round of a client's last whole upload
 
     def request(self, client: int, round: int) -> TrainRequest:
-        """Return a client's training request, with the server's logits for its samples (none before the first)."""
+        """Return a client's training request, with the server's logits for its samples (none before the first).
+
+        Where clients share weights it has their mean, too, unless the client has that already.
+        """
         rows = self.bank.rows_of(client) if self._is_taught[client] else slice(0, 0)
-        return TrainRequest(client, round, self.bank.sample_id[rows], self.bank.server_logit[rows])
+        request = TrainRequest(client, round, self.bank.sample_id[rows], self.bank.server_logit[rows])
+        return request if self.sharing is None else replace(request, weights=self.sharing.news(client))
 
     def begin_upload(self, server: Server, round: int, clients: list[int]) -> None:
         """Expect new uploads of these clients; in a resumed run the others repeat a last one that is to be kept."""
@@ -69,6 +85,8 @@ class Teacher:
 
     def begin_round(self) -> int:
         """Begin to train on the bank; return how many samples training and prediction will pass."""
+        if self.sharing is not None:
+            self.sharing.update()  # where it has not been averaged before the upload
         self._training.begin_round()
         self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
         return self.bank.num_arrived * (self.config.epochs + 1)
@@ -106,17 +124,28 @@ class Teacher:
             self._is_taught[client] |= self.bank.num_missing(client) == 0
         for client in self._participants:
             self._uploaded_in[client] = -1 if self.bank.num_missing(client) else round
+            if self.sharing is not None and self.bank.num_missing(client):
+                self.sharing.take_back(client)
         return figures
 
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of every client's stem followed by the server's network."""
         site = self._site
         batch_size, advance = site.evaluate.batch_size, site.watch.advance
-        return evaluate(self._model, site.edges, states, site.test, mode, batch_size, advance)
+        found = evaluate(self._model, site.edges, states, site.test, mode, batch_size, advance)
+        if self.sharing is None:
+            return found
+        edge = site.edges[0]
+        edge.adopt(self.sharing.mean(0))
+        edge.model.eval()
+        server = self._model.folded()
+        both = evaluate_model(lambda image: server(edge.model(image)[0]), site.test, batch_size, advance)
+        return replace(found, shared=both.result)
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
         """Return how many images an evaluation passes through the networks."""
-        return num_evaluated(mode, len(self._site.shards), len(self._site.test))
+        num_test = len(self._site.test)
+        return num_evaluated(mode, len(self._site.shards), num_test) + num_test * (self.sharing is not None)
 
     @property
     def samples_trained(self) -> int | None:
@@ -132,6 +161,7 @@ class Teacher:
             "is_taught": list(self._is_taught),
             "uploaded_in": list(self._uploaded_in),
             "server_logit": self.bank.server_logit,
+            "sharing": None if self.sharing is None else self.sharing.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -143,6 +173,8 @@ class Teacher:
         self._is_taught = list(state["is_taught"])
         self._uploaded_in = list(state["uploaded_in"])
         self.bank.server_logit.copy_(state["server_logit"])
+        if self.sharing is not None:
+            self.sharing.load(state["sharing"])
 
     def close(self) -> None:
         """Delete the bank's file, if it has one."""

@@ -1,5 +1,6 @@
 """A network with its optimizer, in one piece of memory: what is trained, on either side, is copied as bytes."""
 
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -34,12 +35,16 @@ class Edge(Trainable[Model]):
     """A client's model and optimizer in a worker's memory, into which the state of any client is loaded.
 
     The state is what a client keeps from round to round: everything, or where `weights_travel`, since they come
-    with every request, the optimizer's alone.
+    with every request, the optimizer's alone. `shared` are the parts of the model whose weights the clients average.
     """
 
-    def __init__(self, model: Model, config: OptimizerConfig, weights_travel: bool = False) -> None:
+    def __init__(
+        self, model: Model, config: OptimizerConfig, weights_travel: bool = False, shared: Sequence[nn.Module] = ()
+    ) -> None:
         super().__init__(model, config)
         self._kept = self.moments if weights_travel else self.memory
+        self._shared = [tensor for part in shared for tensor in (*part.parameters(), *part.buffers())]
+        self.travelling_bytes = len(self.weights) if weights_travel else sum(tensor.nbytes for tensor in self._shared)
 
     @property
     def state_bytes(self) -> int:
@@ -53,6 +58,21 @@ class Edge(Trainable[Model]):
     def load(self, state: Tensor) -> None:
         """Take over what `state()` returned."""
         self._kept.copy_(state)
+
+    @property
+    def shared_weights(self) -> Tensor:
+        """A copy of the weights that clients average, float32 numbers as uint8 (travelling_bytes,).
+
+        Part by part, of each the parameters, then means and variances.
+        """
+        return torch.cat([tensor.detach().flatten().view(torch.uint8) for tensor in self._shared])
+
+    def adopt(self, weights: Tensor) -> None:
+        """Take over what `shared_weights` returned, of this edge or as a mean."""
+        parts = weights.split([tensor.nbytes for tensor in self._shared])
+        with torch.no_grad():
+            for tensor, part in zip(self._shared, parts, strict=True):
+                tensor.copy_(part.view(torch.float32).view(tensor.shape))
 
 
 def weighted_mean(memories: list[Tensor], weights: list[int]) -> Tensor:

@@ -9,7 +9,7 @@ partition alone. All of it is float64, and a sum over clients does not depend on
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from gkt_mpi.engine.devices import DeviceProfile, Devices
@@ -26,6 +26,8 @@ class Participant:
     model: EdgeName = "resnet8"
     gets_logits: bool = True
     """FedGKT: whether the server has logits for its samples by now, and sends them."""
+    gets_weights: bool = False
+    """FedGKT with client.share: whether it is sent the mean before it trains."""
 
 
 Participants = Mapping[int, Participant]  # by client
@@ -51,11 +53,23 @@ class RoundWork:
     order: Order = "together"
     """together: all clients at once, then the server. in_turn: one client after the other. side_by_side: all clients at
     once, and the server serves them meanwhile."""
+    then: Mapping[int, ClientCost] = field(default_factory=dict)
+    """What the clients do in a second exchange, which begins when the server has all of the first (together)."""
 
     @property
     def edge_flops(self) -> int:
         """Operations of all clients."""
-        return sum(cost.edge_flops for cost in self.clients.values())
+        return sum(cost.edge_flops for cost in (*self.clients.values(), *self.then.values()))
+
+    @property
+    def up_bytes(self) -> int:
+        """What all clients send."""
+        return sum(cost.up_bytes for cost in (*self.clients.values(), *self.then.values()))
+
+    @property
+    def down_bytes(self) -> int:
+        """What all clients receive."""
+        return sum(cost.down_bytes for cost in (*self.clients.values(), *self.then.values()))
 
 
 @dataclass(frozen=True)
@@ -102,14 +116,16 @@ def server_s(flops: int, server: DeviceProfile) -> float:
     return flops / server.flop_s / server.availability
 
 
-def clients_s(work: RoundWork, devices: Devices, start_s: float = 0.0) -> dict[int, float]:
-    """Return the seconds of each client of a round that begins at `start_s` of the run: of its work, and away."""
+def clients_s(
+    costs: Mapping[int, ClientCost], order: Order, devices: Devices, start_s: float = 0.0
+) -> dict[int, float]:
+    """Return the seconds of each client of an exchange that begins at `start_s` of the run: of its work, and away."""
     seconds = {}
-    for client, cost in sorted(work.clients.items()):
+    for client, cost in sorted(costs.items()):
         device = devices.of(client)
         work_s = client_s(cost, device)
         seconds[client] = work_s + rest_s(start_s, work_s, device)
-        if work.order == "in_turn":
+        if order == "in_turn":
             start_s += seconds[client] + server_s(cost.served_flops, devices.server)
     return seconds
 
@@ -117,16 +133,19 @@ def clients_s(work: RoundWork, devices: Devices, start_s: float = 0.0) -> dict[i
 def round_s(work: RoundWork, devices: Devices, start_s: float = 0.0) -> float:
     """Return the seconds of a round that begins at `start_s` of the run.
 
-    together: the slowest client's, then the server's. in_turn: the sum of all clients' and the server's. side_by_side
-    (parallel split learning): every client alternates with the server, which has one device for all of them. The round
-    lasts as long as the slowest client with the server's share in it, or as long as all that the server computes, if
-    that is more. That is what a server with a perfect queue would reach: a client that waits while the server serves
-    another is not modelled.
+    together: the slowest client's, in each exchange, then the server's. in_turn: the sum of all clients' and the
+    server's. side_by_side (parallel split learning): every client alternates with the server, which has one device for
+    all of them. The round lasts as long as the slowest client with the server's share in it, or as long as all that the
+    server computes, if that is more. That is what a server with a perfect queue would reach: a client that waits while
+    the server serves another is not modelled.
     """
-    seconds, total_s = clients_s(work, devices, start_s), server_s(work.server_flops, devices.server)
+    seconds = clients_s(work.clients, work.order, devices, start_s)
+    total_s = server_s(work.server_flops, devices.server)
     match work.order:
         case "together":
-            return max(seconds.values(), default=0.0) + total_s
+            slowest_s = max(seconds.values(), default=0.0)
+            then_s = clients_s(work.then, work.order, devices, start_s + slowest_s)
+            return slowest_s + max(then_s.values(), default=0.0) + total_s
         case "in_turn":
             return math.fsum(seconds.values()) + total_s
         case "side_by_side":
@@ -142,8 +161,9 @@ def round_cost(work: RoundWork, devices: Devices, start_s: float = 0.0) -> Round
     A client that has no part in the round is not counted; one that is away is idle, as one that waits.
     """
     total_s = round_s(work, devices, start_s)
-    busy = [client_s(cost, devices.of(client)) for client, cost in sorted(work.clients.items())]
-    busy_s = math.fsum(busy) / len(busy) if busy else 0.0
+    costs = (*sorted(work.clients.items()), *sorted(work.then.items()))
+    busy = [client_s(cost, devices.of(client)) for client, cost in costs]
+    busy_s = math.fsum(busy) / len(work.clients) if busy else 0.0
     return RoundCost(
         edge_flops=work.edge_flops,
         virtual_s=total_s,

@@ -83,6 +83,7 @@ class Worker:
         self.hosted: dict[int, Hosted] = {}
         self._num_samples: dict[int, int] = {}  # of each hosted client
         self._state_bytes = {client: edge.state_bytes for client, edge in enumerate(self.edges)}
+        self._model_bytes = {client: edge.travelling_bytes for client, edge in enumerate(self.edges)}
         self._asked: deque[Request] = deque()  # requests that have come while another client was training
         self.timeline = self.transport.timeline
         self.block_rows = min(self.codec.block_rows(self.wire.block_mib), LARGEST_BATCH)
@@ -108,7 +109,7 @@ class Worker:
             num_classes=len(self.file.classes),
             num_samples=self._num_samples,
             state_bytes=self._state_bytes,
-            model_bytes=len(self.edges[0].weights),
+            model_bytes=self._model_bytes,
             max_samples=len(self.file.labels("train")),
             device=self.device,
             **expected,  # type: ignore[arg-type]
@@ -156,9 +157,9 @@ class Worker:
             )
         self._send(block)
 
-    def send_weights(self, client: Client, round: int) -> None:
-        """Send the server what a client has made of the weights."""
-        self._send(ModelState(client.id, round, client.weights))
+    def send_weights(self, client: Client, round: int, weights: Tensor) -> None:
+        """Send the server what a client has made of the weights, uint8 (bytes,)."""
+        self._send(ModelState(client.id, round, weights))
 
     def exchange(self, client: Client, round: int, first: int, row: Tensor, feature: Tensor) -> Tensor:
         """Send the features (B, K, H, W) of a batch, without logits; return the loss's gradient with respect to them.

@@ -43,9 +43,9 @@ class NetworkCost:
 
 
 @cache
-def edge_cost(name: EdgeName, image_shape: ImageShape, num_classes: int) -> NetworkCost:
+def edge_cost(name: EdgeName, image_shape: ImageShape, num_classes: int, norm: NormName = "batch") -> NetworkCost:
     """Return the cost of an edge model, stem and head, on images, whose gradient nobody needs."""
-    edge = build_edge_model(name, image_shape[2], num_classes, torch.Generator(), _CPU)
+    edge = build_edge_model(name, image_shape[2], num_classes, torch.Generator(), _CPU, norm)
     return count(nn.Sequential(edge.stem, edge.head), image_shape)
 
 

@@ -161,6 +161,8 @@ def summary_table(summary: dict[str, Any], name: str) -> Table:
     if edge not in (None, summary["final_test_accuracy"]):  # there are two kinds of models
         final = {f"server model, {name}": value for name, value in final.items()}
         final["edge models alone, final test accuracy"] = edge
+    if "final_global_test_accuracy" in summary:
+        final["one model for everybody, final test accuracy"] = summary["final_global_test_accuracy"]
     for label, value in (
         *((name, f"{value:.4f}") for name, value in final.items()),
         (

@@ -16,7 +16,7 @@ _UPLOADS = (Kind.BLOCK, Kind.MODEL, Kind.REPORT)
 _FIELDS = {  # what a header of each kind says, beside kind and payload_bytes; all else in it is 0
     Kind.SETUP: (*_SIZES, "precision"),
     Kind.HOST: ("client", "num_samples", "state_bytes"),
-    Kind.TRAIN: ("client", "round", "num_samples", "num_classes"),
+    Kind.TRAIN: ("client", "round", "num_samples", "num_classes", "state_bytes"),
     Kind.BLOCK: ("client", "round", "first", "num_samples", *_SIZES, "row_bytes", "codec"),
     Kind.REPORT: ("client", "round", "state_bytes", "num_spans"),
     Kind.MODEL: ("client", "round", "state_bytes"),
@@ -46,8 +46,8 @@ class Contract:
     rows, so that features are received in place; or it refuses them by a `WireError`. `fill` is given the function
     that receives into these rows, to be called once, now or later, in any thread; that one may raise `LostRankError`.
     `state_bytes` is the size of a client's state (of each, where they differ), of a Check the largest; `model_bytes`
-    that of a ModelState. A gradient is expected for the block (`first`, `block_rows`). `device` is where the payload
-    of a request or a gradient is wanted, None for the host.
+    that of the weights in a ModelState or a TrainRequest, likewise. A gradient is expected for the block (`first`,
+    `block_rows`). `device` is where the payload of a request or a gradient is wanted, None for the host.
     """
 
     kinds: frozenset[Kind]
@@ -61,7 +61,7 @@ class Contract:
     block_rows: int = 0
     first: int = 0
     state_bytes: int | Mapping[int, int] = 0
-    model_bytes: int = 0
+    model_bytes: int | Mapping[int, int] = 0
     max_samples: int = 0
     max_spans: int = 0
     admit: Callable[[Header, Tensor, Tensor, Tensor], Tensor] | None = None
@@ -120,6 +120,8 @@ class Contract:
                     "none or all of the shard",
                 )
                 expect(header.num_classes == self.num_classes, "num_classes", self.num_classes)
+                model_bytes = _of_client(self.model_bytes, header)
+                expect(header.state_bytes in (0, model_bytes), "state_bytes", f"0 or {model_bytes}")
             case Kind.BLOCK:
                 self._check_block(header, expect)
             case Kind.GRADIENT:
@@ -127,24 +129,21 @@ class Contract:
                     expect(getattr(header, name) == expected, name, expected)
                 expect(header.row_bytes == self.row_bytes, "row_bytes", self.row_bytes)
             case Kind.MODEL:
-                expect(header.state_bytes == self.model_bytes, "state_bytes", self.model_bytes)
+                model_bytes = _of_client(self.model_bytes, header)
+                expect(header.state_bytes == model_bytes, "state_bytes", model_bytes)
             case Kind.CHECK:
-                largest = self._state_bytes(header)
+                largest = _of_client(self.state_bytes, header)
                 expect(1 <= header.state_bytes <= largest, "state_bytes", f"1 to {largest}")
             case Kind.REPORT:
                 expect(0 <= header.num_spans <= self.max_spans, "num_spans", f"0 to {self.max_spans}")
         if header.kind in (Kind.HOST, Kind.REPORT):
-            expected = self._state_bytes(header)
+            expected = _of_client(self.state_bytes, header)
             expect(header.state_bytes == expected, "state_bytes", expected)
         expect(header.payload_bytes == payload_size(header), "payload_bytes", payload_size(header))
 
     def _round_of(self, header: Header) -> int | None:
         """Return the round that a header's client, if it is an expected one, is in; None for any."""
         return self.round if self.round is None or isinstance(self.round, int) else self.round[header.client]
-
-    def _state_bytes(self, header: Header) -> int:
-        """Return the bytes of the state of a header's client; none is that long if there is no such client."""
-        return self.state_bytes if isinstance(self.state_bytes, int) else self.state_bytes.get(header.client, 2**63)
 
     def _check_client(self, source: int, header: Header, expect: Callable[[bool, str, object], None]) -> None:
         assert self.num_samples is not None
@@ -180,3 +179,8 @@ class Contract:
         about = torch.empty(layout[0][1], dtype=torch.uint8)
         yield about, at_once
         yield self.admit(header, *parts_of_block(header, about)), self.fill
+
+
+def _of_client(size: int | Mapping[int, int], header: Header) -> int:
+    """Return the size that a header's client has; if there is no such client, one that nothing has."""
+    return size if isinstance(size, int) else size.get(header.client, 2**63)

@@ -3,7 +3,7 @@
     Setup         server -> worker   the shape of the images and the digest of the configuration
     HostClient    server -> worker   "you host this client": its sample ids and its state
     TrainRequest  server -> worker   train this client, with the server's logits keyed by sample id
-    ModelState    both ways          train this client from these weights; and what it has made of them
+    ModelState    both ways          let this client go on from these weights; and what it has made of them
     LocalRequest  server -> worker   let this client work with what it has
     FeatureBlock  worker -> server   some of a client's features, logits, labels, keyed by sample id
     Gradient      server -> worker   the loss's gradient with respect to the features of a block
@@ -30,7 +30,7 @@ from torch import Tensor
 from gkt_mpi.errors import WireError
 
 MAGIC = 0x474B54  # "GKT"
-VERSION = 4
+VERSION = 5
 DIGEST_BYTES = 32
 Column = Literal["algorithm", "simulation"]
 
@@ -101,7 +101,7 @@ def payload_layout(header: Header) -> list[tuple[torch.dtype, tuple[int, ...]]]:
         case Kind.HOST:
             return [ids, state]
         case Kind.TRAIN:
-            return [ids, logits]
+            return [ids, logits, state]
         case Kind.BLOCK:
             about = header.num_samples * (8 + 4 * header.num_classes + 2)
             return [(torch.uint8, (about,)), (torch.uint8, (header.num_samples, header.row_bytes))]
@@ -169,29 +169,38 @@ class HostClient:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Server to worker: train this client; here is what the server says of its samples (nothing in round 0)."""
+    """Server to worker: train this client; here is what the server says of its samples (nothing in round 0).
+
+    Where clients share weights, it begins from these, unless it has them already.
+    """
 
     client: int
     round: int
     sample_id: Tensor  # int64 (N,)
     logit: Tensor  # float32 (N, C)
+    weights: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))  # uint8 (bytes,), or none
 
     column: ClassVar[Column] = "algorithm"
 
     def header(self) -> Header:
         """Return the header, without `payload_bytes`."""
         return Header(
-            Kind.TRAIN, self.client, self.round, num_samples=len(self.sample_id), num_classes=self.logit.shape[1]
+            Kind.TRAIN,
+            self.client,
+            self.round,
+            num_samples=len(self.sample_id),
+            num_classes=self.logit.shape[1],
+            state_bytes=len(self.weights),
         )
 
     def buffers(self) -> tuple[Tensor, ...]:
         """Return the payload."""
-        return self.sample_id, self.logit
+        return self.sample_id, self.logit, self.weights
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """Server to worker: train this client from these weights. Worker to server: the weights after it."""
+    """Server to worker: let this client go on from these weights. Worker to server: what training has made of them."""
 
     client: int
     round: int

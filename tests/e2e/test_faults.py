@@ -68,6 +68,7 @@ ALGORITHMS = {
     "splitfed": {"algorithm": "split_learning", "split__mode": "parallel"},
     "standalone": {"algorithm": "standalone"},
     "some": {"participation": 0.5},
+    "sharing": {"client__share": "edge", "client__extract": "shared"},
     "async": {"algorithm": "fedgkt_async", "devices__edge": "[phone, phone_new, phone_old]"},
 }
 

@@ -23,11 +23,15 @@ EVERY = [
     {"algorithm": "standalone"},
     {"algorithm": "centralized"},
     {"algorithm": "fedgkt", "participation": 0.5},
+    {"client__share": "edge", "client__extract": "shared", "client__model": "[resnet4, resnet8]", "participation": 0.5},
 ]
 MORE = [
     {"algorithm": "fedgkt", "participation": 0.5, "bank__absent": "drop"},
     {"algorithm": "fedavg", "participation": 0.5, "client__proximal_mu": 0.1},
     {"algorithm": "split_learning", "split__mode": "parallel", "participation": 0.5, "client__epochs": 2},
+    {"client__share": "stem"},
+    {"client__share": "stem", "client__extract": "shared", "bank__absent": "drop", "participation": 0.5},
+    {"client__share": "edge", "client__model": "[resnet4, resnet8]", "participation": 0.5},
     {"algorithm": "fedgkt", "client__norm": "group", "server__norm": "group"},
     {"algorithm": "fedgkt", "client__model": "{resnet4: 0.5, resnet8: 0.5}"},
     {"algorithm": "standalone", "client__model": "[resnet4, resnet6]"},

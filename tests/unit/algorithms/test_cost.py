@@ -1,5 +1,7 @@
 """The cost of rounds by hand, and bytes against what a run has really sent."""
 
+from dataclasses import replace
+
 import pytest
 
 from gkt_mpi.algorithms import ALGORITHMS
@@ -41,6 +43,28 @@ def test_fedgkt_sends_logits_down_and_blocks_of_features_up():
     assert work.edge_flops == 14 * (2 * EDGE8 + EDGE8_FORWARD)
     assert work.server_flops == 14 * (5 * SERVER + SERVER_FORWARD)
     assert work.order == "together"
+
+
+@pytest.mark.parametrize(
+    ("share", "weights"), [("stem", 4 * (464 + 2 * 16)), ("edge", 4 * (10_586 + 2 * (16 + 4 * 16 + 3 * 64)))]
+)
+def test_shared_weights_go_up_and_their_mean_comes_down(share, weights):
+    sample = 8 + 2 + 4 * 10 + 2 * FEATURE
+    clients = {3: Participant(10, gets_weights=True)}
+    own = round_work("fedgkt", replace(SETTING, client_share=share), clients)
+    assert own.up_bytes == 3 * HEADER + 10 * sample + HEADER + weights
+    assert own.down_bytes == HEADER + 10 * (8 + 40) + weights
+    assert own.then == {}
+    first = round_work("fedgkt", replace(SETTING, client_share=share, client_extract="shared"), {3: Participant(10)})
+    assert vars(first.clients[3]) == {
+        **{"up_bytes": HEADER + weights, "down_bytes": HEADER + 10 * (8 + 40)},
+        **{"edge_flops": 10 * 2 * EDGE8, "served_flops": 0},
+    }
+    assert vars(first.then[3]) == {
+        **{"up_bytes": 3 * HEADER + 10 * sample, "down_bytes": HEADER + weights},
+        **{"edge_flops": 10 * EDGE8_FORWARD, "served_flops": 0},
+    }
+    assert first.edge_flops == own.edge_flops
 
 
 def test_the_server_of_fedgkt_trains_on_the_whole_bank():
@@ -116,6 +140,9 @@ def test_every_algorithm_has_a_cost():
 RUNS = [
     *(("fedgkt", {"wire__codec": codec}) for codec in ("float32", "bfloat16", "int8", "int4")),
     *(("fedavg", {"client__epochs": epochs}) for epochs in (1, 2)),
+    ("fedgkt", {"client__share": "stem"}),
+    ("fedgkt", {"client__share": "edge", "client__norm": "group"}),
+    ("fedgkt", {"client__share": "edge", "client__extract": "shared"}),
     ("split_learning", {"split__mode": "sequential", "client__epochs": 2}),
     ("split_learning", {"split__mode": "parallel", "wire__codec": "bfloat16", "server__norm": "group"}),
     ("fedavg", {"server__norm": "group"}),
@@ -136,6 +163,9 @@ def setting_of(config):
         server_norm=config.server.norm,
         client_epochs=config.client.epochs,
         client_batch_size=config.client.batch_size,
+        client_share=config.client.share,
+        client_extract=config.client.extract,
+        client_norm=config.client.norm,
         server_epochs=config.server.epochs,
         split_mode=config.split.mode,
     )
@@ -150,10 +180,13 @@ def test_bytes_are_exactly_those_of_a_runs_ledger(algorithm, changes, tiny):
     sizes = list(map(len, partition(file.labels("train"), 4, config.data, config.seed)))
     assert len(set(sizes)) > 1
     for round, record in enumerate(records):
-        clients = {client: Participant(n, config.client.model, round > 0) for client, n in enumerate(sizes)}
+        gets_weights = round > 0 and config.client.share != "none" and config.client.extract == "own"
+        clients = {
+            client: Participant(n, config.client.model, round > 0, gets_weights) for client, n in enumerate(sizes)
+        }
         work = round_work(algorithm, setting_of(config), clients)
-        assert record["upload_bytes"] == sum(cost.up_bytes for cost in work.clients.values())
-        assert record["download_bytes"] == sum(cost.down_bytes for cost in work.clients.values())
+        assert record["upload_bytes"] == work.up_bytes
+        assert record["download_bytes"] == work.down_bytes
         assert record["edge_flops"] == work.edge_flops
         server_samples = sum(sizes) if algorithm == "centralized" else None
         cost = round_cost(algorithm, setting_of(config), load_devices(config.devices), clients, server_samples)

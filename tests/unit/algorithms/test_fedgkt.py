@@ -50,8 +50,25 @@ def plain_fedgkt(config):
     server_optimizer = adam(server, config.server.lr)
     knowledge: dict[int, torch.Tensor] = {}
     losses = []
+
+    def average():
+        """Give every edge the mean of what is shared, weighted by images; in float64."""
+        for key in edges[0].state_dict():
+            if config.client.share == "edge" or (config.client.share == "stem" and key.startswith("stem.")):
+                parts = [len(s) * edge.state_dict()[key].double() for s, edge in zip(shards, edges, strict=True)]
+                mean = sum(parts) / sum(map(len, shards))
+                for edge in edges:
+                    edge.state_dict()[key].copy_(mean)
+
+    def upload(k):
+        edges[k].eval()
+        with torch.no_grad():
+            view = augmented(shards[k].image, torch_generator(config.seed, "client upload", k, round))
+            feature = edges[k].stem(view)
+        return list(zip(shards[k].sample_id.tolist(), feature, shards[k].label.tolist(), strict=True))
+
     for round in range(config.rounds):
-        uploaded = []
+        uploads = []
         client_losses = []
         for k, (shard, edge, optimizer) in enumerate(zip(shards, edges, edge_optimizers, strict=True)):
             edge.train()
@@ -68,11 +85,11 @@ def plain_fedgkt(config):
                     loss.backward()
                     optimizer.step()
                     client_losses.append((loss.item(), len(rows)))
-            edge.eval()
-            with torch.no_grad():
-                view = augmented(shard.image, torch_generator(config.seed, "client upload", k, round))
-                feature = edge.stem(view)
-            uploaded += list(zip(shard.sample_id.tolist(), feature, shard.label.tolist(), strict=True))
+            uploads.append(upload(k))
+        average()
+        if config.client.extract == "shared":
+            uploads = [upload(k) for k in range(len(edges))]
+        uploaded = [sample for samples in uploads for sample in samples]
         server.train()
         server_losses = []
         for epoch in range(config.server.epochs):
@@ -93,9 +110,13 @@ def plain_fedgkt(config):
     return losses
 
 
-def test_the_run_is_fedgkt_as_a_plain_loop_computes_it(tiny):
+@pytest.mark.parametrize(
+    ("share", "extract"), [("none", "own"), ("stem", "own"), ("edge", "own"), ("stem", "shared"), ("edge", "shared")]
+)
+def test_the_run_is_fedgkt_as_a_plain_loop_computes_it(tiny, share, extract):
     """To the last bit, but for the order in which the losses are summed up: a new deep network amplifies any other."""
-    config = tiny(rounds=4, client__epochs=2, server__epochs=2, data__partition="quantity", data__alpha=1.0)
+    spread = {"data__partition": "quantity", "data__alpha": 1.0, "client__share": share, "client__extract": extract}
+    config = tiny(rounds=4, client__epochs=2, server__epochs=2, **spread)
     expected = plain_fedgkt(config)
     found = [[r["client_train_loss"], r["server_train_loss"]] for r in run_in_threads(config, 3)]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-6, atol=0)

@@ -58,21 +58,21 @@ def weights(model, fill=None):
 def test_a_model_that_is_sent_twice_or_is_not_finite_is_refused_and_the_mean_is_of_the_others(site):
     average = AveragedModel(site)
     first, second = ModelState(0, 1, weights(average, 2.0)), ModelState(1, 1, weights(average, 5.0))
-    assert (average.claim(first), average.claim(second)) == (7, 12)
+    assert (average.inbox.claim(first), average.inbox.claim(second)) == (7, 12)
     with pytest.raises(WireError, match="client 0 in round 1 sent a second model") as caught:
-        average.claim(first)
+        average.inbox.claim(first)
     assert caught.value.client == 0
-    average.check(first)
+    average.inbox.check(first)
     broken = weights(average, 5.0)
     broken.view(torch.float32)[17] = float("inf")
-    assert average.reopen(1) == 12 and average.missing(1) == "its model"
-    average.claim(replace(second, weights=broken))
+    assert average.inbox.reopen(1) == 12 and average.inbox.missing(1) == "its model"
+    average.inbox.claim(replace(second, weights=broken))
     with pytest.raises(WireError, match="client 1 in round 1 sent weights that are not finite"):
-        average.check(replace(second, weights=broken))
-    average.claim(second)
+        average.inbox.check(replace(second, weights=broken))
+    average.inbox.claim(second)
     average.update()
     assert torch.equal(average.weights.view(torch.float32), torch.full((len(broken) // 4,), (7 * 2 + 12 * 5) / 19))
-    assert average.missing(0)  # the next round begins with nothing
+    assert average.inbox.missing(0)  # the next round begins with nothing
 
 
 def batch(client, first, ids, fill=0.5, labels=1):

@@ -21,7 +21,7 @@ def test_a_client_receives_computes_and_sends_while_it_can_be_used():
 
 
 def test_profiles_are_dealt_out_to_the_clients_in_turn():
-    assert clients_s(RoundWork(CLIENTS, 0), DEVICES) == {0: SLOW_S, 1: pytest.approx(FAST_S), 4: SLOW_S}
+    assert clients_s(CLIENTS, "together", DEVICES) == {0: SLOW_S, 1: pytest.approx(FAST_S), 4: SLOW_S}
 
 
 def test_the_server_computes_while_it_can_be_used():
@@ -31,6 +31,12 @@ def test_the_server_computes_while_it_can_be_used():
 def test_together_the_slowest_client_counts_and_then_the_server():
     assert round_s(RoundWork(CLIENTS, 20_000), DEVICES) == SLOW_S + 4
     assert round_s(RoundWork({1: COST}, 20_000), DEVICES) == pytest.approx(FAST_S + 4)
+
+
+def test_in_a_second_exchange_the_slowest_counts_once_more():
+    work = RoundWork(CLIENTS, 20_000, then={1: COST})
+    assert round_s(work, DEVICES) == pytest.approx(SLOW_S + FAST_S + 4)
+    assert work.edge_flops == 4 * COST.edge_flops
 
 
 def test_in_turn_all_clients_count():

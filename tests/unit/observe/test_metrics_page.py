@@ -15,6 +15,7 @@ PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     "changes",
     [
         {"algorithm": "fedgkt"},
+        {"client__share": "stem"},
         {"algorithm": "fedgkt_async"},
         {"algorithm": "fedgkt_async", "clock": "real"},
         {"algorithm": "fedavg"},

@@ -40,6 +40,7 @@ MESSAGES = [
     Setup(10, (8, 8, 1), 1, torch.arange(32, dtype=torch.uint8)),
     HostClient(2, torch.arange(9), torch.ones(33, dtype=torch.uint8)),
     TrainRequest(1, 3, torch.arange(9), torch.rand(9, 10)),
+    TrainRequest(1, 3, torch.arange(9), torch.rand(9, 10), torch.arange(48, dtype=torch.uint8)),
     BLOCK,
     ClientReport(1, 3, ClientMetrics(1, 2.5, 3, 4.25, 5), torch.ones(33, dtype=torch.uint8)),
     ModelState(1, 3, torch.arange(48, dtype=torch.uint8)),
