@@ -8,6 +8,7 @@ from gkt_mpi.errors import WireError
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import (
     HEADER_BYTES,
+    VERSION,
     ClientMetrics,
     ClientReport,
     FeatureBlock,
@@ -40,12 +41,12 @@ MESSAGES = [
     Setup(10, (8, 8, 1), 1, torch.arange(32, dtype=torch.uint8)),
     HostClient(2, torch.arange(9), torch.ones(33, dtype=torch.uint8)),
     TrainRequest(1, 3, torch.arange(9), torch.rand(9, 10)),
-    TrainRequest(1, 3, torch.arange(9), torch.rand(9, 10), torch.arange(48, dtype=torch.uint8)),
     BLOCK,
     ClientReport(1, 3, ClientMetrics(1, 2.5, 3, 4.25, 5), torch.ones(33, dtype=torch.uint8)),
     ModelState(1, 3, torch.arange(48, dtype=torch.uint8)),
     LocalRequest(1, 3),
     Gradient(1, 3, 4, torch.ones(6, 64, dtype=torch.uint8)),
+    TrainRequest(1, 3, torch.arange(9), torch.rand(9, 10), torch.arange(48, dtype=torch.uint8)),
     Stop(),
 ]
 CONTRACT = Contract(
@@ -126,6 +127,7 @@ def test_a_block_with_a_wrong_field_is_refused_by_rank_and_field(field, value):
         (MESSAGES[5], "num_samples", 1),
         (MESSAGES[6], "client", 7),
         (MESSAGES[6], "payload_bytes", 8),
+        (MESSAGES[8], "state_bytes", 44),
         (MESSAGES[7], "first", 5),
         (MESSAGES[7], "num_samples", 5),
         (MESSAGES[7], "row_bytes", 32),
@@ -156,7 +158,7 @@ def test_a_report_with_a_state_of_another_size_is_refused():
 def test_another_program_or_version_is_refused():
     words = to_wire(BLOCK)[0].pack()
     words[1] += 1
-    with pytest.raises(WireError, match="version 5, this rank 4"):
+    with pytest.raises(WireError, match=f"version {VERSION + 1}, this rank {VERSION}"):
         Header.unpack(words, 4)
     words[0] = 0
     with pytest.raises(WireError, match="rank 4"):
