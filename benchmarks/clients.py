@@ -54,7 +54,7 @@ def main() -> None:
                 **{"name": "many", "out": folder, "data.dir": folder, "rounds": options.rounds, "clients": clients},
                 **{"data.name": "synthetic", "data.synthetic.train": options.images, "data.synthetic.test": 10},
                 **{"data.synthetic.size": 32, "client.batch_size": 50, "server.epochs": 1, "server.batch_size": 256},
-                **{"compute.precision": "bfloat16", "placement.device": "cpu", "data.augment": "false"},
+                **{"compute.precision": "bfloat16", "placement.device": "cpu", "data.augment": "none"},
             }
             command = ["sh", "launch/mpirun.sh", "-np", "3", "python", __file__, "--rank"]
             command += [f"--{name}={value}" for name, value in fields.items()]

@@ -145,7 +145,7 @@ def serve(
         resumable = config.as_dict() | {"training images": digest_of_shards(shards, labels)}
         checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
         rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
-        log = RunLog(folder, config.as_dict(), _versions())
+        log = RunLog(folder, config.as_dict(), _versions(), file.classes)
         log.save_partition(shards, counts := count_by_class(labels, shards, num_classes), file.classes)
         _say_what_runs(config, file, counts, transport.size, placement, console)
 
@@ -251,6 +251,7 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
         distill=config.distill,
         wire=config.wire,
         seed=config.seed,
+        num_rounds=config.rounds,
         device=placement.device,
     )
     worker.run(algorithm.run_client)

@@ -131,4 +131,4 @@ exec sh "$launch/mpirun.sh" -np "$ranks" python -m gkt_mpi.main --name "$name" -
     --client.epochs "$epochs_client" --server.epochs "$epochs_server" --server.model "$model" \
     --client.optimizer "$optimizer" --server.optimizer "$optimizer" --client.lr "$lr" --server.lr "$lr" \
     --client.weight_decay "$weight_decay" --server.weight_decay "$weight_decay" \
-    --client.batch_size "$batch_size" --server.batch_size "$batch_size" --distill.on_server "$on_server" "$@"
+    --client.batch_size "$batch_size" --server.batch_size "$batch_size" --distill.on_server "$on_server" --compute.precision float32 --compute.compile false "$@"

@@ -8,8 +8,8 @@ import numpy as np
 import yaml
 
 from gkt_mpi.config import RunConfig
+from gkt_mpi.observe.csv_log import CsvLog, UploadRecord
 from gkt_mpi.observe.run_log import RunLog
-from gkt_mpi.observe.upload_log import UploadLog, UploadRecord
 
 CLASSES = [str(digit) for digit in range(10)]
 
@@ -50,7 +50,7 @@ def make_run(
         log.save_partition(shards, np.full((4, 10), 1 + seed, np.int64), CLASSES)
     records = [_record(round, value, figures or {}, lacking) for round, value in enumerate(accuracy)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    UploadLog(folder / "uploads.csv").append(uploads)
+    CsvLog(folder / "uploads.csv", UploadRecord).append(uploads)
     if status is not None:
         sums = {
             key: sum(r[key] for r in records)

@@ -38,7 +38,7 @@ def run_server(server: Server, teacher: Teacher) -> None:
                     server.request(mean.client, mean)
             server.collect(round, teacher.inbox)  # blocks land in the bank as they come
 
-        with server.server_phase(teacher.begin_round()):
+        with server.server_phase(teacher.begin_round(round)):
             for epoch in range(teacher.config.epochs):
                 # DIFFERS: mixed across clients unless server.batch_order is by_client, as in the paper.
                 for batch in teacher.batches(round, epoch):

@@ -23,7 +23,7 @@ from gkt_mpi.wire.messages import ModelState
 def run_server(server: Server, split: SplitModel) -> None:
     """Serve every client's batches, one client after another or all at once."""
     for round in server.rounds():
-        split.begin_round()
+        split.begin_round(round)
         with server.clients_phase():
             for clients in split.turns(server.participants(round)):
                 turn = Turn(split, clients, train_batch, server.send)

@@ -1,10 +1,13 @@
 """Augmentation of a whole batch at once, on the device it lies on: crop, flip, normalise, Cutout."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+AugmentName = Literal["auto", "paper", "crop_flip", "none"]
 
 
 @dataclass(frozen=True)
@@ -19,13 +22,14 @@ class Augmentation:
     """Side of the square that is set to the mean colour, at a random place that may reach over the edge, in pixels."""
 
 
-def augmentation_for(data_name: str, image_size: int, augment: bool) -> Augmentation:
-    """Return the augmentation of a data set: the paper's, scaled to the image size; crops alone for digits."""
-    if not augment:
+def augmentation_for(data_name: str, image_size: int, augment: AugmentName) -> Augmentation:
+    """Return the augmentation of a data set, scaled to the image size."""
+    if augment == "none":
         return Augmentation()
-    if data_name == "digits":  # a mirrored digit is another sign, and a square of half its width hides it
-        return Augmentation(crop_padding=1)
-    return Augmentation(crop_padding=image_size // 8, flip=True, cutout=image_size // 2)
+    if augment == "auto" and data_name == "digits":
+        return Augmentation(crop_padding=1)  # a mirrored digit is another sign, and a square of half its width hides it
+    cutout = 0 if augment == "crop_flip" else image_size // 2
+    return Augmentation(crop_padding=image_size // 8, flip=True, cutout=cutout)
 
 
 @dataclass(frozen=True)

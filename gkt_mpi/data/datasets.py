@@ -17,6 +17,7 @@ from typing import Literal
 import h5py
 import numpy as np
 
+from gkt_mpi.data.augment import AugmentName
 from gkt_mpi.data.sources import SOURCES, Source, SyntheticConfig
 from gkt_mpi.errors import DataError, expand, require
 
@@ -39,8 +40,9 @@ class DataConfig:
     """Concentration of the Dirichlet distribution of hetero and quantity; above 0, smaller is more skewed."""
     classes_per_client: int = 2
     """Classes that each client holds with partition shards; at least 1."""
-    augment: bool = True
-    """Random crop, horizontal flip and Cutout of training images (no flip and no Cutout for digits)."""
+    augment: AugmentName = "auto"
+    """How training images are varied. paper: random crop, horizontal flip and Cutout. crop_flip: without Cutout. none:
+    not at all. auto: as in the paper, of digits crops alone."""
     download: bool = False
     """Fetch CIFAR-10 or CIFAR-100 when the archive is missing."""
     limit: int | None = None

@@ -6,12 +6,13 @@ and waits in the bank's inbox until its turn, which the run's clock decides (eve
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from gkt_mpi.engine.event_clock import EventClock, Prices
 from gkt_mpi.engine.server import BYTES, Server
 from gkt_mpi.engine.standing_bank import StandingBank
-from gkt_mpi.observe.upload_log import UploadRecord
+from gkt_mpi.observe.csv_log import UploadRecord
 from gkt_mpi.wire.messages import LocalRequest, Message, Request, TrainRequest
 
 _OF_EACH_CLIENT = ("number", "in_use", "asked_at", "based_on")
@@ -92,7 +93,8 @@ class Arrivals:
 
     def _ask(self, client: int, is_resumed: bool = False) -> None:
         """Ask a client for its next upload; after an interruption the clock goes on as it was."""
-        request = self._request(client, self._number[client])
+        taken = self._asked_at[client] if is_resumed else self._num_taken
+        request = replace(self._request(client, self._number[client]), at=taken / self.num_clients)
         cost = self._prices.client(client, self._server.participant(client, request))
         self._edge_flops[client] = cost.edge_flops
         if not is_resumed:

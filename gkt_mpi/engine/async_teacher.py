@@ -57,8 +57,9 @@ class AsyncTeacher(Teacher):
 
     def begin_round_of_uploads(self, round: int) -> None:
         """Begin to count the uploads and the losses of a round."""
-        self._training.begin_round()
-        self._site.watch.progress.begin_phase("server trains", self.config.epochs * self._site.num_samples)
+        due = self.config.epochs * self._site.num_samples
+        self._training.begin_round(round, due)
+        self._site.watch.progress.begin_phase("server trains", due)
         self.arrivals.begin_round(round)
 
     def due_batches(self, clients: list[int]) -> Iterator[BankBatch]:

@@ -15,16 +15,17 @@ from typing import Any, Literal
 
 import torch
 
+from gkt_mpi.engine.schedule import FIXED_LENGTH
 from gkt_mpi.errors import CheckpointError, GktError, require
 
 _NAME = re.compile(r"round-(\d{5,})\.pt")
-_FORMAT = 4  # of what a checkpoint holds
+_FORMAT = 5  # of what a checkpoint holds
 # Fields a resumed run may change: they do not alter the rounds already done.
 MAY_CHANGE = (
     *("name", "out", "rounds", "checkpoint", "placement", "faults", "log"),
     *("data.dir", "data.download", "wire.cuda_aware", "bank.memory_mib", "bank.spill_dir"),
 )
-# But the cosine schedule depends on the number of rounds, and so do rounds already done.
+# But some schedules depend on the number of rounds, and so do rounds already done.
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def differing_fields(found: dict[str, Any], wanted: dict[str, Any], prefix: str 
     different = []
     for key in sorted({*found, *wanted}):
         name, a, b = prefix + key, found.get(key), wanted.get(key)
-        fixed_rounds = name == "rounds" and wanted["server"]["schedule"] == "cosine"
+        schedules = {wanted.get(side, {}).get("schedule") for side in ("client", "server")}
+        fixed_rounds = name == "rounds" and bool(schedules & set(FIXED_LENGTH))
         if a == b or (name in MAY_CHANGE and not fixed_rounds):
             continue
         if isinstance(a, dict) and isinstance(b, dict):

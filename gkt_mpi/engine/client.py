@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.optimizer import OptimizerConfig
+from gkt_mpi.engine.schedule import Schedule
 from gkt_mpi.engine.trainable import Edge
 from gkt_mpi.errors import WireError, require
 from gkt_mpi.losses import proximal_term
@@ -149,8 +150,13 @@ class Client:
         config: ClientConfig,
         seed: int,
         on_batch: Callable[[], None] = lambda: None,
+        num_rounds: int = 1,
+        at: float = 0.0,
     ) -> None:
-        """`on_batch` is called before each batch of training; what it raises ends the training."""
+        """`on_batch` is called before each batch of training; what it raises ends the training.
+
+        `at` is how far the run of `num_rounds` rounds is, in rounds, when the client begins: so much for its schedule.
+        """
         self.id = client_id
         self.shard = shard
         self.config = config
@@ -160,6 +166,8 @@ class Client:
         self._optimizer = edge.optimizer
         self._device = shard.image.device
         self.on_batch = on_batch
+        self._at = at
+        self._schedule = Schedule(config.schedule, config.lr, num_rounds, config.warmup_rounds, edge.plateau)
         self.samples = 0
         self.loss_sum = torch.zeros((), device=self._device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -183,9 +191,17 @@ class Client:
     def batches(self, round: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (rows of the shard, augmented images, labels) of one training epoch, shuffled."""
         generator = torch_generator(self.seed, "client epoch", self.id, round, epoch, device=self._device)
+        done, due = epoch * len(self.shard), self.config.epochs * len(self.shard)
         for row_B, image in self.shard.train_batches(self.config.batch_size, generator):
             self.on_batch()
+            self._optimizer.lr = self._schedule.rate(self._at + (done + len(row_B) / 2) / due)
+            done += len(row_B)
             yield row_B, image, self.shard.label[row_B]
+
+    def end_round(self) -> None:
+        """Tell the schedule of the training, if there was any."""
+        if self.samples:
+            self._schedule.end_round(float(self.loss_sum) / self.samples)
 
     def class_count(self, num_classes: int) -> Tensor:
         """Return how many samples of each class the client has, int64 (C,)."""

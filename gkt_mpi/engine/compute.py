@@ -1,13 +1,15 @@
 """How the networks compute: in which precision, and whether torch.compile makes the server's faster.
 
-What is left to `auto` is measured before training, on the server's device and with its batches. The choice is said,
-told to every worker, and kept in the checkpoint, so that a resumed run goes on computing as it began.
+`precision auto` goes by what the server's device is, never by a clock: a run computes alike on every machine of a kind,
+busy or not. The choice is said, told to every worker, and kept in the checkpoint, so that a resumed run goes on
+computing as it began.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,7 +19,7 @@ from gkt_mpi.models.resnet import Precision, ServerModel, WholeModel
 
 LargeModel = ServerModel | WholeModel
 _WORTH_MEASURING = 400  # steps of a run; the measurement takes eight
-_FASTER = 1.1  # what bfloat16 must reach: well beyond the noise, so that a rerun chooses the same
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of processors that have instructions for it, in /proc/cpuinfo
 _WORTH_COMPILING_S = 3600.0  # compiling ResNet-56 takes one or two minutes
 _TIMED_STEPS = 3
 
@@ -27,9 +29,9 @@ class ComputeConfig:
     """How the networks compute."""
 
     precision: Literal["auto"] | Precision = "auto"
-    """bfloat16: convolutions by autocast. auto: bfloat16 where it is measured to be faster, in runs of 400 steps on."""
+    """bfloat16: convolutions by autocast. auto: bfloat16 where the server's device has instructions for it."""
     compile: Literal["auto"] | bool = "auto"
-    """torch.compile for the server's training. auto: in runs of an hour or more, if it is measured to pay."""
+    """torch.compile for the server's training. auto: on a GPU, in runs of an hour or more, if it is measured to pay."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,13 @@ def choose(
     why = ""
     if config.precision != "auto":
         precision = config.precision
-    elif num_steps < _WORTH_MEASURING:
-        why = "the run is too short to measure bfloat16"
+    elif has_bfloat16(feature.device):
+        precision, why = "bfloat16", f"this {kind_of(feature.device)} has instructions for it"
+        if num_steps >= _WORTH_MEASURING:  # a check; it decides nothing
+            seconds = trial.compare(("float32", "bfloat16"))
+            why += f"; a step takes {seconds['bfloat16'] / seconds['float32']:.2f} of one in float32 just now"
     else:
-        seconds = trial.compare(("float32", "bfloat16"))
-        speed_up = seconds["float32"] / seconds["bfloat16"]
-        precision = "bfloat16" if speed_up >= _FASTER else "float32"
-        why = f"a step in bfloat16 is {speed_up:.2f} times as fast as in float32"
+        why = f"this {kind_of(feature.device)} has no instructions for bfloat16"
     model.precision = precision
     if why:
         say(f"precision: {precision} ({why})")
@@ -85,11 +87,25 @@ def choose(
     return Compute(precision, compiled is not None), TrainedNetwork(model, compiled, len(feature))
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and bool(_BFLOAT16_FLAGS & set(cpuinfo.read_text().split()))
+
+
+def kind_of(device: torch.device) -> str:
+    """Return what a device is, in a word."""
+    return "GPU" if device.type == "cuda" else "processor"
+
+
 def _choose_compiled(
     config: ComputeConfig, trial: "_Trial", num_steps: int, say: Callable[[str], None]
 ) -> Callable[[Tensor], Tensor] | None:
     """Return the compiled model where it is wanted, can be had and pays."""
-    if config.compile is False or (config.compile == "auto" and num_steps < _WORTH_MEASURING):
+    is_left_alone = kind_of(trial.device) == "processor" or num_steps < _WORTH_MEASURING
+    if config.compile is False or (config.compile == "auto" and is_left_alone):
         return None
     eager_s = 0.0
     if config.compile == "auto":
@@ -118,7 +134,7 @@ class _Trial:
     """Training steps that leave the model's weights and statistics as they were."""
 
     def __init__(self, model: LargeModel, feature: Tensor) -> None:
-        self.model, self._feature = model, feature
+        self.model, self._feature, self.device = model, feature, feature.device
         self._parameters = list(model.parameters())
 
     def step(self, network: Callable[[Tensor], Tensor]) -> float:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gkt_mpi.engine.compute import Compute
+from gkt_mpi.engine.compute import Compute, has_bfloat16
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateMode, evaluate, num_evaluated
 from gkt_mpi.engine.learner import Site
 from gkt_mpi.wire.messages import Kind
@@ -18,7 +18,9 @@ class EdgesAlone:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        precision = "float32" if site.compute.precision == "auto" else site.compute.precision
+        precision = site.compute.precision
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16(site.device) else "float32"
         self.compute = Compute(precision)
 
     def accepts(self) -> dict[str, Any]:

@@ -82,10 +82,11 @@ class CentralModel(GlobalModel):
         self.samples_trained = len(self._shard)
         self.step, self.end_round = self._training.step, self._training.end_round
 
-    def begin_round(self) -> int:
+    def begin_round(self, round: int) -> int:
         """Begin to train; return how many samples the round will pass."""
-        self._training.begin_round()
-        return len(self._shard) * self.config.epochs
+        due = len(self._shard) * self.config.epochs
+        self._training.begin_round(round, due)
+        return due
 
     def batches(self, round: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (augmented images, labels) of one epoch, shuffled: those of a FedAvg client that holds all images."""
@@ -97,9 +98,9 @@ class CentralModel(GlobalModel):
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
-        return {"memory": self._trained.memory, "schedule": self._training.schedule.state()}
+        return {"memory": self._trained.memory, "schedule": self._training.schedule.seen}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` returned."""
         self._trained.load(state["memory"])
-        self._training.schedule.load(state["schedule"])
+        self._training.schedule.seen.copy_(state["schedule"])

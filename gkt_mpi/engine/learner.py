@@ -26,7 +26,8 @@ from gkt_mpi.engine.compute import Compute, ComputeConfig
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateConfig, EvaluateMode
 from gkt_mpi.engine.event_clock import ClockName, Prices
 from gkt_mpi.engine.feature_rows import BankConfig
-from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig, Schedule, ScheduleName
+from gkt_mpi.engine.optimizer import Optimizer, OptimizerConfig
+from gkt_mpi.engine.schedule import Schedule, ScheduleName
 from gkt_mpi.engine.staleness import AsyncConfig
 from gkt_mpi.engine.trainable import Edge
 from gkt_mpi.engine.watch import Watch
@@ -50,7 +51,7 @@ class ServerConfig(OptimizerConfig):
     epochs: int = 20
     """Passes over the feature bank (centralized: over all images) that the server trains each round; at least 1."""
     schedule: ScheduleName = "plateau"
-    """Learning rate by round. plateau: a tenth after 10 rounds without a lower training loss. cosine: to 0."""
+    """As client.schedule."""
     batch_order: BatchOrder = "mixed"
     """mixed: batches drawn across all clients. by_client: client after client, as in the paper."""
 
@@ -150,19 +151,24 @@ class Training:
 
     def __init__(self, optimizer: Optimizer, config: ServerConfig, num_rounds: int, device: torch.device) -> None:
         self._optimizer = optimizer
-        self.schedule = Schedule(config.schedule, config.lr, num_rounds)
+        self.schedule = Schedule(config.schedule, config.lr, num_rounds, config.warmup_rounds)
         self._device = device
-        self.begin_round()
+        self.begin_round(0, 1)
 
-    def begin_round(self) -> None:
-        """Set the learning rate of the next round, and begin to sum its losses."""
-        self._optimizer.lr = self.schedule.rate()
+    def begin_round(self, round: int, due: int) -> None:
+        """Begin a round, in which so many samples are to be trained on, and to sum its losses."""
+        self._round, self._due = round, due
         self._loss_sum, self.num_samples = torch.zeros((), device=self._device), 0
 
     def step(self, loss: Tensor, samples: int) -> None:
         """Take one optimizer step down the gradient of `loss`, the mean over `samples` samples."""
+        self.set_rate((self.num_samples + samples / 2) / self._due)
         self._optimizer.step(loss)
         self.count(loss.detach() * samples, samples)
+
+    def set_rate(self, part: float) -> None:
+        """Set the learning rate of a step in whose middle this part of the round is done."""
+        self._optimizer.lr = self.schedule.rate(self._round + min(1.0, part))
 
     def count(self, loss_sum: Tensor, samples: int) -> None:
         """Add samples, and the sum of their losses, to the round's figures, without waiting for the device."""

@@ -1,7 +1,6 @@
-"""Optimizers of both sides, with the paper's settings, and the server's learning-rate schedules."""
+"""Optimizers of both sides, with the paper's settings. Their learning rates: schedule.py."""
 
 import itertools
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,12 +10,10 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
+from gkt_mpi.engine.schedule import ScheduleName
 from gkt_mpi.errors import require
 
 OptimizerName = Literal["adam", "sgd"]
-ScheduleName = Literal["constant", "cosine", "plateau"]
-PLATEAU_PATIENCE = 10  # rounds, as released
-PLATEAU_THRESHOLD = 1e-4  # a loss lower by less than this part is no better; torch's default
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,13 @@ class OptimizerConfig:
     optimizer: OptimizerName = "adam"
     """adam (with amsgrad) or sgd (Nesterov momentum 0.9)."""
     lr: float = 0.001
-    """Learning rate at the start; above 0. The clients' stays constant."""
+    """Learning rate before the schedule, of onecycle the highest; above 0."""
+    schedule: ScheduleName = "constant"
+    """How the learning rate changes from step to step over the whole run. cosine, linear: to 0. onecycle: up for three
+    tenths of the run, then down (Smith and Topin 2017). plateau: by round, a tenth after 10 rounds without a lower
+    training loss."""
+    warmup_rounds: float = 0.0
+    """Rounds in which the learning rate rises from 0, in proportion, before the schedule begins; 0 or more."""
     weight_decay: float = 1e-4
     """L2 penalty; 0 or more. The paper's code uses 1e-4 with adam and 5e-4 with sgd."""
     batch_size: int = 256
@@ -36,6 +39,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"{self.group}.lr", self.lr, "a number above 0")
+        require(self.warmup_rounds >= 0, f"{self.group}.warmup_rounds", self.warmup_rounds, "0 or more")
+        if self.schedule == "onecycle":
+            require(
+                not self.warmup_rounds, f"{self.group}.warmup_rounds", self.warmup_rounds, "0: onecycle has its own"
+            )
         require(self.weight_decay >= 0, f"{self.group}.weight_decay", self.weight_decay, "0 or more")
         require(self.batch_size >= 1, f"{self.group}.batch_size", self.batch_size, "at least 1")
 
@@ -104,47 +112,3 @@ class Optimizer:
             nesterov=True,
             maximize=False,
         )
-
-
-class Schedule:
-    """The server's learning rate by round.
-
-    DIFFERS: the released plateau watches the best accuracy on the test set. Ours watches the server's training
-    loss, so that no test image has a say in the training; factor 0.1 and patience as released.
-    """
-
-    def __init__(self, name: ScheduleName, lr: float, num_rounds: int) -> None:
-        self._name, self._lr, self._num_rounds = name, lr, num_rounds
-        self._rounds_done = 0
-        self._best, self._rounds_since_best, self._falls = math.inf, 0, 0
-
-    def rate(self) -> float:
-        """Return the learning rate of the next round."""
-        match self._name:
-            case "constant":
-                return self._lr
-            case "cosine":
-                return self._lr * (1 + math.cos(math.pi * self._rounds_done / self._num_rounds)) / 2
-            case "plateau":
-                return self._lr * 0.1**self._falls
-
-    def end_round(self, train_loss: float) -> None:
-        """Take note of a finished round, whose mean training loss was `train_loss`."""
-        self._rounds_done += 1
-        if train_loss < self._best * (1 - PLATEAU_THRESHOLD):
-            self._best, self._rounds_since_best = train_loss, 0
-            return
-        self._rounds_since_best += 1
-        if self._rounds_since_best > PLATEAU_PATIENCE:
-            self._rounds_since_best = 0
-            self._falls += 1
-
-    def state(self) -> dict[str, float]:
-        """Return what has been seen so far, for a checkpoint."""
-        seen = ("_rounds_done", "_best", "_rounds_since_best", "_falls")
-        return {name.lstrip("_"): getattr(self, name) for name in seen}
-
-    def load(self, state: dict[str, float]) -> None:
-        """Go on from what `state()` returned."""
-        for name, value in state.items():
-            setattr(self, f"_{name}", value)

@@ -26,9 +26,9 @@ from gkt_mpi.engine.virtual_clock import Participant, RoundPricer
 from gkt_mpi.engine.watch import Watch
 from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.models.resnet import EdgeName
+from gkt_mpi.observe.csv_log import ClientRecord, UploadRecord
 from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.observe.timeline import MOST_SPANS
-from gkt_mpi.observe.upload_log import UploadRecord
 from gkt_mpi.placement import Placement, peak_mib
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.wire.contract import Contract
@@ -81,6 +81,7 @@ class Server:
         self._spans: dict[int, list[Tensor]] = {}
         self._record: dict[str, Any] = dict.fromkeys(_COUNTS, 0)
         self._uploads: list[UploadRecord] = []  # of the round, where the clients are not in step
+        self._client_records: list[ClientRecord] = []  # of the round's evaluation
         self.costs: Callable[[], dict[str, float]] = self._costs_in_step  # of the round that is about to end
         self._to_close: dict[str, Any] | None = None  # the record of a round that is done, but not evaluated and saved
 
@@ -286,6 +287,7 @@ class Server:
             evaluate_began = time.perf_counter()
             accuracy = self._evaluate(self._evaluate_config.mode, "evaluation")
             record |= _named(accuracy)
+            self._client_records = _by_client(accuracy, record["round"])
             record["evaluate_s"] = self._timeline.add("evaluate", evaluate_began)
         checkpoint_began = time.perf_counter()
         record["server_peak_mib"] = peak_mib()
@@ -301,8 +303,9 @@ class Server:
         began, self._round_began = self._round_began, time.perf_counter()
         record["round_s"] = self._round_began - began
         spans = {rank: torch.cat(parts) for rank, parts in self._spans.items()}
-        self._log.append(record, {**spans, SERVER: self._timeline.take()}, self._uploads)
-        self._spans, self._uploads = {}, []
+        spans[SERVER] = self._timeline.take()
+        self._log.append(record, spans, self._uploads, self._client_records)
+        self._spans, self._uploads, self._client_records = {}, [], []
         self._progress.end_round(record)
 
     def finish(self, in_step: bool) -> None:
@@ -316,7 +319,8 @@ class Server:
                 self.transport.send(rank, Stop())
             self.transport.flush()
         self._progress.end_run()
-        self._log.finish(_named(accuracy), asdict(self._learner.compute))
+        clients = _by_client(accuracy, self.num_rounds - 1, is_final=True)
+        self._log.finish(_named(accuracy), asdict(self._learner.compute), clients, accuracy.confusion)
 
     def _evaluate(self, mode: EvaluateMode, phase: str) -> Accuracy:
         self._progress.begin_phase(phase, self._learner.num_evaluated(mode))
@@ -336,6 +340,7 @@ class Server:
             "clients": list(self._states),
             "records": [*self._log.records, *record],
             "uploads": [tuple(upload) for upload in self._uploads],  # of the round
+            "client_records": [tuple(record) for record in self._client_records],  # likewise
         }
 
     def _copy_of_state(self, *record: dict[str, Any]) -> dict[str, Any]:
@@ -372,10 +377,10 @@ class Server:
             self._learner.load(state["learner"])
             self._states = list(state["clients"])
             self._progress.say(f"resumed after round {rounds_done} of {self.num_rounds}")
-        records = state["records"] if state is not None else []
-        uploads = state["uploads"] if state is not None else []
+        names = ("records", "uploads", "client_records")
+        records, uploads, clients = ([] if state is None else state[name] for name in names)
         self._virtual_s = sum(record.get("virtual_s", 0.0) for record in records)
-        self._log.begin(rounds_done, self.transport.size, records, [UploadRecord(*upload) for upload in uploads])
+        self._log.begin(rounds_done, self.transport.size, records, uploads, clients)
 
 
 def _sums(reports: list[ClientReport]) -> dict[str, float]:
@@ -402,3 +407,11 @@ def _named(accuracy: Accuracy) -> dict[str, float]:
         "global_test_accuracy": accuracy.shared,
     }
     return {name: value for name, value in named.items() if value is not None}
+
+
+def _by_client(accuracy: Accuracy, round: int, is_final: bool = False) -> list[ClientRecord]:
+    """Return an accuracy as lines of clients.csv."""
+    return [
+        ClientRecord(round, int(is_final), client, images, correct / images, correct_alone / images)
+        for client, images, correct, correct_alone in accuracy.by_client
+    ]

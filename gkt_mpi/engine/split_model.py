@@ -39,7 +39,11 @@ class SplitModel:
         self.compute, self.rest = choose(site.compute, rest, example, site.steps_left(site.client), site.say)
         self._stem, self.server_part = Trainable(stem, site.client), Trainable(rest, site.server)
         self._training = Training(self.server_part.optimizer, site.server, site.num_rounds, site.device)
-        self.begin_round, self.end_round = self._training.begin_round, self._training.end_round
+        self.end_round = self._training.end_round
+
+    def begin_round(self, round: int) -> None:
+        """Begin to train, and to sum the round's losses."""
+        self._training.begin_round(round, due=1)  # every client's copy has done a part of its own, see `step`
 
     @property
     def stem_weights(self) -> Tensor:
@@ -49,6 +53,10 @@ class SplitModel:
     def turns(self, clients: list[int]) -> list[list[int]]:
         """Return which clients are served at once: one after another, or all in parallel."""
         return [[client] for client in clients] if self.site.split.mode == "sequential" else [clients]
+
+    def begin_batch(self, part: float) -> None:
+        """Set the learning rate of a batch in whose middle its client has done this part of its turn."""
+        self._training.set_rate(part)
 
     def step(self, loss: Tensor, samples: int) -> None:
         """Take one optimizer step down the gradient of `loss`. Raises `GktError` when the training has diverged."""
@@ -69,14 +77,14 @@ class SplitModel:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
-        schedule = self._training.schedule.state()
-        return {"stem": self._stem.weights, "rest": self.server_part.memory, "schedule": schedule}
+        seen = self._training.schedule.seen
+        return {"stem": self._stem.weights, "rest": self.server_part.memory, "schedule": seen}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` returned."""
         self._stem.weights.copy_(state["stem"])
         self.server_part.load(state["rest"])
-        self._training.schedule.load(state["schedule"])
+        self._training.schedule.seen.copy_(state["schedule"])
 
     def close(self) -> None:
         """Do nothing: all is in memory."""
@@ -166,6 +174,8 @@ class Turn:
         cores = self._site.placement.all_cores() if is_alone else nullcontext()
         with self._site.watch.transport.timeline.phase("server train"), cores:
             self._hold(message.client)
+            due = self.passes * len(self._site.shards[message.client])
+            self._model.begin_batch((self._seen[message.client] + len(label) / 2) / due)
             gradient = self._site.codec.encode(self._train_batch(self._model, feature, label))
         self._seen[message.client] += len(label)
         self._loss_sum[message.client] = self._loss_sum[message.client] + self._model.loss_sum

@@ -63,7 +63,7 @@ class Teacher:
         Where clients share weights it has their mean, too, unless the client has that already.
         """
         rows = self.bank.rows_of(client) if self._is_taught[client] else slice(0, 0)
-        request = TrainRequest(client, round, self.bank.sample_id[rows], self.bank.server_logit[rows])
+        request = TrainRequest(client, round, self.bank.sample_id[rows], self.bank.server_logit[rows], at=round)
         return request if self.sharing is None else replace(request, weights=self.sharing.news(client))
 
     def begin_upload(self, server: Server, round: int, clients: list[int]) -> None:
@@ -83,11 +83,11 @@ class Teacher:
                     server.request(client, LocalRequest(client, round))
                 server.collect(round, self.bank)
 
-    def begin_round(self) -> int:
+    def begin_round(self, round: int) -> int:
         """Begin to train on the bank; return how many samples training and prediction will pass."""
         if self.sharing is not None:
             self.sharing.update()  # where it has not been averaged before the upload
-        self._training.begin_round()
+        self._training.begin_round(round, self.bank.num_arrived * self.config.epochs)
         self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
         return self.bank.num_arrived * (self.config.epochs + 1)
 
@@ -157,7 +157,7 @@ class Teacher:
         return {
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state,
-            "schedule": self._training.schedule.state(),
+            "schedule": self._training.schedule.seen,
             "is_taught": list(self._is_taught),
             "uploaded_in": list(self._uploaded_in),
             "server_logit": self.bank.server_logit,
@@ -169,7 +169,7 @@ class Teacher:
         self._model.load_state_dict(state["model"])
         for tensor, saved in zip(self._optimizer.state, state["optimizer"], strict=True):
             tensor.copy_(saved)
-        self._training.schedule.load(state["schedule"])
+        self._training.schedule.seen.copy_(state["schedule"])
         self._is_taught = list(state["is_taught"])
         self._uploaded_in = list(state["uploaded_in"])
         self.bank.server_logit.copy_(state["server_logit"])

@@ -14,16 +14,19 @@ Model = TypeVar("Model", bound=nn.Module)
 class Trainable(Generic[Model]):
     """A model and its optimizer, whose values are the float32 numbers in `memory`, uint8 (bytes,).
 
-    `weights` is the part of it that the model is: parameters, then the means and variances of BatchNorm.
+    `weights` is the part of it that the model is: parameters, then the means and variances of BatchNorm; `moments` what
+    training has gathered besides.
     """
 
     def __init__(self, model: Model, config: OptimizerConfig) -> None:
         self.model = model
         self.optimizer = Optimizer(config, model.parameters())
+        self.plateau = torch.zeros(3, device=next(model.parameters()).device)  # for its schedule, where that needs it
         weights = [*model.parameters(), *model.buffers()]
-        self.memory = _share_memory([*weights, *self.optimizer.state])
+        moments = [*self.optimizer.state, *([self.plateau] if config.schedule == "plateau" else [])]
+        self.memory = _share_memory([*weights, *moments])
         self.weights, self.moments = self.memory.split(
-            [sum(w.nbytes for w in weights), sum(s.nbytes for s in self.optimizer.state)]
+            [sum(part.nbytes for part in both) for both in (weights, moments)]
         )
 
     def load(self, memory: Tensor) -> None:

@@ -33,6 +33,7 @@ from gkt_mpi.wire.messages import (
     Request,
     Setup,
     Stop,
+    TrainRequest,
 )
 from gkt_mpi.wire.transport import SERVER, Transport
 
@@ -77,6 +78,7 @@ class Worker:
     distill: DistillConfig
     wire: WireConfig
     seed: int
+    num_rounds: int
     device: torch.device
 
     def __post_init__(self) -> None:
@@ -127,7 +129,16 @@ class Worker:
         with self.timeline.phase("load"):
             edge.load(self.hosted[request.client].state)
             shard = Shard.load(self.file, "train", sample_id, self.pipeline, self.device)
-            client = Client(request.client, shard, edge, self.config, self.seed, self.transport.keep_in_touch)
+            client = Client(
+                request.client,
+                shard,
+                edge,
+                self.config,
+                self.seed,
+                self.transport.keep_in_touch,
+                self.num_rounds,
+                request.at if isinstance(request, TrainRequest) else request.round,
+            )
         self.transport.keep_in_touch()
         self._seconds = {"client train": 0.0, "extract": 0.0}
         try:
@@ -135,6 +146,7 @@ class Worker:
         except _AbandonedError:
             self.timeline.take()
             return
+        client.end_round()
         state = edge.state()
         self.hosted[client.id] = Hosted(sample_id, state)
         counted = client.samples, float(client.loss_sum), float(client.correct)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gkt_mpi.observe.csv_log import UploadRecord
 from gkt_mpi.observe.timeline import Span, clip_spans
-from gkt_mpi.observe.upload_log import UploadRecord
 
 _OVERDUE = 2  # times the longest that a client was ever from one request to the next
 _AWAY = 2  # times the median of a client's uploads; one that took longer tells of an absence

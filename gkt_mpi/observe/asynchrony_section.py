@@ -20,11 +20,11 @@ from gkt_mpi.observe.asynchrony import (
     staleness_by_client,
     waiting_share,
 )
+from gkt_mpi.observe.csv_log import UploadRecord
 from gkt_mpi.observe.figures import COLOURS, new_figure, svg, time_unit
 from gkt_mpi.observe.run_folder import Run
 from gkt_mpi.observe.tables import duration
 from gkt_mpi.observe.timeline import Span, clip_spans, merge_spans
-from gkt_mpi.observe.upload_log import UploadRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from gkt_mpi.observe.run_folder import DATA_NAMES, PARTITION_FIELDS, Run, model_
 
 NOT_SET = "not set"  # what a field is in a run whose version does not know it
 # Fields that decide where and how a run computes, not what comes out; a run may be resumed with others.
-_IGNORED = {"seed", "name", "out", "wire.cuda_aware", "compute.compile", "bank.memory_mib", "bank.spill_dir"}
+_IGNORED = {"seed", "name", "out", "wire.cuda_aware", "bank.memory_mib", "bank.spill_dir", "log.report"}
 _IGNORED |= {"evaluate.every", "evaluate.batch_size", "data.dir", "data.download"}
 _IGNORED_GROUPS = ("placement.", "checkpoint.", "faults.")
 _COLUMN_FIELDS = {"data.name", "data.partition", "data.alpha", "data.classes_per_client"}
@@ -124,7 +124,7 @@ def value_text(value: object) -> str:
 
 def compare(runs: list[Run]) -> Comparison:
     """Sort runs into rows and columns."""
-    texts = [{name: value_text(value) for name, value in flatten(run.config).items()} for run in runs]
+    texts = [_fields(run) for run in runs]
     columns = _columns(runs, texts)
     rows = _rows(runs, texts, columns)
     cells: dict[tuple[Row, Column], Cell] = {}
@@ -144,6 +144,15 @@ def compare(runs: list[Run]) -> Comparison:
     _lend(cells, sorted_rows, sorted_columns)
     places = list(zip(rows, columns, strict=True))
     return Comparison(runs, sorted_rows, sorted_columns, cells, left_out, places)
+
+
+def _fields(run: Run) -> dict[str, str]:
+    """Return a run's configuration as text by dotted name; how it computed is what `auto` has chosen."""
+    fields = flatten(run.config)
+    for name in ("precision", "compile"):
+        if run.summary and name in run.summary:
+            fields[f"compute.{name}"] = run.summary[name]
+    return {name: value_text(value) for name, value in fields.items()}
 
 
 def _reason(run: Run, cell: Cell) -> str | None:

@@ -13,9 +13,9 @@ import numpy as np
 import yaml
 
 from gkt_mpi.errors import DataError
+from gkt_mpi.observe.csv_log import UploadRecord, read_records_of
 from gkt_mpi.observe.run_log import read_records
 from gkt_mpi.observe.timeline import read_trace
-from gkt_mpi.observe.upload_log import UploadRecord, read_uploads
 
 DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cinic10": "CINIC-10"}
 # The field that tells one partition of a kind from another, and the letter or word that stands for it.
@@ -63,7 +63,7 @@ class Run:
     @cached_property
     def uploads(self) -> list[UploadRecord]:
         """Its uploads, where clients are not in step; else none."""
-        return read_uploads(self.folder / "uploads.csv")
+        return read_records_of(UploadRecord, self.folder / "uploads.csv")
 
     @property
     def num_clients(self) -> int:

@@ -1,15 +1,17 @@
 """The files that tell what happened in a run: config.yaml, metrics.jsonl, summary.json, trace.json, tensorboard/.
 
-Where clients are not in step there is uploads.csv, too.
+And clients.csv and uploads.csv, see csv_log.py, and at the end confusion.csv.
 
 Every figure of a round is one key of one flat JSON object, a line in metrics.jsonl; docs/metrics.md explains
 each of them.
 """
 
+import csv
 import fcntl
 import json
 import math
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +24,8 @@ import yaml
 from torch import Tensor
 
 from gkt_mpi.errors import ConfigError, GktError
+from gkt_mpi.observe.csv_log import ClientRecord, CsvLog, UploadRecord
 from gkt_mpi.observe.timeline import Trace
-from gkt_mpi.observe.upload_log import UploadLog, UploadRecord
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,18 @@ def _unwritable(folder: Path, error: OSError) -> ConfigError:
 class RunLog:
     """Writes the log of one run into its folder; only the server has one."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], note: str) -> None:
-        """Make the folder and write config.yaml, with `note` as its first comment line. Raises `ConfigError`."""
+    def __init__(self, folder: Path, config: dict[str, Any], note: str, classes: Sequence[str] = ()) -> None:
+        """Make the folder and write config.yaml, with `note` as its first comment line. Raises `ConfigError`.
+
+        `classes` are the names of the data set's classes.
+        """
         self.folder = folder
+        self._classes = classes
         self._metrics_path = folder / "metrics.jsonl"
         self._summary_path = folder / "summary.json"
         self._trace = Trace(folder / "trace.json")
-        self._uploads = UploadLog(folder / "uploads.csv")
+        self._uploads = CsvLog(folder / "uploads.csv", UploadRecord)
+        self._clients = CsvLog(folder / "clients.csv", ClientRecord)
         self.records: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         try:
@@ -114,12 +121,13 @@ class RunLog:
         rounds_done: int,
         num_ranks: int,
         saved: list[dict[str, Any]],
-        uploads: Iterable[UploadRecord] = (),
+        uploads: Iterable[Sequence[Any]] = (),
+        clients: Iterable[Sequence[Any]] = (),
     ) -> None:
         """Begin to log after `rounds_done` rounds, whose records a checkpoint has `saved`. Raises `ConfigError`.
 
         Lines of rounds that no checkpoint covers are dropped; a line that was lost or cut off comes from `saved`, and
-        from `uploads`, of the last round.
+        from `uploads` and `clients`, of the last round.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -133,14 +141,23 @@ class RunLog:
                 shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
             self._trace.begin(rounds_done, num_ranks)
             self._uploads.begin(rounds_done, uploads)
+            self._clients.begin(rounds_done, clients)
             self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=rounds_done)
         except OSError as error:
             raise ConfigError(f"cannot write the run folder {self.folder}: {error}; free or repair it") from error
         self._earlier_s = sum(record["round_s"] for record in self.records)
         self._began = time.perf_counter()
 
-    def append(self, record: dict[str, Any], spans: dict[int, Tensor], uploads: Sequence[UploadRecord] = ()) -> None:
+    def append(
+        self,
+        record: dict[str, Any],
+        spans: dict[int, Tensor],
+        uploads: Sequence[UploadRecord] = (),
+        clients: Sequence[ClientRecord] = (),
+    ) -> None:
         """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars, its spans by rank, uploads.
+
+        And what its evaluation says of each client.
 
         Raises `GktError` when they cannot be written.
         """
@@ -154,11 +171,19 @@ class RunLog:
             self._scalars.flush()
             self._trace.append(record["round"], spans)
             self._uploads.append(uploads)
+            self._clients.append(clients)
 
-    def finish(self, accuracy: dict[str, float], compute: dict[str, Any]) -> None:
+    def finish(
+        self,
+        accuracy: dict[str, float],
+        compute: dict[str, Any],
+        clients: Sequence[ClientRecord] = (),
+        confusion: Tensor | None = None,
+    ) -> None:
         """Write summary.json from all lines of metrics.jsonl, the final accuracies and how the networks computed.
 
-        `accuracy` has their names in a round.
+        `accuracy` has their names in a round. The final evaluation's `clients` go to clients.csv, and `confusion`,
+        int64 (C, C), to confusion.csv: a line for each true class, a column for each class that was answered.
 
         Raises `GktError` when it cannot be written.
         """
@@ -166,11 +191,19 @@ class RunLog:
         best = max(evaluated, key=lambda record: record["test_accuracy"], default=None)
         self.summary = {
             **{f"final_{name}": value for name, value in accuracy.items()},
+            **_spread([client.test_accuracy for client in clients]),
             "best_test_accuracy": best["test_accuracy"] if best else math.nan,
             "best_round": best["round"] if best else -1,
             **self._so_far("completed"),
             **compute,
         }
+        with self._explained():
+            self._clients.append(clients)
+            if confusion is not None:
+                lines = [["true class", *self._classes]]
+                lines += [[name, *map(str, row)] for name, row in zip(self._classes, confusion.tolist(), strict=True)]
+                with open(self.folder / "confusion.csv", "w", newline="") as file:
+                    csv.writer(file, lineterminator="\n").writerows(lines)
         self._write_summary()
 
     def interrupt(self, rounds_done: int) -> None:
@@ -217,6 +250,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def _spread(accuracies: list[float]) -> dict[str, float]:
+    """Return how far the clients' final accuracies lie apart; nothing where there is one or none."""
+    if len(accuracies) < 2:
+        return {}
+    values = {"min": min(accuracies), "max": max(accuracies), "sd": statistics.stdev(accuracies)}
+    return {f"final_test_accuracy_{name}_of_clients": value for name, value in values.items()}
 
 
 def _scalar_name(name: str) -> str:

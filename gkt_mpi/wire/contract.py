@@ -16,7 +16,7 @@ _UPLOADS = (Kind.BLOCK, Kind.MODEL, Kind.REPORT)
 _FIELDS = {  # what a header of each kind says, beside kind and payload_bytes; all else in it is 0
     Kind.SETUP: (*_SIZES, "precision"),
     Kind.HOST: ("client", "num_samples", "state_bytes"),
-    Kind.TRAIN: ("client", "round", "num_samples", "num_classes", "state_bytes"),
+    Kind.TRAIN: ("client", "round", "first", "num_samples", "num_classes", "state_bytes"),
     Kind.BLOCK: ("client", "round", "first", "num_samples", *_SIZES, "row_bytes", "codec"),
     Kind.REPORT: ("client", "round", "state_bytes", "num_spans"),
     Kind.MODEL: ("client", "round", "state_bytes"),
@@ -120,6 +120,7 @@ class Contract:
                     "none or all of the shard",
                 )
                 expect(header.num_classes == self.num_classes, "num_classes", self.num_classes)
+                expect(header.first >= 0, "first", "0 or more")
                 model_bytes = _of_client(self.model_bytes, header)
                 expect(header.state_bytes in (0, model_bytes), "state_bytes", f"0 or {model_bytes}")
             case Kind.BLOCK:

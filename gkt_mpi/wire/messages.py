@@ -32,6 +32,7 @@ from gkt_mpi.errors import WireError
 MAGIC = 0x474B54  # "GKT"
 VERSION = 5
 DIGEST_BYTES = 32
+_MILLION = 1_000_000
 Column = Literal["algorithm", "simulation"]
 
 
@@ -56,7 +57,7 @@ class Header(NamedTuple):
     kind: int
     client: int = 0
     round: int = 0
-    first: int = 0  # FeatureBlock: where its rows begin in the client's shard
+    first: int = 0  # FeatureBlock: where its rows begin in the client's shard. TrainRequest: millionths of a round
     num_samples: int = 0
     num_classes: int = 0  # 0 in a FeatureBlock without logits
     height: int = 0
@@ -179,6 +180,7 @@ class TrainRequest:
     sample_id: Tensor  # int64 (N,)
     logit: Tensor  # float32 (N, C)
     weights: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))  # uint8 (bytes,), or none
+    at: float = 0.0  # how far the run is, in rounds, to a millionth: the client's learning rate may depend on it
 
     column: ClassVar[Column] = "algorithm"
 
@@ -189,6 +191,7 @@ class TrainRequest:
             self.client,
             self.round,
             num_samples=len(self.sample_id),
+            first=int(0.5 + self.at * _MILLION),
             num_classes=self.logit.shape[1],
             state_bytes=len(self.weights),
         )
@@ -389,7 +392,8 @@ def from_wire(header: Header, buffers: Sequence[Tensor]) -> Message:
         case Kind.HOST:
             return HostClient(header.client, *buffers)
         case Kind.TRAIN:
-            return TrainRequest(header.client, header.round, *buffers)
+            sample_id, logit, weights = buffers
+            return TrainRequest(header.client, header.round, sample_id, logit, weights, header.first / _MILLION)
         case Kind.BLOCK:
             shape = (header.height, header.width, header.channels)
             about, feature = buffers

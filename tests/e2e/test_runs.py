@@ -74,6 +74,8 @@ def test_a_run_leaves_its_folder_with_the_promised_names(whole):
         *(
             "config.yaml",
             "metrics.jsonl",
+            "clients.csv",
+            "confusion.csv",
             "summary.json",
             "partition.npz",
             "checkpoints",
@@ -184,7 +186,7 @@ def test_real_cifar10_images_train_both_sides(real_images, tmp_path):
     """
     changes = {"client__batch_size": 25, "server__batch_size": 32, "client__epochs": 5, "rounds": 4}
     fields = arguments(tmp_path, data__name="cifar10", data__limit=200, data__test_limit=50, **changes)
-    done = mpirun(3, [*MAIN, *fields, "--data.augment=false", "--data.dir", real_images])
+    done = mpirun(3, [*MAIN, *fields, "--data.augment=none", "--data.dir", real_images])
     assert done.status == 0, done.err
     first, *_, last = read_metrics(tmp_path / "runs" / "run")
     assert last["server_train_loss"] < 0.9 * first["server_train_loss"]

@@ -44,7 +44,8 @@ PAPER = {
     **{"client.batch_size": 256, "client.weight_decay": 1e-4, "server.model": "resnet56", "server.epochs": 20},
     **{"server.optimizer": "adam", "server.lr": 0.001, "server.batch_size": 256, "server.weight_decay": 1e-4},
     **{"server.schedule": "plateau", "distill.temperature": 3.0, "distill.alpha": 1.0},
-    **{"distill.on_client": True, "distill.on_server": False, "data.augment": True, "data.limit": None},
+    **{"distill.on_client": True, "distill.on_server": False, "data.augment": "auto", "data.limit": None},
+    **{"compute.precision": "float32", "compute.compile": False},
 }
 
 

@@ -187,7 +187,7 @@ def test_participants_are_drawn_anew_each_round_and_bytes_are_theirs(tiny):
 
 def test_the_bank_keeps_or_drops_what_absent_clients_have_sent(tiny):
     keep, drop = (
-        run_in_threads(tiny(name=absent, participation=0.5, rounds=3, bank__absent=absent, data__augment=False), 3)
+        run_in_threads(tiny(name=absent, participation=0.5, rounds=3, bank__absent=absent, data__augment="none"), 3)
         for absent in ("keep", "drop")
     )
     assert keep[0]["server_train_loss"] == drop[0]["server_train_loss"]  # nobody is absent that has sent anything

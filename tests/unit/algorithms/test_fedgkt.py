@@ -1,5 +1,6 @@
 """The algorithm as a whole: against a plain loop written another way, and sample by sample."""
 
+import json
 from pathlib import Path
 
 import h5py
@@ -17,6 +18,7 @@ from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.errors import GktError
 from gkt_mpi.losses import distil_loss
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
+from gkt_mpi.observe.csv_log import ClientRecord, read_records_of
 from gkt_mpi.program import run_rank
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.local import run_local
@@ -269,7 +271,7 @@ def test_a_peak_that_cannot_be_is_refused_before_the_run_begins(tiny, capsys):
         {"client__model": "resnet4", "wire__codec": "int8"},
         {"client__model": "resnet6", "wire__codec": "int4"},
         {"wire__codec": "bfloat16"},
-        {"data__augment": False, "wire__codec": "float16"},
+        {"data__augment": "none", "wire__codec": "float16"},
         pytest.param({"server__model": "resnet110", "rounds": 1}, marks=pytest.mark.grid),
         {"client__norm": "group"},
         {"server__norm": "group"},
@@ -387,3 +389,33 @@ def test_uploaded_and_downloaded_bytes_are_those_counted_by_hand(tiny):
     assert second["download_bytes"] == 4 * header + 66 * (8 + 4 * 10)
     spans = 6 * 3 * 8  # receive, load, client train, extract, and of its one block encode and send
     assert second["simulation_bytes"] == 4 * (header + 6 * 8 + STATE_BYTES + spans)
+
+
+def test_accuracies_by_client_and_the_confusion_are_those_of_the_run(tiny):
+    """clients.csv after each round and at the end, also in a resumed run; their means are the run's figures."""
+    config = tiny(rounds=2, name="cut")
+    run_in_threads(config, 2)
+    (Path(config.out) / "cut" / "clients.csv").unlink()  # but for the checkpointed round it is lost
+    records = run_in_threads(tiny(rounds=3, name="cut"), 3)
+    folder = Path(config.out) / "cut"
+    lines = read_records_of(ClientRecord, folder / "clients.csv")
+    assert [(line.round, line.is_final, line.client) for line in lines] == [
+        *((1, 0, k) for k in range(4)),
+        *((2, 0, k) for k in range(4)),
+        *((2, 1, k) for k in range(4)),
+    ]
+    for record in records[1:]:
+        own = [line for line in lines if line.round == record["round"] and not line.is_final]
+        assert sum(line.images for line in own) == 20
+        for name in ("test_accuracy", "client_test_accuracy"):
+            assert sum(getattr(line, name) * line.images for line in own) / 20 == pytest.approx(record[name])
+    summary = json.loads((folder / "summary.json").read_text())
+    final = [line.test_accuracy for line in lines if line.is_final]
+    assert {line.images for line in lines if line.is_final} == {20}
+    assert summary["final_test_accuracy"] == pytest.approx(np.mean(final))
+    spread = {name: summary[f"final_test_accuracy_{name}_of_clients"] for name in ("min", "max", "sd")}
+    assert spread == {"min": min(final), "max": max(final), "sd": pytest.approx(np.std(final, ddof=1))}
+    head, *rows = [line.split(",") for line in (folder / "confusion.csv").read_text().splitlines()]
+    assert head == ["true class", *(row[0] for row in rows)]
+    counts = np.array([row[1:] for row in rows], int)
+    assert counts.sum() == 4 * 20 and np.trace(counts) / 80 == pytest.approx(summary["final_test_accuracy"])

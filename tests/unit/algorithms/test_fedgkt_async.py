@@ -22,7 +22,7 @@ from gkt_mpi.errors import ConfigError, GktError, Interrupted, WireError
 from gkt_mpi.losses import DistillConfig, distil_loss, server_loss
 from gkt_mpi.models.flops import edge_cost, server_cost
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
-from gkt_mpi.observe.upload_log import read_uploads
+from gkt_mpi.observe.csv_log import UploadRecord, read_records_of
 from gkt_mpi.program import run_rank
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.contract import Contract
@@ -54,7 +54,7 @@ def skewed(tiny, tmp_path):
 
 
 def uploads_of(config):
-    return read_uploads(Path(config.out) / config.name / "uploads.csv")
+    return read_records_of(UploadRecord, Path(config.out) / config.name / "uploads.csv")
 
 
 def plain_fedgkt_async(config):

@@ -90,10 +90,13 @@ def test_without_a_policy_training_images_are_the_plain_ones():
 @pytest.mark.parametrize(
     ("name", "size", "augment", "expected"),
     [
-        ("cifar10", 32, True, Augmentation(4, True, 16)),
-        ("synthetic", 16, True, Augmentation(2, True, 8)),
-        ("digits", 8, True, Augmentation(1, False, 0)),
-        ("cifar10", 32, False, Augmentation()),
+        ("cifar10", 32, "auto", Augmentation(4, True, 16)),
+        ("cifar10", 32, "paper", Augmentation(4, True, 16)),
+        ("cifar10", 32, "crop_flip", Augmentation(4, True, 0)),
+        ("synthetic", 16, "auto", Augmentation(2, True, 8)),
+        ("digits", 8, "auto", Augmentation(1, False, 0)),
+        ("digits", 8, "paper", Augmentation(1, True, 4)),
+        ("cifar10", 32, "none", Augmentation()),
     ],
 )
 def test_each_data_set_has_its_augmentation(name, size, augment, expected):

@@ -36,24 +36,31 @@ def slow_down(monkeypatch, seconds):
     monkeypatch.setattr(compute._Trial, "step", step)
 
 
-@pytest.mark.parametrize(("speed_up", "precision"), [(1.05, "float32"), (1.3, "bfloat16"), (0.2, "float32")])
-def test_auto_takes_bfloat16_only_where_it_is_measured_to_be_faster(monkeypatch, model, feature, speed_up, precision):
+@pytest.mark.parametrize(("instructions", "precision"), [(True, "bfloat16"), (False, "float32")])
+@pytest.mark.parametrize("num_steps", [10, 1000])
+@pytest.mark.parametrize("speed_up", [0.2, 1.82])
+def test_the_device_decides_and_no_clock(monkeypatch, model, feature, instructions, precision, num_steps, speed_up):
     slow_down(monkeypatch, lambda name, compiled: 1.0 if name == "float32" else 1.0 / speed_up)
-    chosen, _, said = decide(model, feature, 1000)
+    monkeypatch.setattr(compute, "has_bfloat16", lambda device: instructions)
+    chosen, _, said = decide(model, feature, num_steps)
     assert chosen == Compute(precision, compile=False)
     assert model.precision == precision
-    assert f"precision: {precision} (a step in bfloat16 is {speed_up:.2f} times as fast" in said
+    assert said.startswith(f"precision: {precision} (this processor has {'' if instructions else 'no '}instructions")
+    measured = f"a step takes {1 / speed_up:.2f} of one in float32 just now"
+    assert (measured in said) == (instructions and num_steps == 1000)
 
 
-def test_a_short_run_measures_nothing(monkeypatch, model, feature):
-    slow_down(monkeypatch, lambda name, compiled: pytest.fail("measured"))
-    chosen, _, said = decide(model, feature, 399)
-    assert chosen == Compute("float32", compile=False)
-    assert "too short" in said
+@pytest.mark.parametrize(("flags", "expected"), [("fpu avx512_bf16 x", True), ("fpu avx512f bf16x", False)])
+def test_a_processors_instructions_are_read_from_its_flags(monkeypatch, tmp_path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(compute, "Path", lambda path: tmp_path / "cpuinfo")
+    assert compute.has_bfloat16(CPU) is expected
 
 
 @pytest.mark.parametrize(("compiled_s", "kept"), [(0.5, True), (1.01, False)])
-def test_auto_compiles_in_long_runs_and_keeps_it_if_it_pays(monkeypatch, model, feature, compiled_s, kept):
+def test_auto_compiles_on_a_gpu_in_long_runs_and_keeps_it_if_it_pays(monkeypatch, model, feature, compiled_s, kept):
+    assert decide(model, feature, 10**9, precision="float32")[0].compile is False  # a processor
+    monkeypatch.setattr(compute, "kind_of", lambda device: "GPU")
     slow_down(monkeypatch, lambda name, compiled: compiled_s if compiled else 1.0)
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: module.forward)
     assert decide(model, feature, 3599, precision="float32")[0].compile is False  # less than an hour of steps
@@ -97,10 +104,11 @@ def test_only_full_batches_go_through_the_compiled_model(monkeypatch, model, fea
     assert sizes == [4, 4]  # the trial's, and the full one
 
 
-def test_measuring_leaves_the_model_as_it_was(model, feature):
+def test_measuring_leaves_the_model_as_it_was(monkeypatch, model, feature):
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    monkeypatch.setattr(compute, "has_bfloat16", lambda device: True)
     _, _, said = decide(model, feature, 1000)
-    assert "times as fast" in said
+    assert "of one in float32" in said
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -142,11 +150,10 @@ def test_a_folded_model_says_what_the_model_says_in_evaluation(model, feature):
 
 
 def test_a_resumed_run_computes_as_it_began(tiny, monkeypatch):
-    """What was measured when the run began decides, whatever would be measured now."""
-    slow_down(monkeypatch, lambda name, compiled: 1.0 if name == "float32" else 0.5)
-    monkeypatch.setattr(compute, "_WORTH_MEASURING", 1)
+    """The machine on which it began decides, whatever the next one can do."""
+    monkeypatch.setattr(compute, "has_bfloat16", lambda device: True)
     first = run_in_threads(tiny(rounds=1, compute__precision="auto", name="cut"), 2)
-    monkeypatch.setattr(compute, "_WORTH_MEASURING", 10**9)
+    monkeypatch.setattr(compute, "has_bfloat16", lambda device: False)
     whole = run_in_threads(tiny(rounds=2, compute__precision="auto", name="cut"), 3)
     half = run_in_threads(tiny(rounds=2, compute__precision="bfloat16", name="half"), 2)
     single = run_in_threads(tiny(rounds=2, compute__precision="float32", name="single"), 2)

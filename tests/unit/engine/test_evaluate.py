@@ -6,7 +6,7 @@ from gkt_mpi.data.augment import Augmentation, ImagePipeline
 from gkt_mpi.data.datasets import DataConfig, prepare
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.client import ClientConfig, build_edge
-from gkt_mpi.engine.evaluate import evaluate, num_evaluated
+from gkt_mpi.engine.evaluate import count_pairs, evaluate, num_evaluated
 from gkt_mpi.models.resnet import build_server_model
 from gkt_mpi.seeding import torch_generator
 
@@ -55,3 +55,18 @@ def test_more_clients_than_test_images_leaves_some_stems_out(setting):
     states = [edges[k % 3].state() for k in range(60)]
     found = evaluate(server_model, [edges[0]] * len(states), states, test, "sharded", 7, lambda images: None)
     assert 0 <= found.result <= 1
+
+
+def test_every_client_has_a_score_and_every_pair_of_classes_a_count(setting):
+    test, edges, server_model = setting
+    parts = [range(16), range(16, 33), range(33, 50)]
+    found = evaluate(server_model, edges, [e.state() for e in edges], test, "sharded", 7, lambda images: None)
+    by_hand = [accuracy_by_hand(test, e, server_model, p) for e, p in zip(edges, parts, strict=True)]
+    assert found.by_client == tuple((k, len(parts[k]), *right) for k, right in enumerate(by_hand))
+    assert found.confusion.sum(1).tolist() == test.label.bincount(minlength=10).tolist()
+    assert int(found.confusion.trace()) == sum(right[0] for right in by_hand)
+
+
+def test_pairs_of_classes_are_counted():
+    logit = torch.tensor([[0.0, 2, 1], [3, 0, 0], [0, 0, 1], [0, 1, 0]])
+    assert count_pairs(logit, torch.tensor([1, 0, 1, 1])).tolist() == [[1, 0, 0], [0, 2, 1], [0, 0, 0]]

@@ -148,7 +148,7 @@ def test_more_epochs_than_agreed_are_refused(site):
 def test_the_order_in_which_batches_come_changes_nothing_nor_does_one_that_is_taken_back(site):
     one, other = Served(site), Served(site)
     for served in (one, other):
-        served.model.begin_round()
+        served.model.begin_round(0)
     one.finish(0)
     one.finish(1)
     other.finish(1)

@@ -1,17 +1,8 @@
-import math
-
 import pytest
 import torch
 
 from gkt_mpi.engine.client import ClientConfig
-from gkt_mpi.engine.optimizer import Optimizer, Schedule
-
-LOSSES = {
-    "falling": [1 / (k + 1) for k in range(40)],
-    "stalled": [1.0] * 40,
-    "hardly falling": [1 - 1e-5 * k for k in range(40)],
-    "up and down": [1 + math.sin(k) / (k + 1) for k in range(40)],
-}
+from gkt_mpi.engine.optimizer import Optimizer
 
 
 def make(name="adam", weight_decay=0.1, lr=0.01):
@@ -63,48 +54,3 @@ def test_steps_are_those_of_torchs_own_optimizer(name):
         (scale * theirs.sin()).sum().backward()
         reference.step()
         torch.testing.assert_close(ours, theirs)
-
-
-def rates(schedule, losses):
-    found = []
-    for loss in losses:
-        found.append(schedule.rate())
-        schedule.end_round(loss)
-    return found
-
-
-def torch_rates(name, losses):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.01)
-    schedulers = torch.optim.lr_scheduler
-    schedule = {
-        "constant": lambda: schedulers.ConstantLR(optimizer, 1.0),
-        "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, T_max=len(losses)),
-        "plateau": lambda: schedulers.ReduceLROnPlateau(optimizer, "min", factor=0.1, patience=10),
-    }[name]()
-    found = []
-    for loss in losses:
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step(*([loss] if name == "plateau" else []))
-    return found
-
-
-@pytest.mark.parametrize("losses", LOSSES.values(), ids=LOSSES.keys())
-@pytest.mark.parametrize("name", ["constant", "cosine", "plateau"])
-def test_schedules_are_torchs_own(name, losses):
-    found = rates(Schedule(name, 0.01, len(losses)), losses)
-    assert found == pytest.approx(torch_rates(name, losses), rel=1e-9, abs=1e-12)
-
-
-def test_a_plateau_falls_after_more_than_ten_rounds_without_a_lower_loss():
-    found = rates(Schedule("plateau", 0.01, 40), LOSSES["stalled"])
-    assert found[:12] == [0.01] * 12 and found[12] == pytest.approx(0.001)
-
-
-def test_a_schedule_goes_on_from_its_state():
-    losses = LOSSES["up and down"]
-    whole, first, second = (Schedule("plateau", 0.01, 40) for _ in range(3))
-    expected = rates(whole, losses)
-    rates(first, losses[:17])
-    second.load(first.state())
-    assert rates(second, losses[17:]) == expected[17:]

@@ -15,7 +15,7 @@ from gkt_mpi.observe.asynchrony import (
     staleness_by_client,
     waiting_share,
 )
-from gkt_mpi.observe.upload_log import UploadRecord
+from gkt_mpi.observe.csv_log import UploadRecord
 
 # Three of four clients in two rounds. Client 0 takes 2 s, client 1 takes 3 s, client 2 takes 9 s, client 3 never comes.
 # The first flush takes two uploads, 4 s to 5 s; the others one each.

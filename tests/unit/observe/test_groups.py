@@ -37,8 +37,22 @@ def test_runs_that_differ_in_the_seed_alone_share_a_cell(loaded):
 
 def test_where_and_how_a_run_computes_makes_no_row(loaded):
     changes = {"placement__threads": 1, "checkpoint__every": 5, "bank__memory_mib": 64, "data__dir": "/elsewhere"}
-    changes |= {"faults__timeout_s": 10.0, "evaluate__every": 2, "compute__compile": "always"}
+    changes |= {"faults__timeout_s": 10.0, "evaluate__every": 2, "log__report": "never"}
     assert len(labels([loaded("a"), loaded("b", seed=1, **changes)])) == 1
+
+
+def test_precision_and_compilation_make_rows_and_are_what_auto_has_chosen(loaded):
+    runs = [loaded("a"), loaded("b", seed=1), loaded("c", seed=2), loaded("d", seed=3)]
+    for run, precision, compiled in zip(
+        runs, ("float32", "bfloat16", "bfloat16", "float32"), (0, 0, 0, 1), strict=True
+    ):
+        run.summary.update({"precision": precision, "compile": bool(compiled)})
+    assert all(run.config["compute"] == {"precision": "auto", "compile": "auto"} for run in runs)
+    assert labels(runs) == [
+        f"FedGKT, ResNet-8 / ResNet-56, compute.compile {compiled}, compute.precision {precision}"
+        for compiled, precision in (("false", "bfloat16"), ("false", "float32"), ("true", "float32"))
+    ]
+    assert sorted(len(cell.runs) for cell in compare(runs).cells.values()) == [1, 1, 2]
 
 
 def test_a_field_that_decides_the_result_makes_a_row_and_names_it(loaded):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gkt_mpi.observe.upload_log import UploadRecord
+from gkt_mpi.observe.csv_log import UploadRecord
 from tests.conftest import ROOT, run_in_threads
 
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")

@@ -1,0 +1,73 @@
+"""Learning rates: how they change from step to step over the run, on both sides.
+
+A moment of the run is counted in rounds: 2.5 is the middle of the third. The server's part of a round is the samples
+trained of those due, a client's likewise, which where clients are asynchronous begins where the run then is.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ScheduleName = Literal["constant", "cosine", "linear", "plateau", "onecycle"]
+FIXED_LENGTH: tuple[ScheduleName, ...] = ("cosine", "linear", "onecycle")  # they depend on the number of rounds
+PLATEAU_PATIENCE = 10  # rounds, as released
+PLATEAU_THRESHOLD = 1e-4  # a loss lower by less than this part is no better; torch's default
+_RISE = 0.3  # part of the run in which the rate of onecycle rises; this and the next two as in torch's OneCycleLR
+_FIRST = 1 / 25  # of the highest rate
+_LAST = _FIRST / 1e4
+
+
+class Schedule:
+    """The learning rate of one side.
+
+    DIFFERS: the released plateau watches the best accuracy on the test set. Ours watches the training loss, so that no
+    test image has a say in the training; factor 0.1 and patience as released. Other schedules were not released.
+    """
+
+    def __init__(
+        self, name: ScheduleName, lr: float, num_rounds: int, warmup_rounds: float = 0.0, seen: Tensor | None = None
+    ) -> None:
+        """`seen`, float32 (3,), is where plateau keeps what it has seen; zeros at first."""
+        self._name, self._lr, self._num_rounds, self._warmup_rounds = name, lr, num_rounds, warmup_rounds
+        self.seen = torch.zeros(3) if seen is None else seen  # rounds since the best loss, falls, 1 / the best loss
+
+    def rate(self, at: float) -> float:
+        """Return the learning rate at a moment of the run, in rounds."""
+        if at < self._warmup_rounds:
+            return self._lr * at / self._warmup_rounds
+        match self._name:
+            case "constant":
+                return self._lr
+            case "plateau":
+                return self._lr * 0.1 ** int(self.seen[1])
+            case "onecycle":
+                return self._lr * _one_cycle(min(1.0, at / self._num_rounds))
+        part = min(1.0, (at - self._warmup_rounds) / max(self._num_rounds - self._warmup_rounds, 1e-9))
+        return self._lr * (1 - part if self._name == "linear" else _cosine(part))
+
+    def end_round(self, train_loss: float) -> None:
+        """Take note of a finished round, whose mean training loss was `train_loss`."""
+        if self._name != "plateau":
+            return
+        best = float(self.seen[2])
+        if not best or train_loss < (1 - PLATEAU_THRESHOLD) / best:
+            self.seen[2], self.seen[0] = 1 / max(train_loss, 1e-30), 0
+            return
+        self.seen[0] += 1
+        if self.seen[0] > PLATEAU_PATIENCE:
+            self.seen[0] = 0
+            self.seen[1] += 1
+
+
+def _cosine(part: float) -> float:
+    """Return what falls from 1 to 0 in half a wave (Loshchilov and Hutter 2017)."""
+    return (1 + math.cos(math.pi * part)) / 2
+
+
+def _one_cycle(part: float) -> float:
+    """Return the rate in units of the highest: up, then down to next to nothing, in half waves."""
+    if part < _RISE:
+        return 1 - (1 - _FIRST) * _cosine(part / _RISE)
+    return _LAST + (1 - _LAST) * _cosine((part - _RISE) / (1 - _RISE))
