@@ -30,7 +30,7 @@ folder_name = $(notdir $(basename $(CONFIG)))$(if $(PARTITION),-$(PARTITION))$(i
 	$(SERVER),-$(SERVER))$(if $(SEED),-seed$(SEED))
 
 .PHONY: help env digits cifar10 cifar100 cinic10 run check-cluster paper compare test test-grid test-all test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round bench-busy \
-	bench-clients bench-async check clean
+	bench-clients bench-async ablation check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -88,7 +88,7 @@ compare:  ## FedGKT beside FedAvg, split learning, centralized and edge-only tra
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/compare.py --out "$(OUT)/compare" $(ARGS)
 
-test:  ## what a change may break, about ten minutes on two cores
+test:  ## what a change may break, three to five minutes on two cores
 test-grid:  ## the combinations that test leaves out: every fault in every phase, several hosts, 21 ranks, a short soak
 # One process more than cores, since tests of several processes wait now and then. Compiled files are kept, see make_env.sh.
 test test-grid: processes = $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
@@ -129,6 +129,10 @@ bench-async:  ## asynchronous beside synchronous FedGKT, one client ten times sl
 bench-bank bench-codec bench-compute bench-round bench-busy bench-clients bench-async:
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
+
+ablation:  ## what each cause is worth on a piece of CIFAR-10 in data/ (two to three hours; ARGS="--only 0 4 --seeds 2")
+	@$(env) mpi
+	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/ablation.py --out "$(OUT)/ablation" $(if $(JSON),--json "$(JSON)") $(ARGS)
 
 check:  ## ruff and mypy
 	@$(env) mpi dev

@@ -64,11 +64,15 @@ def be_busy() -> None:
 
 @contextmanager
 def foreign_load(wanted: bool) -> Iterator[None]:
-    """Have the foreign process at work during a `with`."""
+    """Have the foreign process at work during a `with`.
+
+    It is in a session of its own, as another user's would be: Linux shares the cores out between sessions first
+    (sched_autogroup), so that its niceness counts for nothing against this one.
+    """
     if not wanted:
         yield
         return
-    with subprocess.Popen([sys.executable, __file__, "--busy"]) as process:
+    with subprocess.Popen([sys.executable, __file__, "--busy"], start_new_session=True) as process:
         try:
             time.sleep(6)  # it imports torch
             yield
