@@ -24,6 +24,7 @@ ONE_KERNEL_SET = {
     "OMP_NUM_THREADS": "1",
 }
 KEYS = (
+    "global_test_accuracy",
     *("round", "participants", "client_train_loss", "server_train_loss", "test_accuracy", "client_test_accuracy"),
     *("upload_bytes", "download_bytes", "edge_flops", "virtual_s", "uploads", "staleness_mean"),
 )
@@ -39,6 +40,11 @@ RUNS = {
     "fedgkt, int8 and SGD": {"wire__codec": "int8", "client__optimizer": "sgd", "server__optimizer": "sgd"},
     "fedgkt, half of the clients": {"participation": 0.5},
     "fedgkt, GroupNorm": {"client__norm": "group", "server__norm": "group"},
+    "fedgkt, stems shared, rates by step": {
+        **{"client__share": "stem", "client__schedule": "linear", "client__warmup_rounds": 0.5},
+        **{"server__schedule": "onecycle", "data__partition": "hetero"},
+    },
+    "fedgkt, edges shared before the features": {"client__share": "edge", "client__extract": "shared"},
     "fedgkt_async": {"algorithm": "fedgkt_async", **DEVICES},
     "fedgkt_async, buffer and hinge": {
         **{"algorithm": "fedgkt_async", "async__buffer": 2, "async__staleness": "hinge", "async__overtime": 0.0},
