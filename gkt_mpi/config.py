@@ -90,7 +90,10 @@ class RunConfig:
         if not has_edges and self.client.epochs == 0:
             raise ConfigError(f"client.epochs is 0, with which {self.algorithm} learns nothing; expected at least 1")
         if self.client.share != "none":
-            require(self.algorithm == "fedgkt", "client.share", self.client.share, f"none in {self.algorithm}")
+            can_share = self.algorithm in ("fedgkt", "fedgkt_async")
+            require(can_share, "client.share", self.client.share, f"none in {self.algorithm}")
+            waits = self.algorithm == "fedgkt" or self.client.extract == "own"
+            require(waits, "client.extract", self.client.extract, "own in fedgkt_async, where nobody waits for all")
         if self.algorithm == "fedgkt_async":
             require(self.participation == 1, "participation", self.participation, "1: no client is ever left out")
             self._check_buffer()

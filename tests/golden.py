@@ -46,6 +46,7 @@ RUNS = {
     },
     "fedgkt, edges shared before the features": {"client__share": "edge", "client__extract": "shared"},
     "fedgkt_async": {"algorithm": "fedgkt_async", **DEVICES},
+    "fedgkt_async, stems shared": {"algorithm": "fedgkt_async", "client__share": "stem", **DEVICES},
     "fedgkt_async, buffer and hinge": {
         **{"algorithm": "fedgkt_async", "async__buffer": 2, "async__staleness": "hinge", "async__overtime": 0.0},
         **DEVICES,

@@ -57,15 +57,17 @@ def run_client(worker: Worker, client: Client, request: TrainRequest | ModelStat
 
     DIFFERS with client.share: clients send their weights, too, and go on from the mean of all.
     """
+    by_the_mean = client.config.extract == "shared"
     if isinstance(request, TrainRequest):
         client.adopt(request.weights)
         train(worker, client, request)
-        if client.config.share != "none":
-            worker.send_weights(client, request.round, client.shared_weights)
-        if client.config.extract == "shared":
-            return  # the server answers with the mean, in a ModelState
     elif isinstance(request, ModelState):
         client.adopt(request.weights)
+    has_trained = isinstance(request, TrainRequest)
+    if client.config.share != "none" and (has_trained or not by_the_mean):
+        worker.send_weights(client, request.round, client.shared_weights)
+    if has_trained and by_the_mean:
+        return  # the server answers with the mean, in a ModelState
     with worker.timed("extract"), torch.no_grad():  # DIFFERS: the released code extracts with gradients on
         client.model.eval()
         for rows, image in client.upload_views(request.round, worker.block_rows):

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from gkt_mpi.engine.collect import Inbox
 from gkt_mpi.engine.event_clock import EventClock, Prices
 from gkt_mpi.engine.server import BYTES, Server
-from gkt_mpi.engine.standing_bank import StandingBank
 from gkt_mpi.observe.csv_log import UploadRecord
 from gkt_mpi.wire.messages import LocalRequest, Message, Request, TrainRequest
 
@@ -19,24 +19,27 @@ _OF_EACH_CLIENT = ("number", "in_use", "asked_at", "based_on")
 
 
 class Arrivals:
-    """The server's side of asynchronous uploads into `bank`.
+    """The server's side of asynchronous uploads into `inbox`. A round is `num_clients` uploads.
 
-    `request(client, number)` makes the request for a client's upload of that number. A round is `num_clients` uploads.
+    `request(client, number, is_again)` makes the request for a client's upload of that number, after an interruption
+    once more; `land(client)` puts an upload that has come into use.
     """
 
     def __init__(
         self,
         server: Server,
-        bank: StandingBank,
+        inbox: Inbox,
+        num_clients: int,
         clock: EventClock,
         prices: Prices,
         buffer: int,
-        request: Callable[[int, int], TrainRequest],
+        request: Callable[[int, int, bool], TrainRequest],
+        land: Callable[[int], None],
     ) -> None:
-        self._server, self._bank, self._clock, self._prices = server, bank, clock, prices
-        self._buffer, self._request = buffer, request
+        self._server, self._clock, self._prices = server, clock, prices
+        self._buffer, self._request, self._land = buffer, request, land
         self._timeline = server.transport.timeline
-        self.num_clients = bank.num_clients
+        self.num_clients = num_clients
         self._num_taken = 0  # uploads of all clients that the server has learnt from
         self._number = [0] * self.num_clients  # of the upload that a client has been asked for
         self._asked_at = [0] * self.num_clients  # what `_num_taken` was then
@@ -46,7 +49,7 @@ class Arrivals:
         self._out: set[int] = set()  # clients whose next upload is on its way, or complete and not taken
         self._expected: dict[int, int] = {}  # those of them whose upload is not complete, with their samples
         self._rounds = dict.fromkeys(range(self.num_clients), 0)  # as `_number`, but of a recalled upload its own
-        self._uploads = server.uploads(bank, self._expected, self._rounds, lambda _: None)
+        self._uploads = server.uploads(inbox, self._expected, self._rounds, lambda _: None)
         self._saved: dict[str, Any] | None = None
         self._is_open = False
         self._listened_s = 0.0  # while training
@@ -86,7 +89,7 @@ class Arrivals:
             while self._expected:
                 self._uploads.receive()
             for client in sorted(self._out & self._uploads.reports.keys()):
-                self._bank.land(client)
+                self._land(client)
             self._uploads.reports.clear()
             self._out.clear()
         self._clock.load(saved["clock"])  # what the interruption has cost is over
@@ -94,7 +97,7 @@ class Arrivals:
     def _ask(self, client: int, is_resumed: bool = False) -> None:
         """Ask a client for its next upload; after an interruption the clock goes on as it was."""
         taken = self._asked_at[client] if is_resumed else self._num_taken
-        request = replace(self._request(client, self._number[client]), at=taken / self.num_clients)
+        request = replace(self._request(client, self._number[client], is_resumed), at=taken / self.num_clients)
         cost = self._prices.client(client, self._server.participant(client, request))
         self._edge_flops[client] = cost.edge_flops
         if not is_resumed:
@@ -150,7 +153,7 @@ class Arrivals:
         self._landed = set(clients) & self._uploads.reports.keys()  # not a bad client's: its last one is still in use
         for client in sorted(self._landed):
             report = self._uploads.reports.pop(client)
-            self._bank.land(client)
+            self._land(client)
             self._server.take_in(report, self._uploads.reported_by[client])
             self._in_use[client], self._based_on[client] = self._number[client], self._asked_at[client]
         return clients

@@ -6,6 +6,7 @@ when it comes. The passes go on from upload to upload: one is a shuffled order o
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from gkt_mpi.engine.bank import BankBatch
 from gkt_mpi.engine.event_clock import RealClock, VirtualClock
 from gkt_mpi.engine.learner import Site
 from gkt_mpi.engine.server import Server
+from gkt_mpi.engine.sharing import StandingEdges
 from gkt_mpi.engine.staleness import staleness_weight
 from gkt_mpi.engine.standing_bank import StandingBank
 from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.losses import lka_weight
 from gkt_mpi.seeding import torch_generator
+from gkt_mpi.wire.messages import TrainRequest
 
 
 class AsyncTeacher(Teacher):
@@ -30,7 +33,7 @@ class AsyncTeacher(Teacher):
 
     def __init__(self, site: Site) -> None:
         """See `Teacher`."""
-        super().__init__(site, StandingBank)
+        super().__init__(site, StandingBank, StandingEdges)
         self._async = site.asynchronous
         self._pass: list[Tensor] = []  # batches left of the pass, as numbers of samples
         self._num_passes = 0
@@ -44,10 +47,25 @@ class AsyncTeacher(Teacher):
     def open(self, server: Server) -> Arrivals:
         """Return the uploads of the run, which begin, or go on after an interruption, with its first round."""
         clock = VirtualClock(self._site.prices) if self._site.clock == "virtual" else RealClock()
-        self._arrivals = Arrivals(server, self.bank, clock, self._site.prices, self._async.buffer, self.request)
+        self._arrivals = Arrivals(
+            server, self.inbox, self.bank.num_clients, clock, self._site.prices, self._async.buffer, self.ask, self.land
+        )
         if self._saved_arrivals is not None:
             self._arrivals.load(self._saved_arrivals)
         return self._arrivals
+
+    def ask(self, client: int, number: int, is_again: bool) -> TrainRequest:
+        """Return the request for a client's upload of that number; `is_again` after an interruption."""
+        request = super().request(client, number)
+        if isinstance(self.sharing, StandingEdges):
+            request = replace(request, weights=self.sharing.answer(client, is_again))
+        return request
+
+    def land(self, client: int) -> None:
+        """Use a client's complete upload from now on, in place of the one before."""
+        self.bank.land(client)
+        if isinstance(self.sharing, StandingEdges):
+            self.sharing.land(client)
 
     @property
     def arrivals(self) -> Arrivals:

@@ -49,7 +49,7 @@ class ClientConfig(OptimizerConfig):
     epochs: int = 1
     """Passes over its own images that a client trains each round; 0 leaves it untrained."""
     share: Share = "none"
-    """What the server averages of the clients in each round of fedgkt; all begin the next one with the mean. none:
+    """What the server averages of the clients in each round; all begin the next one with the mean. none:
     nothing, as in the paper. stem: the layers that make the features. edge: the whole edge models."""
     extract: Extract = "own"
     """Whose stem makes the features that are uploaded. own: the client's, as trained. shared: the average, for which

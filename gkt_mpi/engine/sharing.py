@@ -6,6 +6,8 @@ federated averaging does (McMahan et al. 2017). A stem is 1.9 kB, beside 65 kB f
 
     extract own      features by the client's weights as trained; then they are averaged    one exchange a round
     extract shared   the weights are averaged first, then features by the mean              two exchanges a round
+
+Where clients are asynchronous there are no rounds to average in: there it is the mean of everybody's latest (own only).
 """
 
 from collections.abc import Iterator
@@ -58,12 +60,16 @@ class SharedEdges:
         models = {client: weights.cpu() for client, weights in sorted(self.inbox.models.items())}
         self.inbox.models.clear()
         if models:
-            self._stem = self._average({client: each[: self._stem_bytes] for client, each in models.items()})
+            self._become_mean(models)
             self._has_mean = [False] * len(self._has_mean)
+        return list(models)
+
+    def _become_mean(self, models: dict[int, Tensor]) -> None:
+        """Average these clients' weights, in the order of the clients."""
+        self._stem = self._average({client: each[: self._stem_bytes] for client, each in models.items()})
         for kind in {self._kind[client] for client in models}:
             same = {client: each for client, each in models.items() if self._kind[client] == kind}
             self._heads[kind] = self._average({client: each[self._stem_bytes :] for client, each in same.items()})
-        return list(models)
 
     def _average(self, models: dict[int, Tensor]) -> Tensor:
         return weighted_mean(list(models.values()), [self._num_samples[client] for client in models])
@@ -84,6 +90,42 @@ class SharedEdges:
         self._stem = state["stem"]
         self._heads = {int(kind): head for kind, head in state["heads"].items()}
         self._has_mean = list(state["has_mean"])
+
+
+class StandingEdges(SharedEdges):
+    """The same where clients are asynchronous: the mean of every client's latest weights, those in use.
+
+    Each client is answered with the mean of that moment, and after an interruption with the same one again.
+    """
+
+    def __init__(self, edges: list[Edge[EdgeModel]], num_samples: list[int]) -> None:
+        super().__init__(edges, num_samples)
+        self._latest: dict[int, Tensor] = {}
+        self._sent = [self._stem[:0]] * len(edges)  # nothing at first: all begin with the same weights
+
+    def update(self) -> list[int]:
+        """Do nothing: the mean follows what lands."""
+        return []
+
+    def land(self, client: int) -> None:
+        """Use a client's new weights from now on, in place of those before."""
+        self._latest[client] = self.inbox.models.pop(client).cpu()
+        self._become_mean(dict(sorted(self._latest.items())))
+
+    def answer(self, client: int, is_again: bool) -> Tensor:
+        """Return what a client is sent with its next request, uint8 (bytes,); `is_again` what it was sent last."""
+        if not is_again and self._latest:
+            self._sent[client] = self.mean(client)
+        return self._sent[client]
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds; the clients upload their latest weights anew."""
+        return super().state() | {"sent": list(self._sent)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        super().load(state)
+        self._sent = list(state["sent"])
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ from gkt_mpi.wire.messages import LocalRequest, TrainRequest
 class Teacher:
     """The large model without its stem, its training, and the bank; `model` is how training calls the network."""
 
-    def __init__(self, site: Site, bank_class: type[Bank] = Bank) -> None:
+    def __init__(
+        self, site: Site, bank_class: type[Bank] = Bank, sharing_class: type[SharedEdges] = SharedEdges
+    ) -> None:
         """Build model and bank. Raises `ConfigError` when the disk cannot hold what `bank` leaves to it."""
         self._site = site
         self.config, self.distill = site.server, site.distill
@@ -45,7 +47,7 @@ class Teacher:
         self.sharing: SharedEdges | None = None
         self.sharing_first: SharedEdges | None = None  # where features are extracted by the mean
         if site.client.share != "none":
-            self.sharing = SharedEdges(site.edges, list(map(len, site.shards)))
+            self.sharing = sharing_class(site.edges, list(map(len, site.shards)))
             if site.client.extract == "own":
                 self.inbox = FeaturesAndWeights(self.bank, self.sharing.inbox)
             else:
@@ -81,7 +83,9 @@ class Teacher:
             with server.uncounted():
                 for client in sorted(client for client in lost if lost[client] == round):
                     server.request(client, LocalRequest(client, round))
-                server.collect(round, self.bank)
+                server.collect(round, self.inbox)
+                if self.sharing is not None:
+                    self.sharing.inbox.models.clear()  # they are in the mean already
 
     def begin_round(self, round: int) -> int:
         """Begin to train on the bank; return how many samples training and prediction will pass."""

@@ -173,7 +173,7 @@ def test_the_run_is_what_a_plain_event_loop_computes(skewed):
 
 
 IN_STEP = [
-    {},
+    {"client__share": "edge", "client__model": "[resnet4, resnet8]"},
     {"client__epochs": 2, "server__batch_order": "by_client", "data__partition": "hetero"},
     {"distill__on_server": True, "distill__lka": "balance", "wire__codec": "int8", "data__partition": "quantity"},
 ]
@@ -203,13 +203,14 @@ def test_a_full_buffer_is_in_step_on_any_devices(skewed):
 
 
 EVERY = [
-    {"async__buffer": 2, "async__staleness": "hinge", "async__hinge_start": 0.5},
+    {"async__buffer": 2, "async__staleness": "hinge", "async__hinge_start": 0.5, "client__share": "stem"},
     *(
         pytest.param(changes, marks=pytest.mark.grid)
         for changes in (
             {},
             {"async__overtime": 3.0, "async__staleness": "constant", "server__epochs": 3},
             {"async__overtime": 0.0, "async__max_staleness": 1.0},
+            {"client__share": "edge", "async__buffer": 1},
             {"devices": "abca", "distill__on_server": True, "distill__lka": "similarity", "bank__memory_mib": 0.1},
             {"server__batch_order": "by_client", "client__model": "[resnet4, resnet8]", "wire__codec": "bfloat16"},
         )

@@ -132,7 +132,10 @@ def test_where_all_features_are_the_means_every_stem_is_the_one_for_everybody(ti
     [
         ({"client__extract": "shared"}, "client.share is 'none'; expected stem or edge"),
         ({"client__share": "stem", "algorithm": "fedavg"}, "client.share is 'stem'; expected none in fedavg"),
-        ({"client__share": "edge", "algorithm": "fedgkt_async"}, "expected none in fedgkt_async"),
+        (
+            {"client__share": "edge", "client__extract": "shared", "algorithm": "fedgkt_async"},
+            "client.extract is 'shared'; expected own in fedgkt_async",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_refused(tiny, changes, message):
