@@ -7,6 +7,7 @@ unless the disk has lost something; then the one before is used.
 
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ class CheckpointConfig:
     """Write a checkpoint after every this many rounds, and after the last; at least 1."""
     keep: int = 2
     """Newest checkpoints that are kept; at least 1."""
+    best: bool = False
+    """Also keep, as best.pt, the checkpoint of the round with the best test accuracy so far. It is picked by looking at
+    test images: figures in a paper are the last round's."""
     grace_s: float = 60.0
     """After a signal to end: seconds until the job is ended by force, if it has not ended by itself; above 0."""
     resume: Literal["auto", "never"] = "auto"
@@ -55,8 +59,8 @@ class CheckpointStore:
         self.config = config
         self.run_config = run_config
 
-    def save(self, rounds_done: int, state: dict[str, Any]) -> None:
-        """Write the state after `rounds_done` rounds and delete those beyond `keep`."""
+    def save(self, rounds_done: int, state: dict[str, Any], is_best: bool = False) -> None:
+        """Write the state after `rounds_done` rounds, the best also as best.pt, and delete those beyond `keep`."""
         path = self.folder / f"round-{rounds_done:05d}.pt"
         temporary = path.with_suffix(".tmp")
         try:
@@ -66,6 +70,9 @@ class CheckpointStore:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            if is_best:
+                _link(path, temporary)
+                temporary.replace(self.folder / "best.pt")
             _flush_folder(self.folder)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             if temporary.is_file():
@@ -115,12 +122,23 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Delete every checkpoint, the damaged ones too."""
-        for path in (*self._paths(), *self.folder.glob("round-*.damaged"), *self.folder.glob("round-*.tmp")):
+        others = (
+            path for pattern in ("round-*.damaged", "round-*.tmp", "best.pt") for path in self.folder.glob(pattern)
+        )
+        for path in (*self._paths(), *others):
             path.unlink()
 
     def _paths(self) -> list[Path]:
         paths = (path for path in self.folder.glob("round-*.pt") if _NAME.fullmatch(path.name))
         return sorted(paths, key=lambda path: int(path.stem.removeprefix("round-")))
+
+
+def _link(path: Path, other: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such thing."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 def _flush_folder(folder: Path) -> None:

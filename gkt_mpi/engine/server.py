@@ -293,8 +293,9 @@ class Server:
         record["server_peak_mib"] = peak_mib()
         # The line is logged after the checkpoint, whose time it tells; the checkpoint has all but these two figures.
         record |= {"checkpoint_s": 0.0, "round_s": checkpoint_began - self._round_began}
-        if is_last or num_done % self._checkpoints.config.every == 0:
-            self._checkpoints.save(num_done, self._state(record))
+        is_best = self._checkpoints.config.best and self._is_best(record)
+        if is_last or is_best or num_done % self._checkpoints.config.every == 0:
+            self._checkpoints.save(num_done, self._state(record), is_best)
             self._unsaved = None
         else:
             self._unsaved = num_done, self._copy_of_state(record)
@@ -307,6 +308,11 @@ class Server:
         self._log.append(record, spans, self._uploads, self._client_records)
         self._spans, self._uploads, self._client_records = {}, [], []
         self._progress.end_round(record)
+
+    def _is_best(self, record: dict[str, Any]) -> bool:
+        """Whether a round's test accuracy is higher than that of every round before."""
+        before = (earlier["test_accuracy"] for earlier in self._log.records if "test_accuracy" in earlier)
+        return "test_accuracy" in record and record["test_accuracy"] > max(before, default=-1.0)
 
     def finish(self, in_step: bool) -> None:
         """Evaluate every stem on the whole test set, write the summary, and stop the workers."""

@@ -419,3 +419,15 @@ def test_accuracies_by_client_and_the_confusion_are_those_of_the_run(tiny):
     assert head == ["true class", *(row[0] for row in rows)]
     counts = np.array([row[1:] for row in rows], int)
     assert counts.sum() == 4 * 20 and np.trace(counts) / 80 == pytest.approx(summary["final_test_accuracy"])
+
+
+def test_the_best_rounds_checkpoint_is_kept_also_where_checkpoints_are_rarer(tiny):
+    config = tiny(rounds=4, checkpoint__best=True, checkpoint__every=3, checkpoint__keep=1)
+    accuracy = [record["test_accuracy"] for record in run_in_threads(config, 2)]
+    folder = Path(config.out) / config.name / "checkpoints"
+    kept = torch.load(folder / "best.pt", weights_only=True)
+    assert kept["rounds_done"] == accuracy.index(max(accuracy)) + 1
+    assert kept["state"]["records"][-1]["test_accuracy"] == max(accuracy)
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "round-00004.pt"]
+    run_in_threads(tiny(rounds=1, checkpoint__resume="never"), 2)
+    assert not (folder / "best.pt").exists()
