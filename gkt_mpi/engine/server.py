@@ -262,6 +262,8 @@ class Server:
         if self._faults.on_bad_client == "stop":
             raise WireError(f"{why} (or go on without such data: --faults.on_bad_client drop)")
         self._record["dropped_clients"] += 1
+        bad = (client, self._asked[client].round)  # nor does an earlier report of the same round count
+        self._reports = [report for report in self._reports if (report.client, report.round) != bad]
         self._progress.say(f"dropped in this round: {why}")
         self._host(client, self._states[client])
 

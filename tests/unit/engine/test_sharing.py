@@ -5,7 +5,7 @@ import torch
 
 from gkt_mpi.engine.client import Client, ClientConfig, build_edge
 from gkt_mpi.engine.sharing import SharedEdges
-from gkt_mpi.errors import ConfigError
+from gkt_mpi.errors import ConfigError, WireError
 from gkt_mpi.wire.messages import ModelState
 from tests.conftest import run_in_threads
 
@@ -119,6 +119,19 @@ def test_a_client_that_cannot_be_used_is_left_out_and_gets_the_mean_in_the_next_
     answered = when == "its features"
     assert of_client == [False, True, False, *[True] * answered, True, True]
     assert sum(size > 0 for client, size in adopted if client == 2) == 3
+
+
+def test_a_round_in_which_no_features_can_be_used_is_an_error_also_after_good_weights(tiny, monkeypatch):
+    views = Client.upload_views
+
+    def upload_views(client, round, block_rows):
+        for rows, image in views(client, round, block_rows):
+            yield rows, image * float("nan") if round == 1 else image
+
+    monkeypatch.setattr(Client, "upload_views", upload_views)
+    changes = {"client__share": "stem", "client__extract": "shared", "faults__on_bad_client": "drop"}
+    with pytest.raises(WireError, match="no client has uploaded anything that can be used in round 1"):
+        run_in_threads(tiny(rounds=3, **changes), 3)
 
 
 def test_where_all_features_are_the_means_every_stem_is_the_one_for_everybody(tiny):
