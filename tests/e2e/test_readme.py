@@ -60,6 +60,7 @@ def test_a_documented_command_works(command, tmp_path, monkeypatch, capsys):
             check_program(done.out.splitlines())
     elif words[:3] == ["python", "-m", "gkt_mpi.models.cost"]:
         monkeypatch.setattr(sys, "argv", words[2:])
+        monkeypatch.delitem(sys.modules, "gkt_mpi.models.cost", raising=False)  # run anew, as a program
         runpy.run_module("gkt_mpi.models.cost", run_name="__main__")
         assert "fedgkt" in capsys.readouterr().out
     elif words[:3] == ["python", "-m", "gkt_mpi.observe.report"]:
