@@ -214,7 +214,7 @@ class Client:
 
     def adopt(self, weights: Tensor) -> None:
         """Take over the mean of what clients share, uint8 (bytes,); of no bytes, go on with what is there."""
-        # The optimizer's moments stay the client's own: docs/results says what averaging or dropping them does.
+        # The optimizer's moments stay the client's own, as in fedavg; averaging or dropping them has not been measured.
         if len(weights):
             self._edge.adopt(weights)
 
