@@ -400,9 +400,12 @@ def _sums(reports: list[ClientReport]) -> dict[str, float]:
         figures["client_train_loss"] = sum(m.loss_sum for m in metrics) / samples
         figures["client_train_accuracy"] = sum(m.correct for m in metrics) / samples
     figures["worker_peak_mib"] = max(m.peak_mib for m in metrics)
-    seconds: dict[int, float] = {}
-    for report in reports:  # a client may have reported twice: that it has trained, and that it has uploaded
-        seconds[report.client] = seconds.get(report.client, 0.0) + report.metrics.train_s + report.metrics.upload_s
+    seconds: dict[tuple[int, int], float] = {}
+    for (
+        report
+    ) in reports:  # of one round a client may have reported twice: that it has trained, and that it has uploaded
+        key = report.client, report.round
+        seconds[key] = seconds.get(key, 0.0) + report.metrics.train_s + report.metrics.upload_s
     figures["slowest_client_s"] = max(seconds.values())
     return figures
 
