@@ -89,6 +89,10 @@ class RunConfig:
             )
         if not has_edges and self.client.epochs == 0:
             raise ConfigError(f"client.epochs is 0, with which {self.algorithm} learns nothing; expected at least 1")
+        if self.client.upload_every > 1:
+            instead = "; let clients train longer instead, by client.epochs" if self.algorithm == "fedgkt_async" else ""
+            expected = f"1 in {self.algorithm}{instead}"
+            require(self.algorithm == "fedgkt", "client.upload_every", self.client.upload_every, expected)
         if self.client.share != "none":
             can_share = self.algorithm in ("fedgkt", "fedgkt_async")
             require(can_share, "client.share", self.client.share, f"none in {self.algorithm}")

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from gkt_mpi.config import RunConfig, parse
+from gkt_mpi.engine.server import Server
+from gkt_mpi.errors import Interrupted
 from gkt_mpi.program import run_rank
 from gkt_mpi.wire.local import run_local
 
@@ -54,6 +56,22 @@ def run_in_threads(config: RunConfig, num_ranks: int) -> list[dict]:
     status = run_local(num_ranks, lambda transport: run_rank(config, transport, (transport.rank, num_ranks, True)))
     assert status == [0] * num_ranks
     return read_metrics(Path(config.out) / config.name)
+
+
+def stop_after(config: RunConfig, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run so many rounds of a run on three ranks, and interrupt it."""
+    every = Server.rounds
+
+    def some(server, *arguments, **options):
+        for round in every(server, *arguments, **options):
+            if round == rounds:
+                raise Interrupted("for a test")
+            yield round
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Server, "rounds", some)
+        statuses = run_local(3, lambda transport: run_rank(config, transport, (transport.rank, 3, True)))
+    assert statuses[0] == Interrupted.exit_status
 
 
 def read_metrics(folder: Path) -> list[dict]:

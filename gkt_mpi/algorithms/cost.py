@@ -85,6 +85,7 @@ def round_work(
 def fedgkt(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
     """Return the work of FedGKT: logits down, features up.
 
+    Of no samples on the server it is a round between two uploads (`client.upload_every`): clients only train.
     The client trains its edge model, then passes every image through it once more, to upload what comes out. With
     `client.share` weights go up and their mean comes down; with `client.extract shared` before the features.
     """
@@ -96,7 +97,9 @@ def fedgkt(setting: Setting, participants: Participants, server_samples: int) ->
         weights = 0 if setting.client_share == "none" else _model_state_bytes(shared)
         logits = _train_bytes(setting, n if its.gets_logits else 0, shared if its.gets_weights else 0)
         training, extracting = n * setting.client_epochs * edge.training_flops, n * edge.forward_flops
-        if setting.client_extract == "own":
+        if not server_samples:
+            clients[client] = ClientCost(weights, logits, training)
+        elif setting.client_extract == "own":
             clients[client] = ClientCost(weights + features, logits, training + extracting)
         else:
             clients[client] = ClientCost(weights, logits, training)
@@ -112,7 +115,7 @@ def async_prices(setting: Setting, devices: Devices) -> Prices:
 
     def price_of_upload(client: int, participant: Participant) -> ClientCost:
         """Return the work of one upload."""
-        return fedgkt(setting, {client: participant}, 0).clients[client]
+        return fedgkt(setting, {client: participant}, participant.num_samples).clients[client]
 
     return Prices(devices, price_of_upload, server.training_flops, server.forward_flops)
 

@@ -37,6 +37,9 @@ def run_server(server: Server, teacher: Teacher) -> None:
                 for mean in teacher.sharing_first.answers(round):
                     server.request(mean.client, mean)
             server.collect(round, teacher.inbox)  # blocks land in the bank as they come
+            teacher.average()
+        if not teacher.has_upload:  # client.upload_every
+            continue
 
         with server.server_phase(teacher.begin_round(round)):
             for epoch in range(teacher.config.epochs):
@@ -66,8 +69,8 @@ def run_client(worker: Worker, client: Client, request: TrainRequest | ModelStat
     has_trained = isinstance(request, TrainRequest)
     if client.config.share != "none" and (has_trained or not by_the_mean):
         worker.send_weights(client, request.round, client.shared_weights)
-    if has_trained and by_the_mean:
-        return  # the server answers with the mean, in a ModelState
+    if has_trained and (by_the_mean or not client.uploads_in(request.round)):
+        return  # in a round with an upload the server answers with the mean, in a ModelState
     with worker.timed("extract"), torch.no_grad():  # DIFFERS: the released code extracts with gradients on
         client.model.eval()
         for rows, image in client.upload_views(request.round, worker.block_rows):

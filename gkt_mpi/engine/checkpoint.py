@@ -156,7 +156,8 @@ def differing_fields(found: dict[str, Any], wanted: dict[str, Any], prefix: str 
     for key in sorted({*found, *wanted}):
         name, a, b = prefix + key, found.get(key), wanted.get(key)
         schedules = {wanted.get(side, {}).get("schedule") for side in ("client", "server")}
-        fixed_rounds = name == "rounds" and bool(schedules & set(FIXED_LENGTH))
+        last_uploads = wanted.get("client", {}).get("upload_every", 1) > 1  # the last round has an upload in any case
+        fixed_rounds = name == "rounds" and (bool(schedules & set(FIXED_LENGTH)) or last_uploads)
         if a == b or (name in MAY_CHANGE and not fixed_rounds):
             continue
         if isinstance(a, dict) and isinstance(b, dict):

@@ -54,6 +54,9 @@ class ClientConfig(OptimizerConfig):
     extract: Extract = "own"
     """Whose stem makes the features that are uploaded. own: the client's, as trained. shared: the average, for which
     clients and server exchange weights in the middle of the round; needs client.share stem or edge."""
+    upload_every: int = 1
+    """Features are uploaded every this many rounds, and in the last; in the other rounds of fedgkt clients train (and
+    average what they share), and the server does not. As many as there are rounds: one upload; at least 1."""
     proximal_mu: float = 0.0
     """FedProx: weight of the pull towards the weights that the server sent, in fedavg; 0 or more, 0 is FedAvg."""
 
@@ -62,6 +65,7 @@ class ClientConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.epochs >= 0, "client.epochs", self.epochs, "0 or more")
+        require(self.upload_every >= 1, "client.upload_every", self.upload_every, "at least 1")
         require(self.proximal_mu >= 0, "client.proximal_mu", self.proximal_mu, "0 or more")
         if self.extract == "shared":
             require(self.share != "none", "client.share", self.share, "stem or edge, with client.extract shared")
@@ -71,6 +75,15 @@ class ClientConfig(OptimizerConfig):
             shares = self.model.values()
             is_whole = all(share > 0 for share in shares) and abs(sum(shares) - 1) < _SHARES_ADD_UP
             require(is_whole, "client.model", self.model, "shares above 0 that add up to 1")
+
+
+    def uploads_in(self, round: int, num_rounds: int) -> bool:
+        """Return whether features are uploaded in a round."""
+        return (round + 1) % self.upload_every == 0 or round + 1 == num_rounds
+
+    def uploads_before(self, round: int) -> int:
+        """Return in how many of the rounds before this one features are uploaded."""
+        return round // self.upload_every
 
 
 class LargeNetwork(Protocol):
@@ -159,6 +172,7 @@ class Client:
         """
         self.id = client_id
         self.shard = shard
+        self._num_rounds = num_rounds
         self.config = config
         self.seed = seed
         self.model = edge.model
@@ -206,6 +220,10 @@ class Client:
     def class_count(self, num_classes: int) -> Tensor:
         """Return how many samples of each class the client has, int64 (C,)."""
         return self.shard.label.bincount(minlength=num_classes)
+
+    def uploads_in(self, round: int) -> bool:
+        """Return whether features are uploaded in a round."""
+        return self.config.uploads_in(round, self._num_rounds)
 
     def begin_from(self, weights: Tensor) -> None:
         """Take over the weights that the server sent, uint8 (bytes,)."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.observe.timeline import are_spans
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import ClientReport, FeatureBlock, Message, ModelState
+from gkt_mpi.wire.messages import ClientReport, FeatureBlock, Kind, Message, ModelState
 from gkt_mpi.wire.transport import SERVER, Transport
 
 _THREADS = 2  # that receive and check; one alone is slower than a plain message of MPI, which nobody checks
@@ -41,6 +41,31 @@ class Inbox(Protocol):
 
     def reopen(self, client: int) -> int:
         """Take out what has come of a client in this round; return how many samples that was."""
+
+
+class ReportsOnly:
+    """The inbox of rounds in which nothing is uploaded: a client only reports."""
+
+    passes, answers = 1, False
+
+    def accepts(self) -> dict[str, Any]:
+        """Return the fields of the contract: nothing but reports."""
+        return {"kinds": frozenset({Kind.REPORT})}
+
+    def claim(self, message: object) -> int:
+        """Never called: the contract refuses uploads."""
+        raise AssertionError(message)
+
+    def check(self, message: object) -> None:
+        """Do nothing."""
+
+    def missing(self, client: int) -> str:
+        """Return "": nothing is expected."""
+        return ""
+
+    def reopen(self, client: int) -> int:
+        """Return 0: nothing of a client can come in."""
+        return 0
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,15 @@ from typing import Any
 
 from torch import Tensor
 
+from gkt_mpi.engine.collect import ReportsOnly
 from gkt_mpi.engine.compute import Compute, has_bfloat16
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateMode, evaluate, num_evaluated
 from gkt_mpi.engine.learner import Site
-from gkt_mpi.wire.messages import Kind
 
 
-class EdgesAlone:
-    """The result of a run in which every client learns by itself, and the inbox of the little that is heard of it."""
+class EdgesAlone(ReportsOnly):
+    """The result of a run in which every client learns by itself, and the inbox of the reports on it."""
 
-    passes, answers = 1, False
     samples_trained: int | None = None
 
     def __init__(self, site: Site) -> None:
@@ -22,25 +21,6 @@ class EdgesAlone:
         if precision == "auto":
             precision = "bfloat16" if has_bfloat16(site.device) else "float32"
         self.compute = Compute(precision)
-
-    def accepts(self) -> dict[str, Any]:
-        """Return the fields of the contract: nothing is uploaded, a client only reports."""
-        return {"kinds": frozenset({Kind.REPORT})}
-
-    def claim(self, message: object) -> int:
-        """Never called: the contract refuses uploads."""
-        raise AssertionError(message)
-
-    def check(self, message: object) -> None:
-        """Do nothing."""
-
-    def missing(self, client: int) -> str:
-        """Return "": nothing is expected."""
-        return ""
-
-    def reopen(self, client: int) -> int:
-        """Return 0: nothing has come."""
-        return 0
 
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of every client's edge model."""

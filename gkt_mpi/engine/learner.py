@@ -110,6 +110,11 @@ class Site:
         """Training images of all clients together."""
         return sum(map(len, self.shards))
 
+    @property
+    def num_uploads(self) -> int:
+        """Rounds in which features are uploaded."""
+        return math.ceil(self.num_rounds / self.client.upload_every)
+
     def example(self, channels: int, batch_size: int) -> Tensor:
         """Return a made-up batch of maps with this many channels, of the images' size, as training meets it."""
         height, width, _ = self.file.image_shape
@@ -118,7 +123,8 @@ class Site:
 
     def steps_left(self, side: ClientConfig | ServerConfig) -> int:
         """Return how many steps of that side's batch size the run still has, if it passes over all images."""
-        return math.ceil(self.num_samples / side.batch_size) * side.epochs * self.rounds_left
+        rounds = math.ceil(self.rounds_left / self.client.upload_every) if side is self.server else self.rounds_left
+        return math.ceil(self.num_samples / side.batch_size) * side.epochs * rounds
 
 
 class Learner(Protocol):

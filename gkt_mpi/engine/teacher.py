@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gkt_mpi.engine.bank import Bank, BankBatch
-from gkt_mpi.engine.collect import Inbox
+from gkt_mpi.engine.collect import Inbox, ReportsOnly
 from gkt_mpi.engine.compute import choose
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateMode, evaluate, evaluate_model, num_evaluated
 from gkt_mpi.engine.learner import Site, Training
@@ -43,21 +43,31 @@ class Teacher:
         self.bank = bank_class(
             site.shards, num_classes, site.codec, site.device, site.bank, site.folder, site.block_rows
         )
-        self.inbox: Inbox = self.bank  # of what clients upload in a round
+        self.has_upload = True  # whether this round's clients upload features
+        self._inbox_of_upload: Inbox = self.bank
+        self._inbox_between: Inbox = ReportsOnly()
         self.sharing: SharedEdges | None = None
-        self.sharing_first: SharedEdges | None = None  # where features are extracted by the mean
         if site.client.share != "none":
             self.sharing = sharing_class(site.edges, list(map(len, site.shards)))
+            self._inbox_between = self.sharing.inbox
             if site.client.extract == "own":
-                self.inbox = FeaturesAndWeights(self.bank, self.sharing.inbox)
-            else:
-                self.sharing_first = self.sharing
+                self._inbox_of_upload = FeaturesAndWeights(self.bank, self.sharing.inbox)
         self._optimizer = Optimizer(site.server, self._model.parameters())
-        self._training = Training(self._optimizer, site.server, site.num_rounds, site.device)
+        self._training = Training(self._optimizer, site.server, site.num_uploads, site.device)
         self.step = self._training.step
         self._is_taught = [False] * len(site.shards)  # clients for whose samples the bank holds the server's logits
         self._weight_KC: Tensor | None = None  # of the distillation from each client, in this round
         self._uploaded_in = [-1] * len(site.shards)  # the round of a client's last whole upload
+
+    @property
+    def inbox(self) -> Inbox:
+        """Where what clients upload in this round goes."""
+        return self._inbox_of_upload if self.has_upload else self._inbox_between
+
+    @property
+    def sharing_first(self) -> SharedEdges | None:
+        """What is averaged before the upload, where this round's features are extracted by the mean."""
+        return self.sharing if self._site.client.extract == "shared" and self.has_upload else None
 
     def request(self, client: int, round: int) -> TrainRequest:
         """Return a client's training request, with the server's logits for its samples (none before the first).
@@ -69,7 +79,13 @@ class Teacher:
         return request if self.sharing is None else replace(request, weights=self.sharing.news(client))
 
     def begin_upload(self, server: Server, round: int, clients: list[int]) -> None:
-        """Expect new uploads of these clients; in a resumed run the others repeat a last one that is to be kept."""
+        """Expect new uploads of these clients, if the round has any.
+
+        In a resumed run the others repeat a last one that is to be kept.
+        """
+        self.has_upload = self._site.client.uploads_in(round, self._site.num_rounds)
+        if not self.has_upload:
+            return
         absent = set(range(len(self._is_taught))) - set(clients)
         if self.bank.absent == "keep":
             self._recall(server, [client for client in absent if self._uploaded_in[client] >= 0])
@@ -87,11 +103,14 @@ class Teacher:
                 if self.sharing is not None:
                     self.sharing.inbox.models.clear()  # they are in the mean already
 
+    def average(self) -> None:
+        """Average what clients share, unless that has been done before their upload."""
+        if self.sharing is not None:
+            self.sharing.update()
+
     def begin_round(self, round: int) -> int:
         """Begin to train on the bank; return how many samples training and prediction will pass."""
-        if self.sharing is not None:
-            self.sharing.update()  # where it has not been averaged before the upload
-        self._training.begin_round(round, self.bank.num_arrived * self.config.epochs)
+        self._training.begin_round(self._site.client.uploads_before(round), self.bank.num_arrived * self.config.epochs)
         self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
         return self.bank.num_arrived * (self.config.epochs + 1)
 
@@ -153,8 +172,8 @@ class Teacher:
 
     @property
     def samples_trained(self) -> int | None:
-        """Samples that an epoch of the server passes; None for those of the round's clients."""
-        return self.bank.num_arrived
+        """Samples that an epoch of the server passes; 0 in a round without an upload."""
+        return self.bank.num_arrived if self.has_upload else 0
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds: the bank's features are not in it, since clients upload them anew."""

@@ -143,6 +143,7 @@ RUNS = [
     ("fedgkt", {"client__share": "stem"}),
     ("fedgkt", {"client__share": "edge", "client__norm": "group"}),
     ("fedgkt", {"client__share": "edge", "client__extract": "shared"}),
+    ("fedgkt", {"client__share": "edge", "client__upload_every": 2, "rounds": 3}),
     ("split_learning", {"split__mode": "sequential", "client__epochs": 2}),
     ("split_learning", {"split__mode": "parallel", "wire__codec": "bfloat16", "server__norm": "group"}),
     ("fedavg", {"server__norm": "group"}),
@@ -179,15 +180,18 @@ def test_bytes_are_exactly_those_of_a_runs_ledger(algorithm, changes, tiny):
     file = ImageFile(file_path(config.data))
     sizes = list(map(len, partition(file.labels("train"), 4, config.data, config.seed)))
     assert len(set(sizes)) > 1
+    is_taught = False
     for round, record in enumerate(records):
+        uploads = config.client.uploads_in(round, config.rounds)
         gets_weights = round > 0 and config.client.share != "none" and config.client.extract == "own"
         clients = {
-            client: Participant(n, config.client.model, round > 0, gets_weights) for client, n in enumerate(sizes)
+            client: Participant(n, config.client.model, is_taught, gets_weights) for client, n in enumerate(sizes)
         }
-        work = round_work(algorithm, setting_of(config), clients)
+        server_samples = sum(sizes) if algorithm == "centralized" else None if uploads else 0
+        work = round_work(algorithm, setting_of(config), clients, server_samples)
+        is_taught |= uploads
         assert record["upload_bytes"] == work.up_bytes
         assert record["download_bytes"] == work.down_bytes
         assert record["edge_flops"] == work.edge_flops
-        server_samples = sum(sizes) if algorithm == "centralized" else None
         cost = round_cost(algorithm, setting_of(config), load_devices(config.devices), clients, server_samples)
         assert record["virtual_s"] == cost.virtual_s

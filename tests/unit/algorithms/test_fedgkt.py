@@ -15,14 +15,14 @@ from gkt_mpi.data.partition import partition
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.engine.client import Client
 from gkt_mpi.engine.teacher import Teacher
-from gkt_mpi.errors import GktError
+from gkt_mpi.errors import ConfigError, GktError
 from gkt_mpi.losses import distil_loss
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
 from gkt_mpi.observe.csv_log import ClientRecord, read_records_of
 from gkt_mpi.program import run_rank
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.local import run_local
-from tests.conftest import figures, run_in_threads
+from tests.conftest import figures, run_in_threads, stop_after
 
 CPU = torch.device("cpu")
 # Of an edge ResNet-8, 10 classes: parameters with 3 moments each, a step count a tensor, means and variances.
@@ -89,6 +89,9 @@ def plain_fedgkt(config):
                     client_losses.append((loss.item(), len(rows)))
             uploads.append(upload(k))
         average()
+        if (round + 1) % config.client.upload_every and round + 1 < config.rounds:
+            losses.append([sum(a * n for a, n in client_losses) / sum(n for _, n in client_losses), 0.0])
+            continue
         if config.client.extract == "shared":
             uploads = [upload(k) for k in range(len(edges))]
         uploaded = [sample for samples in uploads for sample in samples]
@@ -113,16 +116,21 @@ def plain_fedgkt(config):
 
 
 @pytest.mark.parametrize(
-    ("share", "extract"), [("none", "own"), ("stem", "own"), ("edge", "own"), ("stem", "shared"), ("edge", "shared")]
+    ("share", "extract", "upload_every"),
+    [
+        *(("none", "own", 1), ("stem", "own", 1), ("edge", "own", 1), ("stem", "shared", 1), ("edge", "shared", 1)),
+        *(("none", "own", 3), ("stem", "own", 2), ("edge", "shared", 2), ("edge", "shared", 9)),
+    ],
 )
-def test_the_run_is_fedgkt_as_a_plain_loop_computes_it(tiny, share, extract):
+def test_the_run_is_fedgkt_as_a_plain_loop_computes_it(tiny, share, extract, upload_every):
     """To the last bit, but for the order in which the losses are summed up: a new deep network amplifies any other."""
     spread = {"data__partition": "quantity", "data__alpha": 1.0, "client__share": share, "client__extract": extract}
-    config = tiny(rounds=4, client__epochs=2, server__epochs=2, **spread)
+    config = tiny(rounds=4, client__epochs=2, server__epochs=2, client__upload_every=upload_every, **spread)
     expected = plain_fedgkt(config)
-    found = [[r["client_train_loss"], r["server_train_loss"]] for r in run_in_threads(config, 3)]
+    found = [[r["client_train_loss"], r.get("server_train_loss", 0.0)] for r in run_in_threads(config, 3)]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-6, atol=0)
-    assert abs(expected[1][0] - expected[0][0]) > 0.05  # the distillation of round 1 is in the loss
+    # The distillation is in the loss of the round after the first upload, if there is such a round.
+    assert upload_every > 3 or abs(expected[upload_every][0] - expected[upload_every - 1][0]) > 0.02
 
 
 @pytest.mark.parametrize("batch_order", ["mixed", "by_client"])
@@ -300,6 +308,29 @@ def test_one_block_or_many_blocks_train_the_server_alike(tiny):
 def test_ranks_and_hosting_do_not_change_a_single_bit(tiny):
     runs = [figures(run_in_threads(tiny(name=f"r{ranks}", rounds=2), ranks)) for ranks in (2, 3, 5)]
     assert runs[0] == runs[1] == runs[2]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"client__share": "stem"}, {"client__share": "edge", "client__extract": "shared"}], ids=str
+)
+def test_between_two_uploads_no_feature_travels_and_the_server_rests(tiny, changes, monkeypatch):
+    """Interrupted in the middle, and resumed on other ranks, where logits of an earlier round are still to be taught."""
+    changes = {"rounds": 5, "client__upload_every": 2, "server__schedule": "linear", **changes}
+    whole = figures(run_in_threads(tiny(name="whole", **changes), 3))
+    assert ["server_train_loss" in record for record in whole] == [False, True, False, True, True]
+    blocks = 66 * (8 + 4 * 10 + 2 + 4 * 16 * 8 * 8) + 4 * 136  # of every client one, with its header
+    assert whole[1]["upload_bytes"] == whole[0]["upload_bytes"] + blocks == whole[2]["upload_bytes"] + blocks
+    assert [record["virtual_server_idle"] == 1 for record in whole] == [True, False, True, False, False]
+    rates = [record["server_lr"] for record in whole if "server_lr" in record]
+    assert rates == pytest.approx([0.003 * (1 - (k + 65 / 66) / 3) for k in range(3)])  # the last step is of 2 samples
+    stop_after(tiny(name="cut", **changes), 3, monkeypatch)
+    assert figures(run_in_threads(tiny(name="cut", **changes), 2)) == whole
+
+
+@pytest.mark.parametrize("algorithm", ["fedgkt_async", "fedavg"])
+def test_only_rounds_can_go_without_an_upload(tiny, algorithm):
+    with pytest.raises(ConfigError, match=f"client.upload_every is 2; expected 1 in {algorithm}"):
+        tiny(algorithm=algorithm, client__upload_every=2)
 
 
 def test_the_seed_changes_the_run_and_the_same_seed_repeats_it(tiny):

@@ -42,6 +42,11 @@ def test_the_number_of_rounds_is_fixed_under_a_cosine_schedule():
     assert differing_fields(cosine, cosine | {"rounds": 4}) == ["rounds (3, now 4)"]
 
 
+def test_the_number_of_rounds_is_fixed_where_not_every_round_has_an_upload():
+    rare = RUN | {"client": {"upload_every": 2}}
+    assert differing_fields(rare, rare | {"rounds": 4}) == ["rounds (3, now 4)"]
+
+
 def test_a_damaged_checkpoint_is_told_and_put_aside_and_the_one_before_is_used(tmp_path):
     """Cut off, empty, with a flipped byte, or something else altogether."""
     for damage in (lambda data: data[:-200], lambda data: b"", lambda data: b"hello" * 99, flip):

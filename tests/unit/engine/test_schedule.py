@@ -8,7 +8,7 @@ import torch
 from gkt_mpi.engine.optimizer import Optimizer
 from gkt_mpi.engine.schedule import Schedule
 from gkt_mpi.errors import ConfigError
-from tests.conftest import figures, run_in_threads
+from tests.conftest import figures, run_in_threads, stop_after
 
 LOSSES = {
     "falling": [1 / (k + 1) for k in range(40)],
@@ -135,27 +135,6 @@ def test_a_run_with_schedules_goes_on_after_an_interruption_as_if_there_was_none
     assert whole != plain
     stop_after(tiny(name="cut", **changes), 2, monkeypatch)
     assert figures(run_in_threads(tiny(name="cut", **changes), 2)) == whole
-
-
-def stop_after(config, rounds, monkeypatch):
-    """Run so many rounds of a run, and interrupt it."""
-    from gkt_mpi.engine.server import Server
-    from gkt_mpi.errors import Interrupted
-    from gkt_mpi.program import run_rank
-    from gkt_mpi.wire.local import run_local
-
-    every = Server.rounds
-
-    def some(server, *arguments, **options):
-        for round in every(server, *arguments, **options):
-            if round == rounds:
-                raise Interrupted("for a test")
-            yield round
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Server, "rounds", some)
-        statuses = run_local(3, lambda transport: run_rank(config, transport, (transport.rank, 3, True)))
-    assert statuses[0] == Interrupted.exit_status
 
 
 def test_a_warm_up_before_a_cycle_is_refused(tiny):
