@@ -52,7 +52,7 @@ def run_server(server: Server, teacher: Teacher) -> None:
             # DIFFERS: the released code returns the training-mode logits of the last epoch, each batch's from
             # another state of the model. These come from one pass of the trained model in evaluation mode.
             teacher.predict()
-        server.note(teacher.end_round(round))
+        server.note(teacher.end_round(round) | teacher.drift.measure(server.states))
 
 
 def run_client(worker: Worker, client: Client, request: TrainRequest | ModelState | LocalRequest) -> None:

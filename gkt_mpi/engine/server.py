@@ -65,8 +65,8 @@ class Server:
         self.transport, self.roster = watch.transport, roster
         self.num_rounds, self.seed = num_rounds, seed
         self._learner, self._timeline = learner, watch.transport.timeline
-        self._states = [edge.state() for edge in edges]
-        self._state_bytes = {client: len(state) for client, state in enumerate(self._states)}
+        self.states = [edge.state() for edge in edges]  # the clients', as last reported
+        self._state_bytes = {client: len(state) for client, state in enumerate(self.states)}
         self._evaluate_config, self._participation = evaluate_config, participation
         self._placement, self._checkpoints, self._log = placement, checkpoints, log
         self.watch, self._progress, self._faults = watch, watch.progress, faults
@@ -95,7 +95,7 @@ class Server:
         if start == 0:
             self._unsaved = 0, self._copy_of_state()
         for client in self.roster:
-            self._host(client, self._states[client])
+            self._host(client, self.states[client])
         self._progress.begin_round(start)
         self._round_began = time.perf_counter()
         for round in range(start, self.num_rounds):
@@ -196,7 +196,7 @@ class Server:
             names = ", ".join(map(str, moved)) or "none"
             self._progress.say(f"{lost}; its clients ({names}) go to other workers")
             for client in moved:
-                self._host(client, reports[client].state if client in reports else self._states[client])
+                self._host(client, reports[client].state if client in reports else self.states[client])
                 if client in expected:
                     self._progress.advance(-inbox.reopen(client))
                     self.request(client, self._asked[client])
@@ -265,7 +265,7 @@ class Server:
         bad = (client, self._asked[client].round)  # nor does an earlier report of the same round count
         self._reports = [report for report in self._reports if (report.client, report.round) != bad]
         self._progress.say(f"dropped in this round: {why}")
-        self._host(client, self._states[client])
+        self._host(client, self.states[client])
 
     def _count_refusal(self, why: str) -> None:
         self._record["refused_messages"] += 1
@@ -274,7 +274,7 @@ class Server:
 
     def take_in(self, report: ClientReport, rank: int) -> None:
         """Keep a client's report, which has come from this rank, and with it the client's new state."""
-        self._states[report.client] = report.state
+        self.states[report.client] = report.state
         self._spans.setdefault(rank, []).append(report.spans)
         self._reports.append(report)
 
@@ -333,7 +333,7 @@ class Server:
     def _evaluate(self, mode: EvaluateMode, phase: str) -> Accuracy:
         self._progress.begin_phase(phase, self._learner.num_evaluated(mode))
         with self._placement.all_cores():
-            return self._learner.evaluate(self._states, mode)
+            return self._learner.evaluate(self.states, mode)
 
     def bytes(self) -> list[int]:
         """Return what has been moved so far, in the order of `BYTES`."""
@@ -345,7 +345,7 @@ class Server:
         return {
             "compute": asdict(self._learner.compute),
             "learner": self._learner.state(),
-            "clients": list(self._states),
+            "clients": list(self.states),
             "records": [*self._log.records, *record],
             "uploads": [tuple(upload) for upload in self._uploads],  # of the round
             "client_records": [tuple(record) for record in self._client_records],  # likewise
@@ -383,7 +383,7 @@ class Server:
         self._rounds_done = rounds_done
         if state is not None:
             self._learner.load(state["learner"])
-            self._states = list(state["clients"])
+            self.states = list(state["clients"])
             self._progress.say(f"resumed after round {rounds_done} of {self.num_rounds}")
         names = ("records", "uploads", "client_records")
         records, uploads, clients = ([] if state is None else state[name] for name in names)

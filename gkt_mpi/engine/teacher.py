@@ -10,6 +10,7 @@ from torch import Tensor
 from gkt_mpi.engine.bank import Bank, BankBatch
 from gkt_mpi.engine.collect import Inbox, ReportsOnly
 from gkt_mpi.engine.compute import choose
+from gkt_mpi.engine.drift import StemDrift
 from gkt_mpi.engine.evaluate import Accuracy, EvaluateMode, evaluate, evaluate_model, num_evaluated
 from gkt_mpi.engine.learner import Site, Training
 from gkt_mpi.engine.optimizer import Optimizer
@@ -52,6 +53,7 @@ class Teacher:
             self._inbox_between = self.sharing.inbox
             if site.client.extract == "own":
                 self._inbox_of_upload = FeaturesAndWeights(self.bank, self.sharing.inbox)
+        self.drift = StemDrift(site.edges, site.test)
         self._optimizer = Optimizer(site.server, self._model.parameters())
         self._training = Training(self._optimizer, site.server, site.num_uploads, site.device)
         self.step = self._training.step
@@ -185,6 +187,7 @@ class Teacher:
             "uploaded_in": list(self._uploaded_in),
             "server_logit": self.bank.server_logit,
             "sharing": None if self.sharing is None else self.sharing.state(),
+            "drift": self.drift.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -198,6 +201,7 @@ class Teacher:
         self.bank.server_logit.copy_(state["server_logit"])
         if self.sharing is not None:
             self.sharing.load(state["sharing"])
+        self.drift.load(state["drift"])
 
     def close(self) -> None:
         """Delete the bank's file, if it has one."""
