@@ -19,13 +19,13 @@ import yaml
 from gkt_mpi import __version__
 from gkt_mpi.errors import DataError, GktError
 from gkt_mpi.observe.asynchrony_section import describe_asynchrony
+from gkt_mpi.observe.client_figures import clients_figure, confusion_figure, drift_figure, partition_figure
 from gkt_mpi.observe.comparison import write_comparison
 from gkt_mpi.observe.figures import svg
 from gkt_mpi.observe.run_figures import (
     accuracy_figure,
     elapsed,
     loss_figure,
-    partition_figure,
     rounds,
     shown_round,
     time_figure,
@@ -36,7 +36,7 @@ from gkt_mpi.observe.run_folder import Run, evaluated_model, model_label
 from gkt_mpi.observe.tables import amount, duration
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.figure import Figure
 
 _HAVE_SERVER_MODEL = ("fedgkt", "fedgkt_async")
 
@@ -61,11 +61,28 @@ def render(run: Run) -> str:
         loss=svg(loss_figure(run)) if has_loss else None,
         time=svg(time_figure(run)),
         partition=svg(partition_figure(run)) if run.counts.size else None,
+        clients=[(caption, svg(figure)) for caption, figure in _of_clients(run)],
         asynchrony=describe_asynchrony(run) if run.uploads and not run.is_in_step else None,
         timeline=svg(timeline_figure(run, shown)) if shown is not None else None,
         timeline_round=shown + 1 if shown is not None else None,
         config=yaml.safe_dump(run.config, sort_keys=False),
     )
+
+
+def _of_clients(run: Run) -> list[tuple[str, "Figure"]]:
+    """Return the figures that tell clients and classes apart, with their captions, those that the run has."""
+    figures = []
+    if len(run.last_evaluation) > 1:
+        is_full = run.last_evaluation[0].is_final or run.config["evaluate"]["mode"] == "full"
+        which = "on the whole test set" if is_full else "on each client's part of the test set"
+        figures.append((f"every client's accuracy, {which}; clients.csv has all evaluations", clients_figure(run)))
+    if run.confusion[0].size:
+        caption = "test images by true class and by what the model says, all clients together; confusion.csv"
+        figures.append((caption, confusion_figure(run)))
+    if any("feature_spread" in record for record in run.records):
+        caption = "how far the clients' features of the same images lie apart, and have moved since the last upload"
+        figures.append((caption, drift_figure(run)))
+    return figures
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -76,6 +93,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts = [(f"{evaluated_model(algorithm)}, test accuracy", _accuracy_text(run.final_accuracy))]
     if algorithm in _HAVE_SERVER_MODEL or (edge_accuracy is not None and algorithm != "standalone"):
         facts.append(("edge models alone, test accuracy", _accuracy_text(edge_accuracy)))
+    if (shared := summary.get("final_global_test_accuracy")) is not None:
+        facts.append(("one model for everybody, test accuracy", _accuracy_text(shared)))
+    if (lowest := summary.get("final_test_accuracy_min_of_clients")) is not None:
+        highest = summary["final_test_accuracy_max_of_clients"]
+        facts.append(("clients' lowest to highest", f"{lowest:.4f} to {highest:.4f}"))
     edge = [
         ("computed by all clients", amount(run.total("edge_flops"), "FLOP")),
         ("time it would take the devices", duration(run.total("virtual_s"))),
@@ -83,6 +105,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [
         *facts,
         ("best between rounds", _best(summary)),
+        *_rates(run),
         ("status", run.status),
         ("uploaded by all clients", f"{megabytes['upload_bytes']:,.1f} MB"),
         ("downloaded by all clients", f"{megabytes['download_bytes']:,.3f} MB"),
@@ -90,6 +113,19 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("time", f"{int(run.seconds // 60)} min {run.seconds % 60:.0f} s"),
         *(fact for fact in edge if fact[1] != "–"),  # an older version does not count these
     ]
+
+
+def _rates(run: Run) -> list[tuple[str, str]]:
+    """Return the learning rates of the sides that train by one, in words."""
+    rates = []
+    for side in ("server", "client"):
+        config = run.config[side]
+        if f"{side}_train_loss" not in run.records[-1] or "schedule" not in config:  # an older version
+            continue
+        warmup = config.get("warmup_rounds")
+        text = f"{config['lr']:g} {config['schedule']}" + (f", {warmup:g} rounds of warm-up" if warmup else "")
+        rates.append((f"learning rate, {'server' if side == 'server' else 'clients'}", text))
+    return rates
 
 
 def _accuracy_text(accuracy: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The figures of the page of one run (report.py): curves, bars, the map of the partition, the timeline."""
+"""The figures of the page of one run (report.py): curves, bars, the timeline. See client_figures.py, too."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,9 @@ def accuracy_figure(run: Run, label: str, position: Callable[[Run], list[float]]
     lines = [("test_accuracy", evaluated_model(algorithm), "-", COLOURS[0])]
     if algorithm != "standalone":
         lines.append(("client_test_accuracy", "edge models alone", "--", "white"))
+    evaluated = [record for record in run.records if "global_test_accuracy" in record]
+    if any(record["global_test_accuracy"] != record["test_accuracy"] for record in evaluated):
+        lines.append(("global_test_accuracy", "one model for everybody", ":", COLOURS[0]))
     for key, name, dashes, filled in lines:
         points = [(at, record[key]) for at, record in zip(x, run.records, strict=True) if key in record]
         if points:
@@ -69,6 +72,8 @@ def accuracy_figure(run: Run, label: str, position: Callable[[Run], list[float]]
             look: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markerfacecolor": filled, "markersize": size}
             axes.plot(*zip(*points, strict=True), dashes, label=name, **look)
     axes.set_xlabel(label)
+    if label == "round":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("test accuracy")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
@@ -86,6 +91,7 @@ def loss_figure(run: Run) -> "Figure":
         if points:
             axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=name)
     axes.set_xlabel("round")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("training loss")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -108,6 +114,7 @@ def time_figure(run: Run) -> "Figure":
         axes.bar(x, seconds, 0.8, bottom=bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name)
         bottom += seconds
     axes.set_xlabel("round")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("seconds")
     axes.set_ylim(0, 1.35 * bottom.max() or 1)
     if axes.patches:
@@ -163,26 +170,4 @@ def timeline_figure(run: Run, round: int) -> "Figure":
     axes.invert_yaxis()
     axes.set_xlim(0, (ended - began) / 1e6)
     axes.set_xlabel("seconds since the round began")
-    return figure
-
-
-def partition_figure(run: Run) -> "Figure":
-    """Draw the training images of each client by class as a map; the numbers stand in it while they fit."""
-    clients, classes = run.counts.shape
-    figure = new_figure(6.4, min(9.0, max(2.2, 0.8 + 0.28 * clients)))
-    axes = figure.add_subplot()
-    image = axes.imshow(run.counts, cmap="Blues", aspect="auto", vmin=0, interpolation="nearest")
-    axes.set_xlabel("class")
-    axes.set_ylabel("client")
-    if classes <= 20:
-        axes.set_xticks(range(classes), run.classes, rotation=0 if max(map(len, run.classes)) <= 2 else 35)
-    if clients <= 32:
-        axes.set_yticks(range(clients))
-    if clients <= 32 and classes <= 12:
-        middle = run.counts.max() / 2
-        for (client, label), count in np.ndenumerate(run.counts):
-            colour = "white" if count > middle else "black"
-            axes.text(label, client, str(count), ha="center", va="center", color=colour, fontsize=8)
-    else:
-        figure.colorbar(image, label="training images")
     return figure

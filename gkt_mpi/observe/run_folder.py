@@ -1,5 +1,6 @@
 """What a run folder holds, for the reports: also of a run that goes on, was cut short, or is of an older version."""
 
+import csv
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import yaml
 
 from gkt_mpi.errors import DataError
-from gkt_mpi.observe.csv_log import UploadRecord, read_records_of
+from gkt_mpi.observe.csv_log import ClientRecord, UploadRecord, read_records_of
 from gkt_mpi.observe.run_log import read_records
 from gkt_mpi.observe.timeline import read_trace
 
@@ -64,6 +65,20 @@ class Run:
     def uploads(self) -> list[UploadRecord]:
         """Its uploads, where clients are not in step; else none."""
         return read_records_of(UploadRecord, self.folder / "uploads.csv")
+
+    @cached_property
+    def last_evaluation(self) -> list[ClientRecord]:
+        """What the last evaluation says of each client; nothing where the algorithm has no client's own model."""
+        records = read_records_of(ClientRecord, self.folder / "clients.csv")
+        return [r for r in records if (r.round, r.is_final) == (records[-1].round, records[-1].is_final)]
+
+    @cached_property
+    def confusion(self) -> tuple[np.ndarray, list[str]]:
+        """Test images of the final evaluation by true and predicted class, int64 (C, C), and the classes' names.
+
+        (0, 0) before the run is completed.
+        """
+        return _read_confusion(self.folder / "confusion.csv")
 
     @property
     def num_clients(self) -> int:
@@ -134,6 +149,16 @@ def _read_partition(path: Path) -> tuple[np.ndarray, list[str]]:
         return np.zeros((0, 0), np.int64), []
     with np.load(path) as stored:
         return stored["count"], [str(name) for name in stored["classes"]]
+
+
+def _read_confusion(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Return counts by true and predicted class, and the classes' names; nothing where there is no whole file."""
+    try:
+        with open(path, newline="") as file:
+            (_, *classes), *rows = csv.reader(file)
+            return np.array([row[1:] for row in rows], np.int64).reshape(len(classes), len(classes)), classes
+    except (OSError, ValueError):
+        return np.zeros((0, 0), np.int64), []
 
 
 def partition_label(data: dict[str, Any]) -> str:

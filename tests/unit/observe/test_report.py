@@ -1,8 +1,11 @@
+import csv
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from gkt_mpi.observe.client_figures import clients_figure, confusion_figure, drift_figure
 from gkt_mpi.observe.report import Run, main, render
 from gkt_mpi.observe.run_figures import (
     accuracy_figure,
@@ -52,9 +55,10 @@ def test_the_report_shows_the_run_and_loads_nothing(folder, capsys):
     assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
     page = Page((folder / "report.html").read_text())
     text = " ".join(" ".join(page.words).split())
-    assert page.pictures == 7  # accuracy by round, bytes and time; losses; time by phase; partition; timeline
+    # Accuracy by round, bytes and time; losses; time by phase; partition; timeline; accuracy by client, classes, drift.
+    assert page.pictures == 10
     assert page.loads == []
-    for expected in ("hetero, alpha 0.5", "4 clients", "completed, 3 of 3 rounds", "server model", "batch_size: 8"):
+    for expected in ("hetero, alpha 0.5", "4 clients", "completed, 3 of 3 rounds", "server model", "batch_size: 8", "0.003 constant"):
         assert expected in text
 
 
@@ -70,6 +74,31 @@ def test_the_curves_are_those_of_the_metrics(folder):
     assert by_bytes.get_xdata()[-1] == pytest.approx(sum(r["upload_bytes"] for r in run.records) / 1e6)
 
 
+def test_clients_and_classes_are_drawn_as_the_run_has_them(folder):
+    """The clients' accuracies from lowest to highest, and of all test images, each once a client, the classes."""
+    run = Run.load(folder)
+    with open(folder / "clients.csv") as file:
+        final = [row for row in csv.DictReader(file) if row["is_final"] == "1"]
+    server, edge = clients_figure(run).axes[0].lines
+    assert list(server.get_ydata()) == sorted(float(row["test_accuracy"]) for row in final)
+    assert list(edge.get_ydata()) == sorted(float(row["client_test_accuracy"]) for row in final)
+    axes = confusion_figure(run).axes[0]
+    numbers = np.array([int(text.get_text()) for text in axes.texts]).reshape(10, 10)
+    assert numbers.sum() == 4 * 20
+    assert np.trace(numbers) / numbers.sum() == pytest.approx(run.final_accuracy)
+    spread, drift = drift_figure(run).axes[0].lines
+    assert list(spread.get_xdata()) == [1, 2, 3]
+    assert list(drift.get_ydata()) == [record["feature_drift"] for record in run.records[1:]]
+
+
+def test_the_accuracy_of_one_model_for_everybody_is_drawn_where_it_is_another(tmp_path):
+    figures = {"global_test_accuracy": 0.25}
+    run = Run.load(make_run(tmp_path / "shared", figures=figures))
+    assert list(accuracy_figure(run, "round", rounds).axes[0].lines[2].get_ydata()) == [0.25, 0.25]
+    same = Run.load(make_run(tmp_path / "same", accuracy=(0.25, 0.25), figures=figures))
+    assert len(accuracy_figure(same, "round", rounds).axes[0].lines) == 2
+
+
 def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder, tmp_path):
     run = Run.load(folder)
     axes = timeline_figure(run, shown_round(run)).axes[0]
@@ -83,7 +112,7 @@ def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder,
     without = tmp_path / "without"
     shutil.copytree(folder, without)
     (without / "trace.json").unlink()  # a run of an earlier version
-    assert Page(render(Run.load(without))).pictures == 6
+    assert Page(render(Run.load(without))).pictures == 9
 
 
 def test_where_clients_are_not_in_step_the_timeline_is_what_all_did_in_a_round_of_the_server(tmp_path):
@@ -99,7 +128,7 @@ def test_where_clients_are_not_in_step_the_timeline_is_what_all_did_in_a_round_o
     assert all(e["ts"] < ended and e["ts"] + e["dur"] > began for e in events)
     assert sum(e["tid"] == 0 for e in events) >= sum((e["args"]["round"], e["tid"]) == (1, 0) for e in run.trace)
     assert timeline_figure(run, 1).axes[0].get_xlim() == pytest.approx((0, (ended - began) / 1e6))
-    assert Page(render(run)).pictures == 9
+    assert Page(render(run)).pictures == 12
 
 
 def test_a_run_of_each_algorithm_has_a_page(tmp_path):
