@@ -150,7 +150,7 @@ def serve(
         _say_what_runs(config, file, counts, transport.size, placement, console)
 
         edges = edges_of(config, file, placement.device)
-        watch = Watch(Progress(config.rounds, console), interrupt, transport)
+        watch = Watch(Progress(config.rounds, console, ALGORITHMS[config.algorithm].last_phase), interrupt, transport)
         site = site_of(config, file, shards, edges, rounds_done, state, placement, watch, prices)
         with placement.all_cores():
             learner = at_the_end.enter_context(contextlib.closing(ALGORITHMS[config.algorithm].learner(site)))

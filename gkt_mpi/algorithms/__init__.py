@@ -14,6 +14,7 @@ from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.split_model import SplitModel
 from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.engine.worker import ClientRound
+from gkt_mpi.observe.progress import CLIENTS_TRAIN, SERVER_TRAINS
 from gkt_mpi.wire.messages import Kind
 
 AlgorithmName = Literal["fedgkt", "fedgkt_async", "fedavg", "split_learning", "centralized", "standalone"]
@@ -32,6 +33,7 @@ class Algorithm:
     learner: Callable[[Site], Learner]  # makes what the server trains
     client_part: ClientPart  # the network that a client trains
     requests: frozenset[Kind]  # messages that ask a client for its round
+    last_phase: str = SERVER_TRAINS  # of a round's training, as progress shows it
 
 
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
@@ -41,10 +43,14 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "fedgkt_async": Algorithm(
         fedgkt_async.run_server, fedgkt.run_client, AsyncTeacher, "edge", frozenset({Kind.TRAIN, Kind.LOCAL})
     ),
-    "fedavg": Algorithm(fedavg.run_server, fedavg.run_client, AveragedModel, "whole", frozenset({Kind.MODEL})),
+    "fedavg": Algorithm(
+        fedavg.run_server, fedavg.run_client, AveragedModel, "whole", frozenset({Kind.MODEL}), CLIENTS_TRAIN
+    ),
     "split_learning": Algorithm(
-        split_learning.run_server, split_learning.run_client, SplitModel, "stem", frozenset({Kind.MODEL})
+        split_learning.run_server, split_learning.run_client, SplitModel, "stem", frozenset({Kind.MODEL}), CLIENTS_TRAIN
     ),
     "centralized": Algorithm(centralized.run_server, centralized.run_client, CentralModel, "edge", frozenset()),
-    "standalone": Algorithm(standalone.run_server, standalone.run_client, EdgesAlone, "edge", frozenset({Kind.LOCAL})),
+    "standalone": Algorithm(
+        standalone.run_server, standalone.run_client, EdgesAlone, "edge", frozenset({Kind.LOCAL}), CLIENTS_TRAIN
+    ),
 }

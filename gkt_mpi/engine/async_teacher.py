@@ -22,6 +22,7 @@ from gkt_mpi.engine.staleness import staleness_weight
 from gkt_mpi.engine.standing_bank import StandingBank
 from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.losses import lka_weight
+from gkt_mpi.observe.progress import SERVER_TRAINS
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.messages import TrainRequest
 
@@ -77,7 +78,7 @@ class AsyncTeacher(Teacher):
         """Begin to count the uploads and the losses of a round."""
         due = self.config.epochs * self._site.num_samples
         self._training.begin_round(round, due)
-        self._site.watch.progress.begin_phase("server trains", due)
+        self._site.watch.progress.begin_phase(SERVER_TRAINS, due)
         self.arrivals.begin_round(round)
 
     def due_batches(self, clients: list[int]) -> Iterator[BankBatch]:

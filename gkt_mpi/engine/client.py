@@ -76,7 +76,6 @@ class ClientConfig(OptimizerConfig):
             is_whole = all(share > 0 for share in shares) and abs(sum(shares) - 1) < _SHARES_ADD_UP
             require(is_whole, "client.model", self.model, "shares above 0 that add up to 1")
 
-
     def uploads_in(self, round: int, num_rounds: int) -> bool:
         """Return whether features are uploaded in a round."""
         return (round + 1) % self.upload_every == 0 or round + 1 == num_rounds

@@ -1,7 +1,7 @@
-"""How far the clients' features move between uploads, and how far they lie apart: a few test images through every stem.
+"""How far the clients' features move between uploads, and how far they lie apart: test images through every stem.
 
-The server learns from what the stems make of images. Where stems move, what it has learnt of earlier features fits less;
-where they differ, the same image reaches it in as many ways as there are clients.
+The server learns from what the stems make of images. Where stems move, what it has learnt of earlier features fits
+less; where they differ, the same image reaches it in as many ways as there are clients.
 """
 
 from collections.abc import Sequence

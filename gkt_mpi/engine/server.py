@@ -27,6 +27,7 @@ from gkt_mpi.engine.watch import Watch
 from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.models.resnet import EdgeName
 from gkt_mpi.observe.csv_log import ClientRecord, UploadRecord
+from gkt_mpi.observe.progress import CLIENTS_TRAIN, SERVER_TRAINS
 from gkt_mpi.observe.run_log import RunLog
 from gkt_mpi.observe.timeline import MOST_SPANS
 from gkt_mpi.placement import Placement, peak_mib
@@ -158,7 +159,7 @@ class Server:
             self._close_round()
             self._clients_began = time.perf_counter()
         expected = {client: len(self.roster.shards[client]) for client in self._asked}
-        self._progress.begin_phase("clients train and upload", sum(expected.values()) * inbox.passes)
+        self._progress.begin_phase(CLIENTS_TRAIN, sum(expected.values()) * inbox.passes)
         with closing(self.uploads(inbox, expected, round, self.watch.advance)) as uploads:
             while expected:
                 uploads.receive()
@@ -233,7 +234,7 @@ class Server:
         """Time the server's training, which passes so many samples, on all cores, since the workers wait."""
         self._close_round()
         began = time.perf_counter()
-        self._progress.begin_phase("server trains", samples)
+        self._progress.begin_phase(SERVER_TRAINS, samples)
         with self._placement.all_cores():
             yield
         self._record["server_s"] = self._timeline.add("server train", began)

@@ -1,10 +1,10 @@
 """The figures of the page of one run (report.py) that tell clients and classes apart."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gkt_mpi.observe.figures import COLOURS, new_figure
+from gkt_mpi.observe.figures import COLOURS, new_figure, whole_numbers
 from gkt_mpi.observe.run_folder import Run, evaluated_model
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def clients_figure(run: Run) -> "Figure":
         size = 4 if len(last) <= 64 else 0
         axes.plot(x, accuracy, dashes, color=COLOURS[0], marker=marker, markersize=size, label=name)
     axes.set_xlabel("clients, from the lowest to the highest accuracy")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes)
     axes.set_ylabel("test accuracy")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
@@ -45,10 +45,10 @@ def drift_figure(run: Run) -> "Figure":
         points = [(record["round"] + 1, record[key]) for record in run.records if key in record]
         if points:
             size = 4 if len(points) <= 60 else 0
-            look = {"color": colour, "marker": marker, "markersize": size}
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size}
             axes.plot(*zip(*points, strict=True), dashes, label=name, **look)
     axes.set_xlabel("round")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes)
     axes.set_ylabel("distance of features, relative")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

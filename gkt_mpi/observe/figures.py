@@ -5,6 +5,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008); markers and dashes keep them apart in print.
@@ -27,6 +28,13 @@ def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -
     }
     matplotlib.rcParams.update(style)  # type: ignore[arg-type]
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def whole_numbers(axes: "Axes") -> None:
+    """Show whole numbers only on a horizontal axis of rounds or clients."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def svg(figure: "Figure") -> str:

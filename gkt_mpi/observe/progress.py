@@ -13,6 +13,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 _PLAIN_WIDTH = 100  # columns, where there is no terminal or it does not tell
+CLIENTS_TRAIN, SERVER_TRAINS = "clients train and upload", "server trains"  # phases of a round
+_LONG_S = 60.0  # a run that will take longer says so in its first round
+_KNOWN_AFTER = 0.02  # of the last phase of the first round: then its pace is known
 _PLAIN_EVERY_S = 30.0  # a phase that lasts longer shows how far it is, this often
 
 
@@ -44,14 +47,16 @@ def _console(terminal: TextIO | None, width: int) -> Console:
 
 
 class Progress:
-    """Shows round, phase, accuracy, bytes and the time left; `num_rounds` is the run's."""
+    """Shows round, phase, accuracy, bytes and the time left."""
 
-    def __init__(self, num_rounds: int, console: Console) -> None:
+    def __init__(self, num_rounds: int, console: Console, last_phase: str = SERVER_TRAINS) -> None:
+        """`num_rounds` are the run's; `last_phase` is the one with which the training of a round ends."""
         self.console = console
-        self._num_rounds = num_rounds
+        self._num_rounds, self._last_phase = num_rounds, last_phase
         self._round = 0
         self._phase, self._phase_done, self._phase_total = "", 0, 0
         self._round_s: list[float] = []
+        self._first_round_s = 0.0  # as estimated in it
         self._round_began = self._last_line = time.monotonic()
         self._accuracy, self._uploaded = "", 0
         self._bar: Bar | None = None
@@ -82,11 +87,13 @@ class Progress:
     def begin_phase(self, name: str, total: int) -> None:
         """Begin a phase of `total` samples."""
         self._phase, self._phase_done, self._phase_total = name, 0, total
+        self._phase_began = time.monotonic()
         self._show()
 
     def advance(self, samples: int) -> None:
         """Move the phase on by this many samples."""
         self._phase_done += samples
+        self._estimate()
         if self._bar is not None:
             self._bar.update(self._task, completed=self._phase_done, status=self._status())
         elif time.monotonic() - self._last_line > _PLAIN_EVERY_S:
@@ -140,14 +147,33 @@ class Progress:
         return "  ".join(filter(None, (self._accuracy, uploaded, self._time_left())))
 
     def _time_left(self) -> str:
-        """Return the rounds to do times the mean round so far, less what this one has taken; "" in the first round."""
-        if not self._round_s:
+        """Return the rounds to do times the mean round so far, less what this one has taken; "" before it is known."""
+        round_s = sum(self._round_s) / len(self._round_s) if self._round_s else self._first_round_s
+        if not round_s:
             return ""
-        mean_s = sum(self._round_s) / len(self._round_s)
-        left_s = max(0, round(mean_s * (self._num_rounds - self._round) - (time.monotonic() - self._round_began)))
-        minutes, seconds = divmod(left_s, 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"
+        return f"{_clock(round_s * (self._num_rounds - self._round) - (time.monotonic() - self._round_began))} left"
+
+    def _estimate(self) -> None:
+        """In the first round of a run, from the pace of its last phase, estimate how long the round will take.
+
+        Evaluation is not in it. Says how long all rounds will take, once, if that is long.
+        """
+        is_known = self._phase == self._last_phase and self._phase_done >= _KNOWN_AFTER * self._phase_total > 0
+        if self._round_s or self._first_round_s or not is_known:
+            return
+        now = time.monotonic()
+        phase_s = (now - self._phase_began) * self._phase_total / self._phase_done
+        self._first_round_s = self._phase_began - self._round_began + phase_s
+        total_s = self._first_round_s * (self._num_rounds - self._round)
+        if total_s > _LONG_S:
+            self.say(f"at this pace all rounds will take about {_clock(total_s)}")
+
+
+def _clock(seconds: float) -> str:
+    """Return a duration as h:mm:ss or m:ss."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def summary_table(summary: dict[str, Any], name: str) -> Table:

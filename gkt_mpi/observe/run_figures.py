@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gkt_mpi.observe.figures import COLOURS, new_figure
+from gkt_mpi.observe.figures import COLOURS, new_figure, whole_numbers
 from gkt_mpi.observe.run_folder import Run, evaluated_model
 from gkt_mpi.observe.timeline import Span, clip_spans, idle_shares
 
@@ -73,7 +73,7 @@ def accuracy_figure(run: Run, label: str, position: Callable[[Run], list[float]]
             axes.plot(*zip(*points, strict=True), dashes, label=name, **look)
     axes.set_xlabel(label)
     if label == "round":
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_numbers(axes)
     axes.set_ylabel("test accuracy")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
@@ -91,7 +91,7 @@ def loss_figure(run: Run) -> "Figure":
         if points:
             axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=name)
     axes.set_xlabel("round")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes)
     axes.set_ylabel("training loss")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -114,7 +114,7 @@ def time_figure(run: Run) -> "Figure":
         axes.bar(x, seconds, 0.8, bottom=bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name)
         bottom += seconds
     axes.set_xlabel("round")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes)
     axes.set_ylabel("seconds")
     axes.set_ylim(0, 1.35 * bottom.max() or 1)
     if axes.patches:

@@ -53,6 +53,14 @@ def test_there_is_a_file_for_every_experiment_and_no_other():
     assert {path.stem for path in FOLDER.iterdir()} == EXPERIMENTS.keys()
 
 
+def test_the_recipe_for_unequal_clients_is_the_recipe():
+    equal, unequal = (
+        dict(leaves(parse(["--config", str(ROOT / f"launch/configs/{name}.yaml")])))
+        for name in ("cifar10_recipe", "cifar10_recipe_hetero")
+    )
+    assert unequal == equal | {"name": "cifar10_recipe_hetero", "data.partition": "hetero", "data.alpha": 0.5}
+
+
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
 def test_an_experiment_is_what_its_name_says_and_else_as_in_the_paper(name):
     found = dict(leaves(parse(["--config", str(FOLDER / f"{name}.yaml")])))

@@ -314,7 +314,7 @@ def test_ranks_and_hosting_do_not_change_a_single_bit(tiny):
     "changes", [{}, {"client__share": "stem"}, {"client__share": "edge", "client__extract": "shared"}], ids=str
 )
 def test_between_two_uploads_no_feature_travels_and_the_server_rests(tiny, changes, monkeypatch):
-    """Interrupted in the middle, and resumed on other ranks, where logits of an earlier round are still to be taught."""
+    """Interrupted in the middle and resumed on other ranks, where logits of an earlier round are still to be taught."""
     changes = {"rounds": 5, "client__upload_every": 2, "server__schedule": "linear", **changes}
     whole = figures(run_in_threads(tiny(name="whole", **changes), 3))
     assert ["server_train_loss" in record for record in whole] == [False, True, False, True, True]

@@ -4,7 +4,7 @@ import numpy as np
 from rich.console import Console
 
 from gkt_mpi.observe import progress as module
-from gkt_mpi.observe.progress import Progress, partition_table, summary_table
+from gkt_mpi.observe.progress import CLIENTS_TRAIN, SERVER_TRAINS, Progress, partition_table, summary_table
 
 RECORD = {
     "round_s": 2.0,
@@ -50,8 +50,29 @@ def test_a_long_phase_without_a_terminal_says_how_far_it_is(monkeypatch):
         now[0] += 18
         progress.advance(25)
     assert [line.strip() for line in out.getvalue().splitlines()] == [
-        "round 1/2  server trains 50 %",
-        "round 1/2  server trains 100 %",
+        "at this pace all rounds will take about 2:24",
+        "round 1/2  server trains 50 %  1:48 left",
+        "round 1/2  server trains 100 %  1:12 left",
+    ]
+
+
+def test_the_first_round_says_how_long_all_will_take_as_soon_as_the_pace_is_known(monkeypatch):
+    """10 s for the clients, then the server's 100 samples, of which two take 1 s: 60 s a round."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    progress = Progress(90, Console(file=out, force_terminal=False, width=100))
+    progress.begin_round(0)
+    progress.begin_phase(CLIENTS_TRAIN, 100)
+    now[0] += 10
+    progress.advance(100)
+    progress.begin_phase(SERVER_TRAINS, 100)
+    for _ in range(50):
+        now[0] += 1
+        progress.advance(2)
+    assert [line.strip() for line in out.getvalue().splitlines()] == [
+        "at this pace all rounds will take about 1:30:00",
+        "round  1/90  server trains 42 %  1:29:29 left",
     ]
 
 

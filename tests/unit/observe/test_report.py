@@ -58,7 +58,14 @@ def test_the_report_shows_the_run_and_loads_nothing(folder, capsys):
     # Accuracy by round, bytes and time; losses; time by phase; partition; timeline; accuracy by client, classes, drift.
     assert page.pictures == 10
     assert page.loads == []
-    for expected in ("hetero, alpha 0.5", "4 clients", "completed, 3 of 3 rounds", "server model", "batch_size: 8", "0.003 constant"):
+    for expected in (
+        "hetero, alpha 0.5",
+        "4 clients",
+        "completed, 3 of 3 rounds",
+        "server model",
+        "batch_size: 8",
+        "0.003 constant",
+    ):
         assert expected in text
 
 
