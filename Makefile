@@ -29,6 +29,32 @@ knobs = $(if $(PARTITION),--data.partition $(PARTITION)) $(if $(ALPHA),--data.al
 folder_name = $(notdir $(basename $(CONFIG)))$(if $(PARTITION),-$(PARTITION))$(if $(ALPHA),-alpha$(ALPHA))$(if \
 	$(SERVER),-$(SERVER))$(if $(SEED),-seed$(SEED))
 
+# What is typed on make's command line must be read by somebody, or a typing error would start a long run of something else.
+runs = digits cifar10 cifar100 cinic10 cifar10-cpu run
+benchmarks = bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round bench-busy bench-clients bench-async ablation
+anywhere = VENV PYTHON CONSTRAINTS OUT ARGS MPIRUN MPIFLAGS SHELL MAKEFLAGS
+readers_PARTITION = $(runs) check-cluster
+readers_ALPHA = $(runs) check-cluster
+readers_SERVER = $(runs) check-cluster
+readers_SEED = $(runs) check-cluster
+readers_ROUNDS = $(runs) check-cluster paper
+readers_CONFIG = run check-cluster
+readers_NP = $(runs) check-cluster paper bench-wire bench-waiting
+readers_SEEDS = paper
+readers_RUN = paper
+readers_JSON = $(benchmarks)
+known = $(anywhere) $(patsubst readers_%,%,$(filter readers_%,$(.VARIABLES)))
+meant_CLIENTS = ARGS="--clients $(CLIENTS)"
+nearest = $(or $(meant_$1),$(shell "$(PYTHON)" -c 'import difflib, sys; name, *known = sys.argv[1:]; \
+	print(*difflib.get_close_matches(name.upper(), known, 1))' $1 $(known) 2>/dev/null))
+did_you_mean = $(if $1,; did you mean $1?)
+$(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(if $(filter $(name),$(known)),,$(error \
+	gkt_mpi: make has no variable $(name)$(call did_you_mean,$(call nearest,$(name))) (make help lists them; a field of the program \
+	goes into ARGS="--field value"; an environment variable goes before make: $(name)=$(value $(name)) make ...)))))
+$(foreach name,$(filter-out $(anywhere),$(known)),$(if $(findstring command,$(origin $(name))),$(if $(strip $($(name))),$(if \
+	$(filter-out help,$(MAKECMDGOALS)),$(if $(filter $(MAKECMDGOALS),$(readers_$(name))),,$(error \
+	gkt_mpi: $(name) means nothing to $(MAKECMDGOALS); it is for $(readers_$(name))))))))
+
 .PHONY: help env digits cifar10 cifar10-cpu cifar100 cinic10 run check-cluster paper compare test test-grid test-all test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round bench-busy \
 	bench-clients bench-async ablation check clean
 .DEFAULT_GOAL := help
@@ -40,7 +66,7 @@ help:  ## this list
 	@echo
 	@echo "  VENV=$(VENV)  Python environment; an existing one is used as it is"
 	@echo "  NP=5, 17 or 21  ranks: one server, the others are workers"
-	@echo "  PARTITION=hetero ALPHA=0.5 SERVER=resnet110 ROUNDS=200 SEED=1  for cifar10, cifar100, cinic10 and run"
+	@echo "  PARTITION=hetero ALPHA=0.5 SERVER=resnet110 ROUNDS=200 SEED=1  for digits, cifar10, cifar100, cinic10, cifar10-cpu and run"
 	@echo "  CONFIG=launch/configs/paper/cifar10_homo_resnet56.yaml  for run and check-cluster"
 	@echo "  SEEDS=\"$(SEEDS)\"  RUN=1  for paper: with which seeds; run, and not only print"
 	@echo "  OUT=$(OUT)  folder of run folders"
@@ -56,9 +82,8 @@ env:  ## only set up the environment: on a cluster, where jobs may reach no netw
 
 digits: NP ?= 5
 digits: CONFIG = launch/configs/digits.yaml
+digits: resume = --checkpoint.resume never
 digits:  ## set everything up and train on handwritten digits: 4 clients, about a minute
-	@$(env) mpi
-	@$(mpirun) $(program) --checkpoint.resume never $(ARGS)
 
 cifar10 cifar100 cinic10: NP ?= 21
 cifar10:  ## train on CIFAR-10 as in the paper; the archive lies in data/ (ARGS="--data.download true" fetches it)
@@ -71,10 +96,10 @@ cifar10-cpu:  ## all of CIFAR-10 in 20 passes, for a machine without a GPU: an h
 # One rank a client, and never more than the paper's.
 run check-cluster: NP ?= $(shell sed -n 's/^clients: //p' "$(CONFIG)" 2>/dev/null | awk '{n = $$1 < 16 ? $$1 : 16} END {print (n ? n : 16) + 1}')
 run:  ## run any configuration: CONFIG=FILE
-cifar10 cifar100 cinic10 cifar10-cpu run:
+$(runs):
 	@$(has_config)
 	@$(env) mpi
-	@$(mpirun) $(program) --name "$(folder_name)" $(knobs) $(ARGS)
+	@$(mpirun) $(program) --name "$(folder_name)" $(resume) $(knobs) $(ARGS)
 
 check-cluster:  ## before a long run: look at every rank, what it has and whether it is reached (CONFIG=...)
 	@$(has_config)
@@ -84,7 +109,7 @@ check-cluster:  ## before a long run: look at every rank, what it has and whethe
 paper:  ## the runs of the paper's main table: printed, or with RUN=1 run one after the other (SEEDS="0 1 2")
 	@for config in $(sort $(wildcard $(addprefix launch/configs/paper/,*_homo_*.yaml *_hetero_*.yaml *_centralized_*.yaml))); do for seed in $(SEEDS); do \
 	    echo 'make run CONFIG='$$config SEED=$$seed '$(strip $(foreach name,NP OUT VENV ROUNDS ARGS MPIFLAGS,$(given)))'; \
-	    $(if $(RUN),$(MAKE) --no-print-directory run CONFIG=$$config SEED=$$seed || exit;) \
+	    $(if $(RUN),$(MAKE) --no-print-directory run CONFIG=$$config SEED=$$seed SEEDS= RUN= || exit;) \
 	done; done
 
 compare:  ## FedGKT beside FedAvg, split learning, centralized and edge-only training: digits, 3 seeds, a quarter of an hour

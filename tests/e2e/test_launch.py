@@ -52,6 +52,51 @@ def test_the_knobs_of_make_reach_the_configuration():
     assert make_n("cifar10", "ARGS=--seed 5", "SEED=1")[0].seed == 5
 
 
+def test_digits_takes_the_knobs_and_keeps_its_folder_and_never_resumes():
+    plain, ranks = make_n("digits")
+    config = parse(["--config", str(ROOT / "launch/configs/digits.yaml"), "--out=runs", "--checkpoint.resume=never"])
+    assert (plain, ranks) == (config, 5)
+    config, ranks = make_n("digits", "ROUNDS=2", "SEED=5", "PARTITION=hetero", "ALPHA=0.1", "SERVER=resnet11", "NP=3")
+    assert (config.rounds, config.seed, config.data.partition, config.data.alpha) == (2, 5, "hetero", 0.1)
+    assert (config.server.model, config.checkpoint.resume, ranks) == ("resnet11", "never", 3)
+    assert config.name == "digits-hetero-alpha0.1-resnet11-seed5"
+    assert make_n("digits", "ARGS=--rounds 4", "ROUNDS=3")[0].rounds == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cifar10", "PARTITON=hetero"], "no variable PARTITON; did you mean PARTITION?"),
+        (["digits", "seed=5"], "no variable seed; did you mean SEED?"),
+        (["run", "CONFIG=launch/configs/digits.yaml", "ROUND=3"], "did you mean ROUNDS?"),
+        (["cifar10", "CLIENTS=16", "PARTITION=hetero"], 'did you mean ARGS="--clients 16"?'),
+        (
+            ["cifar10", "CUDA_VISIBLE_DEVICES=0"],
+            "an environment variable goes before make: CUDA_VISIBLE_DEVICES=0 make",
+        ),
+        (["-n", "cifar10", "PARTITON=hetero"], "no variable PARTITON"),
+        (["SEDE=1"], "no variable SEDE; did you mean SEED?"),
+        (["cifar10", "SEEDS=3"], "SEEDS means nothing to cifar10; it is for paper"),
+        (["paper", "SEED=3"], "SEED means nothing to paper; it is for digits"),
+        (["digits", "CONFIG=launch/configs/cifar10.yaml"], "CONFIG means nothing to digits; it is for run"),
+        (["env", "JSON=x"], "JSON means nothing to env; it is for bench-wire"),
+    ],
+    ids=str,
+)
+def test_a_variable_that_make_would_not_read_is_refused_in_one_line(words, message, launcher):
+    done = run(["make", *words, f"VENV={VENV}", f"MPIRUN={launcher}"], timeout_s=60)
+    assert (done.status, done.out) == (2, ""), done.err
+    assert message in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_variables_of_the_environment_are_no_words_of_makes_command_line():
+    environment = {"PARTITON": "hetero", "CLIENTS": "16", "SEEDS": "3", "MAKELEVEL": "1"}
+    done = run(["make", "-n", "digits", f"VENV={VENV}"], env=environment, timeout_s=60)
+    assert done.status == 0 and "hetero" not in done.out, done.err
+    done = run(["make", "help", "SEED=1"], timeout_s=60)
+    assert done.status == 0 and "make TARGET" in done.out, done.err
+
+
 def test_any_configuration_runs_by_make_and_none_is_a_clear_error():
     config, ranks = make_n("run", "CONFIG=launch/configs/paper/cinic10_hetero_resnet110.yaml", "SEED=2", "NP=9")
     assert (config.name, config.seed, config.clients, ranks) == ("cinic10_hetero_resnet110-seed2", 2, 16, 9)
