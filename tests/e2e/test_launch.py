@@ -72,7 +72,7 @@ def test_digits_takes_the_knobs_and_keeps_its_folder_and_never_resumes():
         (["cifar10", "CLIENTS=16", "PARTITION=hetero"], 'did you mean ARGS="--clients 16"?'),
         (
             ["cifar10", "CUDA_VISIBLE_DEVICES=0"],
-            "an environment variable goes before make: CUDA_VISIBLE_DEVICES=0 make",
+            "goes before make: CUDA_VISIBLE_DEVICES=0 make",
         ),
         (["-n", "cifar10", "PARTITON=hetero"], "no variable PARTITON"),
         (["SEDE=1"], "no variable SEDE; did you mean SEED?"),
