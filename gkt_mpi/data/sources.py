@@ -9,7 +9,6 @@ import contextlib
 import gzip
 import hashlib
 import io
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gkt_mpi.data.pickled import read_pickle
 from gkt_mpi.data.torchvision_import import import_torchvision_datasets
 from gkt_mpi.errors import DataError, require
 from gkt_mpi.seeding import numpy_generator
@@ -185,7 +185,7 @@ def _cifar(
 
     def split(part: str) -> Split:
         """Return the images and labels in a part's pickled batches."""
-        batches = [_unpickle(folder / file) for file in files[part]]
+        batches = [read_pickle(folder / file) for file in files[part]]
         planar = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
         return _array_split(np.concatenate([batch[label_key] for batch in batches]), planar.transpose(0, 2, 3, 1))
 
@@ -195,34 +195,13 @@ def _cifar(
         published = [*dataset_class.train_list, *dataset_class.test_list]
         official = all(_md5(folder / file) == md5 for file, md5 in published)
         try:
-            classes = [str(text) for text in _unpickle(folder / files["meta"][0])[names_key]]
+            classes = [str(text) for text in read_pickle(folder / files["meta"][0])[names_key]]
             splits = {part: split(part) for part in ("train", "test")}
         except Exception as error:  # a damaged pickle can raise almost anything
             raise DataError(f"{folder} cannot be read ({error!r}); delete it and get the archive again") from error
         return Decoded(classes, splits, _STATISTICS[name], "official" if official else "other")
 
     return Source(str(folder), read, fingerprint=_fingerprint(paths))
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads the archives' pickles of dictionaries, lists and arrays; anything that could run code is refused."""
-
-    _ARRAYS = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
-        (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        """Return the class a pickle asks for, if it is one that arrays need."""
-        if (module, name) not in self._ARRAYS:
-            raise pickle.UnpicklingError(f"it holds a {module}.{name}, which no archive of images needs")
-        return super().find_class(module, name)
-
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    """Return the dictionary in a batch file; its keys may be text or bytes, as different writers left them."""
-    with open(path, "rb") as file:
-        entries = _ArrayUnpickler(file, encoding="latin1").load()
-    return {key.decode() if isinstance(key, bytes) else key: value for key, value in entries.items()}
 
 
 def _nothing() -> Decoded:
