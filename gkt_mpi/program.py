@@ -199,12 +199,14 @@ def _server_of(
 
 def _report(folder: Path, say: Callable[[str], None]) -> None:
     """Write the report of a complete run and say where it is; without one the run is still complete."""
-    from gkt_mpi.observe.report import write_report  # workers, and runs without a report, do without its libraries
-
     try:
         say(f"report: {write_report([folder])}")
+        from gkt_mpi.observe.report import write_report  # workers, and runs without a report, do without its libraries
+
     except GktError as error:
-        say(f"no report: {error}")
+        say(f"no report: {' '.join(str(error).split())}")
+    except Exception as error:  # even a defect of ours, or a library that is missing
+        say(f"no report: {' '.join(f'{type(error).__name__}: {error}'.split())}")
 
 
 def _run_algorithm(config: RunConfig, server: Server, learner: Learner) -> str | None:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osv^D*P"
 _TIMES = ((2 * 86400.0, 86400.0, "days"), (7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 _LONG = re.compile(r"(\d\.\d\d)\d+")
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # not even escaped
 
 
 def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -> "Figure":
@@ -25,6 +27,7 @@ def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -
         "svg.hashsalt": "gkt_mpi",
         "font.family": "sans-serif",
         "font.size": font_size,
+        "text.parse_math": False,  # a name may have a $ in it
     }
     matplotlib.rcParams.update(style)  # type: ignore[arg-type]
     return Figure(figsize=(width, height), layout="constrained")
@@ -40,8 +43,10 @@ def whole_numbers(axes: "Axes") -> None:
 def svg(figure: "Figure") -> str:
     """Return a figure as an SVG element, to stand inside HTML."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the reader's fonts draw it
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue())
     # A hundredth of a point is finer than any screen or printer, and makes the page a fourth lighter.
     return re.sub(r' (?:d|x|y)="[^"]*"', lambda place: _LONG.sub(r"\1", place[0]), text[text.index("<svg") :])
 

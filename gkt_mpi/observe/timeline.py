@@ -20,6 +20,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from gkt_mpi.observe.lines import Found, parse_lines, split_lines
+
 Phase = Literal[
     "load",  # a client's images and state
     "client train",
@@ -36,6 +38,8 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 Span = tuple[float, float]  # from when to when
 _MOST_EVENTS = 200_000  # of a trace, some 20 MB
 MOST_SPANS = 10_000  # that a rank keeps between two reports
+_LATEST_S = 1e11  # of a Unix time: in the year 5138
+_MOST_COUNT = 10**7  # of ranks or rounds
 
 
 class Timeline:
@@ -135,22 +139,50 @@ class Trace:
 
 
 def are_spans(spans: Tensor) -> bool:
-    """Whether each row of float64 (n, 3), from another rank, is a span: a phase's number, finite times."""
-    number = spans[:, 0]
-    return bool(spans.isfinite().all() and ((number >= 0) & (number < len(PHASES)) & (spans[:, 2] >= 0)).all())
+    """Whether each row of float64 (n, 3), from another rank, is a span: a phase's number, times that can be."""
+    number, start, seconds = spans.unbind(1)
+    are_times = (start.abs() < _LATEST_S) & (seconds >= 0) & (seconds < _LATEST_S)
+    return bool(((number >= 0) & (number < len(PHASES)) & are_times).all())
+
+
+def find_events(path: Path) -> Found[dict[str, Any]]:
+    """Return the events of a trace, none when there is no file, and which lines are damaged. Raises `OSError`."""
+    lines, rest = split_lines(path)
+    found = parse_lines(lines[1:], _parse_event, first=2)
+    if lines and lines[0] != "[":
+        found.damaged.insert(0, 1)
+    last = parse_lines([rest], _parse_event, first=1 + len(lines))  # maybe whole, but for its line feed
+    return Found(found.numbered + last.numbered, found.damaged)
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a trace that are whole, none when there is no file: the last line may have been cut off."""
-    if not path.exists():
-        return []
-    events = []
-    for line in path.read_text().splitlines()[1:]:
-        try:
-            events.append(json.loads(line.rstrip(",")))
-        except json.JSONDecodeError:
-            break
-    return events
+    """Return the events of a trace that are whole, none when there is no file. Raises `OSError`."""
+    return find_events(path).items
+
+
+def _parse_event(line: str) -> dict[str, Any]:
+    """Return the event of a trace's line. Raises `ValueError` when it is none, or none that can be."""
+    event = json.loads(line.removesuffix(","))
+    if not isinstance(event, dict) or not _is_event(event):
+        raise ValueError(f"{line!r} is no event")
+    return event
+
+
+def _is_event(event: dict[str, Any]) -> bool:
+    """Whether an event is a rank's name, or a span with all that is read of it."""
+    arguments = event.get("args")
+    if not isinstance(arguments, dict) or not _is_count(event.get("tid")) or not isinstance(event.get("name"), str):
+        return False
+    if event.get("ph") == "M":
+        return isinstance(arguments.get("name"), str)
+    start_us, us = event.get("ts"), event.get("dur")
+    if event.get("ph") != "X" or not isinstance(start_us, int | float) or not isinstance(us, int | float):
+        return False
+    return abs(start_us) < _LATEST_S * 1e6 and 0 <= us < _LATEST_S * 1e6 and _is_count(arguments.get("round"))
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MOST_COUNT
 
 
 def idle_shares(events: Iterable[dict[str, Any]], shown: Span | None = None) -> dict[int, float]:

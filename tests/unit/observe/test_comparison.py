@@ -247,3 +247,13 @@ def test_runs_of_several_folders_are_compared_where_the_folders_are(tmp_path):
     page = tmp_path / "comparison" / "report.html"
     assert "the same configuration and seed as" in read(page)[1]
     assert Path(page.parent / "tables" / "runs.csv").read_text().count("../one/a") == 1
+
+
+def test_models_whose_names_look_like_formulas_are_drawn_as_they_are(tmp_path):
+    math = r"$\frac$"
+    for seed in range(2):
+        make_run(tmp_path / f"run{seed}", "fedavg", seed, server__model=math, data__name=math)
+    assert main([str(tmp_path / f"run{seed}") for seed in range(2)]) == 0
+    for figure in (tmp_path / "comparison" / "figures").iterdir():
+        words = [text for text in ElementTree.parse(figure).getroot().itertext()]
+        assert any(math in text for text in words)

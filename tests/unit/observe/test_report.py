@@ -1,4 +1,5 @@
 import csv
+import json
 import shutil
 from html.parser import HTMLParser
 
@@ -182,3 +183,45 @@ def test_names_cannot_break_the_page(folder, tmp_path):
     page = Page(render(Run.load(strange)))
     assert page.loads == []
     assert "<script>x</script> & co" in " ".join(page.words)
+
+
+MATH = r"$\frac$"  # to matplotlib the beginning of a formula that never ends
+
+
+def test_names_that_look_like_formulas_stand_in_the_figures_as_they_are(tmp_path):
+    folder = make_run(tmp_path / MATH)
+    with np.load(folder / "partition.npz") as stored:
+        classes = [MATH, "a$b", *(str(digit) for digit in range(8))]
+        np.savez_compressed(folder / "partition.npz", **{**stored, "classes": classes})
+    rows = [["true class", *classes], *([name, *"1" * 10] for name in classes)]
+    with open(folder / "confusion.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    run = Run.load(folder)
+    words = Page(render(run)).words
+    assert words.count(MATH) == 1 + 1 + 2  # heading, map of clients, columns and rows of the map of classes
+    assert words.count("a$b") == 3
+
+
+def test_a_timeline_of_impossible_times_is_drawn_without_them(tmp_path):
+    folder = make_run(tmp_path / "late")
+    event = {"name": "load", "ph": "X", "pid": 0, "tid": 0, "ts": 1e15, "dur": 5e5, "args": {"round": 0}}
+    late = [event | {"ts": 1e305, "tid": 1}, event | {"dur": 1e308}, event | {"ts": float("nan")}]
+    lines = "".join(json.dumps(each) + ",\n" for each in (event, *late))
+    (folder / "trace.json").write_text("[\n" + lines, encoding="utf-8")
+    run = Run.load(folder)
+    assert run.trace == [event]
+    assert Page(render(run)).pictures == 7
+
+
+@pytest.mark.parametrize("error", [ValueError("first\nsecond"), MemoryError(), ImportError("no jinja2")])
+def test_whatever_goes_wrong_in_the_report_of_a_complete_run_is_one_line(error, tiny, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("gkt_mpi.observe.report.write_report", fail)
+    run_in_threads(tiny(algorithm="standalone", rounds=1, log__report="auto"), 2)  # which looks at the statuses: 0
+    out = capsys.readouterr().out
+    said = [line for line in out.splitlines() if "no report" in line]
+    reason = {ValueError: "ValueError: first second", MemoryError: "MemoryError", ImportError: "no jinja2"}[type(error)]
+    assert len(said) == 1 and reason in said[0]
+    assert "completed after 1 rounds" in out

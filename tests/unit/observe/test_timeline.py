@@ -66,8 +66,15 @@ def span(phase, start, seconds):
 def test_what_is_no_span_is_told_from_what_is():
     good = [0.0, 1e9, 0.5]
     assert are_spans(torch.tensor([good])) and are_spans(torch.empty(0, 3))
-    for bad in ([-1.0, 1e9, 0.5], [len(PHASES), 1e9, 0.5], [0, float("nan"), 0.5], [0, 1e9, -1.0]):
-        assert not are_spans(torch.tensor([good, bad]))
+    for bad in (
+        [-1.0, 1e9, 0.5],
+        [len(PHASES), 1e9, 0.5],
+        [0, float("nan"), 0.5],
+        [0, 1e9, -1.0],
+        [0, 1e305, 0.5],
+        [0, 1e9, 1e300],
+    ):
+        assert not are_spans(torch.tensor([good, bad], dtype=torch.float64))
 
 
 def test_a_trace_is_what_chrome_reads(tmp_path):

@@ -1,0 +1,59 @@
+"""Files of a run folder that grow line by line, read back: what is whole of them, and which lines are damaged.
+
+The end of a file that has no line feed is the line that a killed run had begun, and no damage.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+_MOST_NAMED = 3
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Found(Generic[Item]):
+    """What the whole lines of a file say, each with its line number, from 1; and the numbers of the damaged lines."""
+
+    numbered: list[tuple[int, Item]]
+    damaged: list[int]
+
+    @property
+    def items(self) -> list[Item]:
+        """What the whole lines say."""
+        return [item for _, item in self.numbered]
+
+
+def split_lines(path: Path) -> tuple[list[str], str]:
+    """Return the lines of a file and what follows the last of them, nothing where there is no file.
+
+    Bytes that are not UTF-8 become the replacement character. Raises `OSError`.
+    """
+    if not path.exists():
+        return [], ""
+    *lines, rest = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    return lines, rest
+
+
+def parse_lines(lines: Sequence[str], parse: Callable[[str], Item], first: int = 1) -> Found[Item]:
+    """Return what `parse` makes of these lines, the first of which has the number `first`; it raises `ValueError`."""
+    numbered, damaged = [], []
+    for number, line in enumerate(lines, first):
+        try:
+            numbered.append((number, parse(line)))
+        except (ValueError, RecursionError):  # the latter of brackets in brackets
+            damaged.append(number)
+    return Found(numbered, damaged)
+
+
+def name_lines(numbers: Sequence[int]) -> str:
+    """Return "line 3", or "lines 3 and 5", of many the first."""
+    if len(numbers) == 1:
+        return f"line {numbers[0]:,}"
+    if len(numbers) > _MOST_NAMED:
+        *named, last = *numbers[:_MOST_NAMED], f"{len(numbers) - _MOST_NAMED:,} more"
+    else:
+        named, last = list(numbers[:-1]), str(numbers[-1])
+    return f"lines {', '.join(map(str, named))} and {last}"
