@@ -9,6 +9,8 @@
 # Signals: mpirun answers SIGTERM and Ctrl-C by killing its ranks, but passes SIGUSR1 on. So this script takes them and
 # sends SIGUSR1: the run saves its state and ends with status 75. A second one ends it by force.
 set -eu
+early='echo "gkt_mpi: interrupted before anything began; start the same command again" >&2; exit 75'
+trap "$early" TERM INT HUP USR1
 if [ -n "${VENV:-}" ] && [ -d "$VENV/bin" ]; then
     PATH="$(cd "$VENV/bin" && pwd):$PATH"
     export PATH
@@ -40,13 +42,21 @@ case $version in
     ;;
 esac
 
+# The server says by a file how it ended: mpirun's own status is 0 if fault tolerance is on and a rank was killed. On
+# another machine it says nothing, and mpirun's status counts.
+if told=$(mktemp 2>/dev/null); then
+    trap 'rm -f "$told"' EXIT
+    export GKT_MPI_STATUS_FILE="$(uname -n):$told"
+fi
+
 # In a session of its own the launcher does not get the terminal's Ctrl-C; if this script is killed, it gets SIGTERM.
 set -- "$launcher" "$@"
 setpriv --pdeathsig TERM true 2>/dev/null && set -- setpriv --pdeathsig TERM "$@"
 command -v setsid >/dev/null && set -- setsid "$@"
 "$@" &
 job=$!
-trap 'kill -USR1 $job; trap "kill -TERM $job" TERM INT HUP USR1' TERM INT HUP USR1
+asked_to_end=
+trap 'asked_to_end=1; kill -USR1 $job; trap "asked_to_end=; kill -TERM $job" TERM INT HUP USR1' TERM INT HUP USR1
 trap 'kill -USR2 $job' USR2 # every rank prints where it is
 status=0
 wait $job || status=$?
@@ -54,4 +64,15 @@ while kill -0 $job 2>/dev/null; do # a signal ends the waiting, not the job
     status=0
     wait $job || status=$?
 done
+ended=$(cat "$told" 2>/dev/null) || ended=
+case $ended:$status:$asked_to_end in
+began:*:1 | :*:1) # the server had no time to take the signal
+    eval "$early"
+    ;;
+began:0:)
+    status=1
+    echo "gkt_mpi: the server was ended from outside; start the same command again to resume" >&2
+    ;;
+[0-9]*:0:* | 75:*) status=$ended ;;
+esac
 exit $status

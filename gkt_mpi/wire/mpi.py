@@ -30,6 +30,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from gkt_mpi import startup
 from gkt_mpi.errors import GktError, Interrupted, LostRankError, WireError
 from gkt_mpi.observe.timeline import Timeline
 from gkt_mpi.wire.contract import Contract, at_once
@@ -71,7 +72,7 @@ class MpiTransport:
         `largest_send`, in bytes, must be the same on all ranks.
         """
         self.comm = comm.Dup()  # nobody else's messages get in between
-        self.is_fault_tolerant = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - Open MPI's own name
+        self.is_fault_tolerant = startup.is_fault_tolerant()
         self.rank: int = self.comm.rank
         self.size: int = self.comm.size
         self.ledger = Ledger()
@@ -83,7 +84,6 @@ class MpiTransport:
         self._leaving: deque[tuple[int, list[MPI.Request], list[Tensor]]] = deque()
         self._abandoned: list[tuple[int, list[MPI.Request], list[Tensor]]] = []  # MPI may still read this memory
         self._num_left = 0
-        self._patience_s = 0.0  # without end
         self._last_sign = time.monotonic()
         self._aside: list[MPI.Message | None] = []  # what cannot be received
         self._refused: set[int] = set()  # ranks whose last message was refused, and may have payload left
@@ -198,15 +198,12 @@ class MpiTransport:
         self.peers.timeout_s = seconds
 
     def end_if_silent(self, seconds: float) -> None:
-        """Have this worker end, by SIGALRM, when it has not said that it is alive for so long.
+        """Have this worker ended, by SIGALRM, when it has not said that it is alive for so long.
 
         Not without fault tolerance, where its end would be that of the job, which can go on without it.
         """
-        if not self.is_fault_tolerant:
-            return
         faulthandler.register(signal.SIGALRM, chain=True)  # which first tells where it hung
-        self._patience_s = seconds
-        signal.setitimer(signal.ITIMER_REAL, seconds)  # from now on, not from the first sign on
+        startup.companion.expect(seconds)
 
     def stop(self, rank: int) -> None:
         """Tell a worker to stop at once."""
@@ -221,7 +218,7 @@ class MpiTransport:
         if now - self._last_sign > _SIGN_EVERY_S:
             self._last_sign = now
             self._sign(SERVER)
-            signal.setitimer(signal.ITIMER_REAL, self._patience_s)
+            startup.companion.alive()
         try:
             is_stopped = self.comm.Iprobe(SERVER, _SIGN_TAG)
         except MPI.Exception as error:
@@ -434,7 +431,7 @@ class MpiTransport:
 
         MPI's own end would wait for all of them, the dead and the silent too.
         """
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        startup.companion.leave()
         nobody_died = np.array([not self.peers.lost], np.int32)
         if self.is_fault_tolerant:
             self.peers.kill(self.peers.silent)
@@ -450,6 +447,7 @@ class MpiTransport:
     def abort(self, status: int) -> None:
         """End the whole job at once."""
         if not self.is_fault_tolerant:
+            startup.tell(status)
             MPI.COMM_WORLD.Abort(status)
         elif self.rank == SERVER:  # now MPI's own abort would end this process only
             for rank in self.peers.kill(set(range(self.size)) - {SERVER}):
@@ -492,6 +490,7 @@ def _poll(ready: Callable[[], bool], shortest_sleep_s: float = _SHORTEST_SLEEP_S
 
 def _exit(status: int) -> None:
     """End this process without a word to MPI."""
+    startup.tell(status)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,0 +1,216 @@
+"""A rank's first seconds, before MPI is there, and the companion that watches over it. Imports next to nothing.
+
+A rank imports torch for a second or more, then all ranks meet in MPI's start. With fault tolerance nobody misses one
+that has died before it came there, and the others would wait for ever. So each rank has a companion, a small process
+that is forked first of all: it ends its rank with a word when another has gone or does not come. Later a worker
+tells its companion that it is alive, and is ended when it no longer does: that way also a process that holds Python's
+lock comes to an end, and time in which the whole job stands still (SIGSTOP, a suspended batch job) does not count.
+
+The server tells the launch wrapper (launch/mpirun.sh) how it ended by a file: mpirun's own status is 0 if a rank was
+killed and fault tolerance is on.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+SERVER = 0
+INTERRUPTED = 75  # as errors.Interrupted.exit_status, which is not imported yet
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_MEET_S = 60.0  # how long a rank waits for the others to start, at least
+_PATIENCE = 3  # or so many times as long as it took itself to get there, as from a slow disk
+_TICK_S = 1.0
+_BEFORE_END_S = 2.0  # so that all companions see who went first, not who was ended for it
+
+
+def launched_rank() -> int:
+    """Return this process's rank before MPI is started, as the launcher's environment tells it; 0 without one."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return SERVER
+
+
+def begin() -> None:
+    """Take this process's signals, and start its companion where one is needed."""
+    tell("began")
+    for number in _SIGNALS:
+        signal.signal(number, _end)
+    if is_fault_tolerant() and "PMIX_NAMESPACE" in os.environ:
+        companion.start()
+
+
+def is_fault_tolerant() -> bool:
+    """Whether the job survives lost ranks, so that mpirun does not end it when one dies."""
+    return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - Open MPI's own name
+
+
+def tell(status: int | str) -> None:
+    """Tell the launch wrapper how far the server is, or its exit status; where it runs on another machine, nothing."""
+    path = os.environ.get("GKT_MPI_STATUS_FILE", "")
+    host, _, path = path.partition(":")
+    if launched_rank() == SERVER and path and host == socket.gethostname():
+        with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as file:
+            file.write(str(status))
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Be ended by a signal while there is nothing to save."""
+    if launched_rank() == SERVER:
+        name = signal.Signals(number).name
+        print(f"gkt_mpi: interrupted by {name} before anything began; start the same command again", file=sys.stderr)
+    tell(INTERRUPTED)
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
+class Companion:
+    """The process beside this rank; until it is started nothing is said to it."""
+
+    def __init__(self) -> None:
+        self._pipe: int | None = None
+        self._pid = 0
+        self._began = time.monotonic()
+
+    def start(self) -> None:
+        """Fork it. To be called while this process has one thread."""
+        ours, theirs = os.pipe()
+        rank = os.getpid()
+        self._pid = os.fork()
+        if self._pid:
+            os.close(ours)
+            self._pipe = theirs
+            return
+        os.close(theirs)
+        try:
+            _Watch(rank).run(ours)
+        finally:
+            os._exit(0)
+
+    @contextlib.contextmanager
+    def meeting(self) -> Iterator[None]:
+        """While MPI starts, where no Python code can run, have the companion end this process if that goes wrong."""
+        if self._pipe is None:
+            yield
+            return
+        import ctypes
+
+        # The C library's exit as signal handler: the status is the signal's number.
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+        libc.signal.restype = ctypes.c_void_p
+        before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGALRM)}
+        for number in before:
+            libc.signal(number, ctypes.cast(libc._exit, ctypes.c_void_p))
+        seconds = max(_MEET_S, _PATIENCE * (time.monotonic() - self._began))
+        self._say(f"meet {os.environ.get('GKT_MPI_START_S', seconds)}")
+        yield
+        self._say("met")
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def expect(self, patience_s: float) -> None:
+        """From now on have this process ended, by SIGALRM, when it has not said for so long that it is alive."""
+        self._say(f"patience {patience_s}")
+
+    def alive(self) -> None:
+        """Say that this process is alive."""
+        self._say("alive")
+
+    def leave(self) -> None:
+        """Do without the companion from now on."""
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
+            os.waitpid(self._pid, 0)
+
+    def _say(self, word: str) -> None:
+        if self._pipe is not None:
+            with contextlib.suppress(OSError):  # it was killed: this rank does without
+                os.write(self._pipe, f"{word}\n".encode())
+
+
+class _Watch:
+    """What the companion does."""
+
+    def __init__(self, rank_pid: int) -> None:
+        self._pid = rank_pid
+        self._rank = launched_rank()
+        self._is_meeting, self._deadline_s = False, 0.0
+        self._patience_s = 0.0  # without end
+        self._waited_s = 0.0  # by its own ticks: while all stand still there are none
+        self._seen: set[int] = set()
+
+    def run(self, pipe: int) -> None:
+        """Look after the rank until it ends or says nothing more."""
+        for number in (*_SIGNALS, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+        rest, looks = b"", True
+        while True:
+            here = ranks_of_node() if looks else set()
+            self._seen |= here
+            if self._is_meeting:
+                self._judge(here)
+            if not select.select([pipe], [], [], _TICK_S)[0]:
+                self._waited_s += _TICK_S
+            else:
+                said = os.read(pipe, 4096)
+                if not said:
+                    return
+                *words, rest = (rest + said).split(b"\n")
+                for word in words:
+                    self._hear(word.decode().split())
+                    looks &= word != b"met"
+            if self._patience_s and self._waited_s > self._patience_s:
+                os.kill(self._pid, signal.SIGALRM)
+                return
+
+    def _hear(self, words: list[str]) -> None:
+        self._waited_s = 0.0
+        match words:
+            case ["meet", seconds]:
+                self._is_meeting, self._deadline_s = True, float(seconds)
+            case ["met"]:
+                self._is_meeting = False
+            case ["patience", seconds]:
+                self._patience_s = float(seconds)
+
+    def _judge(self, here: set[int]) -> None:
+        """End the rank if another of this node has gone, or not all have come."""
+        gone = self._seen - here
+        if gone:
+            names = " and ".join(map(str, sorted(gone)))
+            why = f"rank {names} ended before MPI had started, see above if it left a word"
+        elif self._waited_s > self._deadline_s:
+            size = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", len(here)))
+            where = "one of this node" if len(here) < size else f"of {socket.gethostname()} all are here, of others not"
+            why = f"after {self._deadline_s:g} s not all ranks have started ({where}; GKT_MPI_START_S sets the time)"
+        else:
+            return
+        if self._rank == min(here, default=self._rank):
+            print(f"gkt_mpi: {why}; nothing was trained, start the same command again", file=sys.stderr, flush=True)
+        time.sleep(_BEFORE_END_S)
+        os.kill(self._pid, signal.SIGALRM)
+        self._is_meeting = False
+
+
+def ranks_of_node() -> set[int]:
+    """Return the ranks of this job that have a process on this machine, of this user."""
+    job = os.environ.get("PMIX_NAMESPACE", "").encode()
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, KeyError), open(f"/proc/{name}/environ", "rb") as file:
+                variables = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))
+                if variables.get(b"PMIX_NAMESPACE") == job:
+                    found.add(int(variables[b"PMIX_RANK"]))
+    return found
+
+
+companion = Companion()
