@@ -23,6 +23,12 @@ class DataError(ConfigError):
     """A data set is missing, damaged, or does not fit the configuration."""
 
 
+class FullDiskError(DataError):
+    """The disk has no room for the file of images. Nothing is wrong with the configuration, and nothing has begun."""
+
+    exit_status = 1
+
+
 class CheckpointError(ConfigError):
     """The run folder holds a checkpoint that this run cannot continue."""
 

@@ -8,18 +8,20 @@ The file lies beside the archives, in `data.dir`. Rank 0 makes it before trainin
 stand in `sources.py`.
 """
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import h5py
 import numpy as np
 
 from gkt_mpi.data.augment import AugmentName
+from gkt_mpi.data.hdf5 import Plan, plan
 from gkt_mpi.data.sources import SOURCES, Source, SyntheticConfig
-from gkt_mpi.errors import DataError, expand, require
+from gkt_mpi.errors import DataError, FullDiskError, expand, require
 
 FORMAT = 1  # raised when the layout of the HDF5 file changes; an older file is then made anew
 _CHUNK = 1000  # images decoded and written at a time
@@ -145,9 +147,10 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # h5py reports a full disk as a RuntimeError
-        raise DataError(
-            f"cannot make {path}: {error}; set data.dir to a folder with room that you may write"
+    except OSError as error:
+        what = FullDiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else DataError
+        raise what(
+            f"cannot make {path}: {error.strerror or error}; set data.dir to a folder with room that you may write"
         ) from error
     return ImageFile(path)
 
@@ -188,34 +191,59 @@ def _is_stale(path: Path, source: Source) -> bool:
 
 
 def _write(path: Path, source: Source, report: Callable[[int, int], None]) -> None:
+    """Decode a data set into a file. Raises `DataError` where it cannot be decoded, `OSError` where not written."""
     decoded = source.read()
     total = sum(len(split.labels) for split in decoded.splits.values())
     done = 0
     report(done, total)
-    with h5py.File(path, "w") as file:
+    arrays: dict[str, tuple[tuple[int, ...], str]] = {}
+    for name, split in decoded.splits.items():
+        arrays[f"{name}/label"] = (len(split.labels),), "<i8"
+        arrays[f"{name}/image"] = (len(split.labels), *split.images(0, 1).shape[1:]), "|u1"
+    channels = arrays["train/image"][0][-1]
+    sums = np.zeros((2, channels))
+    attributes = {
+        "format": FORMAT,
+        "classes": decoded.classes,
+        "mean": np.zeros(channels),
+        "std": np.zeros(channels),
+        "checksums": decoded.checksums,
+        "origin": source.origin,
+        "fingerprint": source.fingerprint,
+    }
+    planned = plan(arrays, attributes)
+    with open(path, "wb") as file:
+        _reserve(planned, file)
         for name, split in decoded.splits.items():
-            labels = np.asarray(split.labels, np.int64)
-            file.create_dataset(f"{name}/label", data=labels)
-            images: h5py.Dataset | None = None
-            for first in range(0, len(labels), _CHUNK):
-                chunk = split.images(first, min(first + _CHUNK, len(labels)))
-                if images is None:
-                    images = file.create_dataset(f"{name}/image", (len(labels), *chunk.shape[1:]), np.uint8)
-                images[first : first + len(chunk)] = chunk
+            file.seek(planned.offsets[f"{name}/label"])
+            file.write(np.ascontiguousarray(split.labels, "<i8").data)
+            file.seek(planned.offsets[f"{name}/image"])
+            for first in range(0, len(split.labels), _CHUNK):
+                chunk = np.ascontiguousarray(split.images(first, min(first + _CHUNK, len(split.labels))), np.uint8)
+                file.write(chunk.data)
+                if name == "train" and decoded.statistics is None:
+                    pixels = chunk.reshape(-1, channels) / 255.0
+                    sums += pixels.sum(axis=0), (pixels**2).sum(axis=0)
                 done += len(chunk)
                 report(done, total)
-        mean, std = decoded.statistics or _statistics(file["train/image"])
-        file.attrs.update(format=FORMAT, classes=decoded.classes, mean=mean, std=std, checksums=decoded.checksums)
-        file.attrs.update(origin=source.origin, fingerprint=source.fingerprint)
-    with open(path, "rb") as written:
-        os.fsync(written.fileno())
+        attributes["mean"], attributes["std"] = decoded.statistics or _statistics(sums, arrays["train/image"][0])
+        plan(arrays, attributes).write_metadata(file)  # last, so that half a file is no HDF5 file
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _statistics(images: h5py.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each channel of images scaled to 0..1, over all pixels, in float64."""
-    total = np.zeros((2, images.shape[-1]))
-    for first in range(0, len(images), _CHUNK):
-        pixels = images[first : first + _CHUNK].reshape(-1, images.shape[-1]) / 255.0
-        total += pixels.sum(axis=0), (pixels**2).sum(axis=0)
-    mean, square = total / np.prod(images.shape[:-1])
+def _reserve(planned: Plan, file: BinaryIO) -> None:
+    """Reserve the disk space of a file. Raises `OSError` that says how much it needs."""
+    try:
+        planned.reserve(file)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; it needs {planned.size:,} bytes") from error
+
+
+def _statistics(sums: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each channel.
+
+    `sums`: of the values and their squares, float64 (2, channels), of images (N, H, W, channels) scaled to 0..1.
+    """
+    mean, square = sums / np.prod(shape[:-1])
     return mean, np.maximum(np.sqrt(np.maximum(square - mean**2, 0)), 1e-3)

@@ -1,6 +1,7 @@
 """What a user sees when something is wrong: one line and status 2 before training, a traceback and an end after."""
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -127,3 +128,35 @@ def test_a_diverged_client_is_named_in_one_line(tmp_path):
         done.err,
     ), done.err
     assert "Traceback" not in done.err
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A function that mounts a disk of so many KiB for images, where this user may, and returns its folder."""
+    places = []
+
+    def mount(kib):
+        places.append(tmp_path / f"disk of {kib} KiB")
+        places[-1].mkdir()
+        options = ["-t", "tmpfs", "-o", f"size={kib}k", "none", places[-1]]
+        if subprocess.run(["mount", *options], capture_output=True).returncode:
+            places.pop().rmdir()
+            pytest.skip("needs a file system that is full, and this user may not mount one")
+        return places[-1]
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize("kib", [8, pytest.param(40, marks=pytest.mark.grid)])
+@pytest.mark.parametrize("ranks", [0, 2], ids=["alone", "under mpirun"])
+def test_a_disk_too_full_for_the_images_is_one_line_and_status_1(tmp_path, tiny_disk, kib, ranks):
+    disk = tiny_disk(kib)
+    given = arguments(tmp_path, data__dir=disk, data__name="digits")
+    done = mpirun(ranks, [*MAIN, *given], 120) if ranks else run([sys.executable, *MAIN, "--prepare", *given], 60)
+    assert done.status == 1, done
+    (line,) = our_lines(done.err)
+    assert re.search(r"cannot make .*\.h5: No space left on device; it needs [\d,]+ bytes", line)
+    assert not re.search("Traceback|Segmentation|signal 11", done.out + done.err)
+    assert list(disk.iterdir()) == [] and not (tmp_path / "runs").exists()
