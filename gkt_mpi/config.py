@@ -7,11 +7,14 @@ from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
+from itertools import pairwise
 from types import NoneType
 from typing import Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader, set_parsing_settings
 
+from gkt_mpi import yaml_text
 from gkt_mpi.algorithms import ALGORITHMS, AlgorithmName
 from gkt_mpi.data.datasets import DataConfig
 from gkt_mpi.engine.checkpoint import CheckpointConfig
@@ -29,8 +32,11 @@ from gkt_mpi.losses import DistillConfig
 from gkt_mpi.observe.run_log import LogConfig
 from gkt_mpi.placement import PlacementConfig
 from gkt_mpi.wire.codec import WireConfig
+from gkt_mpi.wording import kinds_of, reword, wrong_value
 
 Task = Literal["run", "check", "prepare"]
+_OPTIONS = ("config", "check", "prepare", "print_config", "help")  # what a command line has beside the fields
+_YAML_MODE = "limited_yaml"  # the parser's name for yaml_text.load
 _DESCRIPTION = """Group knowledge transfer over MPI: rank 0 trains the large CNN, the other ranks run edge clients.
 Start it with mpirun, for example: mpirun -np 5 python -m gkt_mpi.main --config launch/configs/digits.yaml"""
 
@@ -137,7 +143,14 @@ def make_parser(explains: bool) -> ArgumentParser:
     time of making a parser.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=explains)
-    parser = ArgumentParser(prog="python -m gkt_mpi.main", description=_DESCRIPTION, exit_on_error=False)
+    set_loader(_YAML_MODE, yaml_text.load, (yaml.YAMLError,))
+    parser = ArgumentParser(
+        prog="python -m gkt_mpi.main",
+        description=_DESCRIPTION,
+        exit_on_error=False,
+        allow_abbrev=False,  # a field cut short is a typing error
+        parser_mode=_YAML_MODE,
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below.")
     parser.add_argument(
         "--check",
@@ -166,6 +179,9 @@ def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Ta
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser(explains=any(word.startswith(("-h", "--h", "--print_config")) for word in arguments))
     try:
+        for option, value in pairwise([*arguments, ""]):
+            if option == "--config" or option.startswith("--config="):
+                yaml_text.check_file(option.partition("=")[2] or value)
         values = parser.parse_args(arguments)
         _refuse_empty(values, RunConfig)
         made: Any = parser.instantiate(values)
@@ -174,7 +190,7 @@ def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Ta
         task: Task = "prepare" if is_prepare else "check" if is_check else "run"
         return RunConfig(async_=made.pop("async"), **vars(made)), task
     except (ArgumentError, ValueError, TypeError, OSError, RecursionError) as error:
-        text = " ".join(str(error).split())
+        text = reword(str(error), kinds_of(RunConfig), _OPTIONS)
         raise ConfigError(f"{text} (see python -m gkt_mpi.main --help)") from error
 
 
@@ -190,3 +206,7 @@ def _refuse_empty(values: Any, owner: type, prefix: str = "") -> None:  # noqa: 
             _refuse_empty(value, cast(type, kind), f"{prefix}{name}.")
         elif value is None and NoneType not in get_args(kind):
             raise ConfigError(f"{prefix}{name} is empty; give it a value, or leave the line out for the default")
+        elif isinstance(value, dict):  # whose keys the parser does not look at
+            allowed = [get_args(get_args(member)[0]) for member in get_args(kind) if get_origin(member) is dict]
+            if not set(value) <= set(*allowed):
+                raise ConfigError(wrong_value(prefix + name, value, kind))

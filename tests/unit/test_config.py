@@ -1,12 +1,17 @@
+import ast
 import dataclasses
+import re
 import subprocess
 import sys
+import time
+from typing import Literal, get_args
 
 import pytest
 import yaml
 
 from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.errors import ConfigError
+from gkt_mpi.wording import kinds_of
 from tests.conftest import ROOT
 
 
@@ -38,7 +43,7 @@ def test_a_run_folders_configuration_is_the_configuration_again(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--server.epohs=1"], "server.epohs"),
+        (["--server.epohs=1"], "did you mean --server.epochs?"),
         (["--nonsense"], "nonsense"),
         (["stray"], "stray"),
         (["--server.epochs=x"], "server.epochs"),
@@ -103,6 +108,141 @@ def test_a_group_or_field_left_empty_in_a_file_is_one_line(tmp_path, text, messa
     with pytest.raises(ConfigError) as caught:
         parse(["--config", str(path)])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def refusal(arguments):
+    """The one line with which a command line is refused, without Python's words for types."""
+    with pytest.raises(ConfigError) as caught:
+        parse(arguments)
+    text = str(caught.value)
+    assert "\n" not in text
+    words = (
+        r"typing\.|<class|Union|Literal|NoneType|ParserType|Parser key|Namespace|\bNone\b|\b(str|int|float|bool|dict)\b"
+    )
+    assert not re.search(words, text), text
+    return text
+
+
+def written(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+@pytest.mark.parametrize("field", kinds_of(RunConfig))
+def test_a_wrong_value_of_any_field_is_told_in_words(tmp_path, field):
+    """Through the file and the command line: a list of lists, a mapping, a word, no word."""
+    kind = kinds_of(RunConfig)[field]
+    takes_text = kind is str or str in get_args(kind)
+    found = {"[[wrod]]": "[['wrod']]", "{1: {a: 2}}": "{1: {'a': 2}}"}
+    if not takes_text:
+        found |= {"wrod": "wrod", "''": "empty"}
+    for value, shown in found.items():
+        group, _, last = field.rpartition(".")
+        text = refusal(written(tmp_path, f"{group}.{last}: {value}" if group else f"{last}: {value}"))
+        assert text.startswith(f"{field} is {shown}; expected "), text
+    if not takes_text:
+        assert refusal([f"--{field}=wrod"]).startswith(f"{field} is wrod; expected ")
+        assert refusal([f"--{field}", ""]).startswith(f"{field} is empty; expected ")
+    text = refusal(written(tmp_path, f"{field}: [[wrod]]"))
+    for member in (kind, *get_args(kind)):
+        for value in get_args(member) if type(member) is type(Literal["a"]) else ():
+            assert re.search(rf"\b{value}\b", text), f"{value} is not named: {text}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--client.model", "resnet9"],
+            "client.model is resnet9; expected resnet8, resnet6 or resnet4, or a list of these",
+        ),
+        (["--client.model=[resnet4, resnet9]"], "client.model is ['resnet4', 'resnet9']; expected resnet8"),
+        (["--client.model={resnet9: 1.0}"], "client.model is {'resnet9': 1.0}; expected resnet8, resnet6 or resnet4"),
+        (["--client.model={resnet4: half}"], "or a mapping of these to numbers"),
+        (["--server.model=resnet101"], "server.model is resnet101; expected resnet110, resnet56 or resnet11"),
+        (["--data.name=cifar-100"], "data.name is cifar-100; expected cifar100, cifar10, "),
+        (["--data=3"], "data is 3; expected a group of fields"),
+        (["--data={name: digit}"], "data.name is digit; expected digits, "),
+        (["--clients=many"], "clients is many; expected a whole number, or null"),
+        (["--wire.cuda_aware=ja"], "wire.cuda_aware is ja; expected auto, false or true"),
+        (["--placement.threads=2.5"], "placement.threads is 2.5; expected auto, or a whole number"),
+        (["--seed=" + "9x" * 1000], "9x...; expected a whole number"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_answered_with_what_is_allowed_the_nearest_first(arguments, message):
+    assert message in refusal(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.nam", "digits"], "there is no --data.nam; did you mean --data.name?"),
+        (["--see=5"], "there is no --see; did you mean --seed?"),
+        (["--chek"], "there is no --chek; did you mean --check?"),
+        (["--conf", "x.yaml"], "there is no --conf; did you mean --config?"),
+        (["--prep"], "there is no --prep"),
+        (["--print_conf"], "there is no --print_conf; did you mean --print_config?"),
+        (["--lr=0.1"], "there is no --lr; did you mean --client.lr or --server.lr?"),
+        (["--sever.epochs=1"], "did you mean --client.epochs or --server.epochs?"),
+        (["--server.epohs=1"], "there is no --server.epohs; did you mean --server.epochs?"),
+        (["--async_.buffer=1"], "there is no --async_.buffer; did you mean --async.buffer?"),
+        (["--qqqqq"], "there is no --qqqqq (see"),
+        (["stray"], "'stray' belongs to no field"),
+    ],
+    ids=str,
+)
+def test_an_unknown_or_shortened_name_is_refused_with_the_nearest(arguments, message):
+    assert message in refusal(["--name=x", *arguments])
+
+
+def test_no_program_of_ours_takes_a_shortened_option():
+    """Where argparse guesses, --rec is --record, and the wrong guess of a long program costs hours."""
+    parsers = []
+    for path in [*ROOT.glob("gkt_mpi/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "argparse.ArgumentParser":
+                parsers.append(path.name)
+                assert any(k.arg == "allow_abbrev" and ast.unparse(k.value) == "False" for k in node.keywords), path
+    assert len(parsers) > 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("server: {epohs: 1}", "there is no server.epohs; did you mean server.epochs?"),
+        ("sever: {epochs: 1}", "there is no sever.epochs; did you mean client.epochs or server.epochs?"),
+        ("async: {bufer: 1}", "there is no async.bufer; did you mean async.buffer?"),
+        ("seed: 1\nseed: 2", "seed stands 2 times"),
+        ("data: &a\n  - *a", "contains itself"),
+        ("name: 3", "name is 3; expected text (put it in quotes)"),
+        ("# nothing", "the configuration is # nothing; expected fields, as in seed: 1"),
+        ("", "the configuration is empty; expected fields"),
+        ("a: " + "[" * 500_000, "nested"),
+        ("name: " + "x" * 2**20, "bytes, which is no configuration"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_file_with_a_slip_is_answered_with_what_to_change(tmp_path, text, message):
+    assert message in refusal(written(tmp_path, text))
+
+
+def test_anchors_that_grow_beyond_measure_are_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    began = time.monotonic()
+    assert "more than 1,000 values, its anchors expanded" in refusal(written(tmp_path, "\n".join(lines)))
+    assert "more than 1,000 values" in refusal([f"--devices.edge=[&a [{'x, ' * 100}], {'*a, ' * 60}]"])
+    text = f"devices: {{edge: [&a {'x' * 100_000}, {'*a, ' * 60}]}}"
+    assert "6,100,000 characters, its anchors expanded" in refusal(written(tmp_path, text))
+    assert time.monotonic() - began < 5
+
+
+def test_anchors_work_as_ever(tmp_path):
+    text = "client: &side\n  lr: 0.5\n  batch_size: &size 7\nserver:\n  <<: *side\n  epochs: 3\n"
+    config = parse(written(tmp_path, text + "evaluate: {batch_size: *size}\n"))
+    assert (config.server.lr, config.server.epochs, config.evaluate.batch_size) == (0.5, 3, 7)
 
 
 FOLDERS = (ROOT / "launch/configs" / name for name in ("", "compare", "async"))
