@@ -36,7 +36,7 @@ VARIANTS = {
 
 def main() -> None:
     """Run what is missing, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder with CIFAR-10's archive")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablation")

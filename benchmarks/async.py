@@ -55,7 +55,7 @@ class Part:
 
 def main() -> None:
     """Run what is missing and print a table for each clock."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "async")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cifar", type=Path, help="the folder in which cifar-10-batches-py lies")

@@ -64,7 +64,7 @@ def sequential_s(rows: FeatureRows) -> float:
 
 def main() -> None:
     """Measure, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dir", type=Path, help="where the file lies; default: the system's temporary folder")
     parser.add_argument("--gib", type=float, default=2.0)
     parser.add_argument("--json", type=Path, help="also write the table here")

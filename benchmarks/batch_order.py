@@ -13,7 +13,7 @@ from bench import ROOT, mean_and_spread, summary_of
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "batch_order")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()

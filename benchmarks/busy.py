@@ -91,7 +91,7 @@ def measure(setting: str, task: str, seconds: float) -> float:
 
 def main() -> None:
     """Take turns and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="that each setting trains in each turn")

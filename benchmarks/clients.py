@@ -38,7 +38,7 @@ def thin_out() -> None:
 
 def main() -> None:
     """Run with few and with many clients, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--clients", type=int, nargs="+", default=[4, 1000])
     parser.add_argument("--images", type=int, default=50_000)

@@ -19,7 +19,7 @@ SMALL = ["--data.limit", "2000", "--data.test_limit", "1000", "--rounds", "3", "
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "codec")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cifar", type=Path, help="the folder in which cifar-10-batches-py lies")

@@ -28,7 +28,7 @@ PARTITIONS = {"homo": [], "hetero": ["--data.alpha", "0.5"]}
 
 def main() -> None:
     """Run what is missing, write the page, and print its table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "compare")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()

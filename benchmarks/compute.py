@@ -195,7 +195,7 @@ def in_a_process(*arguments: object) -> dict[str, float]:
 
 def main() -> None:
     """Measure every side and batch size, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--turns", type=int, default=13)
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)

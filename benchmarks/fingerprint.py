@@ -65,7 +65,7 @@ def share_named(feature: np.ndarray, client: np.ndarray) -> float:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path, nargs="+", help="folder of a run, with its checkpoint")
     table = Table(title="how often a linear probe names the client of a feature", title_justify="left")
     for name in ("run", "chance", "each image by its client's stem", "all by one stem"):

@@ -169,7 +169,7 @@ def table_of(turns: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     """Take turns, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)

@@ -73,7 +73,7 @@ def measure(way: str, seconds: float) -> dict[str, float]:
 
 def main() -> None:
     """Measure both ways, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--seconds", type=float, default=30.0, help="of one wait, which is short for a real round")
     parser.add_argument("--repeats", type=int, default=3)

@@ -238,7 +238,7 @@ def run(num_workers: int, turns: int) -> list[dict[str, float | str | int]]:
 
 def main() -> None:
     """Measure with one worker and with all, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()

@@ -89,7 +89,7 @@ def measured_with_one_kernel_set() -> dict[str, list[dict]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--record", action="store_true", help="keep the figures as golden")
     parser.add_argument("--here", action="store_true", help="measure in this process, with its own kernels")
     options = parser.parse_args()

@@ -156,7 +156,9 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gkt_mpi.models.cost", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m gkt_mpi.models.cost", allow_abbrev=False, description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--data", choices=DATA, default="cifar10", help="whose number and shape of images is taken")
     parser.add_argument("--images", type=_positive, help="training images, instead of the data set's")
     parser.add_argument("--classes", type=_positive, help="classes, instead of the data set's")

@@ -199,7 +199,7 @@ def _run_folders(paths: Sequence[Path]) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report and print where it is; one line and a status that is not 0 when it cannot be made."""
     parser = argparse.ArgumentParser(
-        prog="python -m gkt_mpi.observe.report", description=(__doc__ or "").split("\n")[0]
+        prog="python -m gkt_mpi.observe.report", allow_abbrev=False, description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("run", nargs="+", type=Path, help="run folder, such as runs/digits")
     parser.add_argument(

@@ -116,7 +116,7 @@ def soak(seed: int, seconds: float, runs: int, say: Console) -> bool:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=480)
     parser.add_argument("--runs", type=int, default=10**6)
