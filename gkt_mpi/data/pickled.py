@@ -13,16 +13,33 @@ from typing import Any
 
 import numpy as np
 
+from gkt_mpi.errors import DataError
+
 _TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
     """Return the dictionary in a file; its keys may be text or bytes, as different writers left them.
 
-    Text that Python 2 wrote is read as Latin-1. Raises `OSError` where the file cannot be read, and any other
-    exception where it is damaged, holds something else, or would run code.
+    Text that Python 2 wrote is read as Latin-1. Raises `DataError` naming the file where it cannot be read, is damaged,
+    holds something else, or would run code.
     """
-    entries = _Reader(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    try:
+        return _read(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); see that you may, or get the archive again"
+        ) from error
+    except (pickle.UnpicklingError, EOFError, IndexError) as error:  # the latter two, where bytes are missing
+        reason = str(error) if isinstance(error, pickle.UnpicklingError) else "it ends too early"
+        raise DataError(f"{path} cannot be read ({reason}); get the archive again") from error
+    except Exception as error:  # a damaged pickle can raise almost anything
+        reason = f"it is damaged: {error}"[:200]
+        raise DataError(f"{path} cannot be read ({reason}); get the archive again") from error
+
+
+def _read(content: bytes) -> dict[str, Any]:
+    entries = _Reader(io.BytesIO(content), encoding="latin1").load()
     if not isinstance(entries, dict):
         raise pickle.UnpicklingError("it holds no dictionary")
     return {

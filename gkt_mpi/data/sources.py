@@ -183,25 +183,59 @@ def _cifar(
         )
         return Source(str(folder), _nothing, missing=missing)
 
-    def split(part: str) -> Split:
+    def split(part: str, num_classes: int) -> Split:
         """Return the images and labels in a part's pickled batches."""
-        batches = [read_pickle(folder / file) for file in files[part]]
-        planar = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        return _array_split(np.concatenate([batch[label_key] for batch in batches]), planar.transpose(0, 2, 3, 1))
+        batches = [_batch(folder / file, label_key, num_classes) for file in files[part]]
+        planar = np.concatenate([rows for rows, _ in batches]).reshape(-1, 3, 32, 32)
+        return _array_split(np.concatenate([labels for _, labels in batches]), planar.transpose(0, 2, 3, 1))
 
     def read() -> Decoded:
-        """Read the archive through torchvision."""
+        """Read the archive; torchvision knows whether it is the published one."""
         dataset_class = getattr(import_torchvision_datasets(), torchvision_class)
         published = [*dataset_class.train_list, *dataset_class.test_list]
         official = all(_md5(folder / file) == md5 for file, md5 in published)
-        try:
-            classes = [str(text) for text in read_pickle(folder / files["meta"][0])[names_key]]
-            splits = {part: split(part) for part in ("train", "test")}
-        except Exception as error:  # a damaged pickle can raise almost anything
-            raise DataError(f"{folder} cannot be read ({error!r}); delete it and get the archive again") from error
+        classes = _class_names(folder / files["meta"][0], names_key)
+        splits = {part: split(part, len(classes)) for part in ("train", "test")}
         return Decoded(classes, splits, _STATISTICS[name], "official" if official else "other")
 
     return Source(str(folder), read, fingerprint=_fingerprint(paths))
+
+
+def _batch(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images uint8 (N, 3072) and labels int64 (N,) of one file. Raises `DataError` saying what is wrong."""
+    entries = read_pickle(path)
+    rows, labels = _entry(path, entries, "data"), _entry(path, entries, label_key)
+    if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.shape[1:] == (3 * 32 * 32,)):
+        found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise _broken(path, f"has data of {found}; expected uint8 (N, 3072)")
+    numbers = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    if not (isinstance(numbers, list) and all(type(number) is int for number in numbers)):
+        raise _broken(path, f"has {label_key} that are no whole numbers")
+    if len(rows) != len(numbers):
+        raise _broken(path, f"has {len(rows)} images but {len(numbers)} labels")
+    if numbers and not 0 <= min(numbers) <= max(numbers) < num_classes:
+        raise _broken(path, f"has labels outside 0..{num_classes - 1}, which are the classes of the archive")
+    return rows, np.array(numbers, np.int64)
+
+
+def _class_names(path: Path, names_key: str) -> list[str]:
+    """Return the names of the classes in an archive's own list. Raises `DataError` saying what is wrong."""
+    names = _entry(path, read_pickle(path), names_key)
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise _broken(path, f"has {names_key} that are no list of text")
+    return names
+
+
+def _entry(path: Path, entries: dict[str, Any], key: str) -> object:
+    """Return what a file has under a key. Raises `DataError` when it has no such thing."""
+    if key not in entries:
+        there = f", only {', '.join(map(repr, entries))}"[:200] if entries else "; it is empty"
+        raise _broken(path, f"has no {key!r}{there}")
+    return entries[key]
+
+
+def _broken(path: Path, what: str) -> DataError:
+    return DataError(f"{path} {what}; get the archive again")
 
 
 def _nothing() -> Decoded:

@@ -85,13 +85,48 @@ def test_a_png_of_another_size_is_named(tmp_path):
         prepare(DataConfig(name="cinic10", dir=str(tmp_path)), silent)
 
 
-def test_an_archive_with_more_labels_than_images_is_refused(tmp_path):
+def without(key):
+    return lambda entries: {k: v for k, v in entries.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("data_batch_3", lambda e: [e], "cannot be read .it holds no dictionary"),
+        ("data_batch_3", without("labels"), "has no 'labels', only 'data'"),
+        ("data_batch_3", without("data"), "has no 'data', only 'labels'"),
+        ("test_batch", lambda e: {}, "has no 'data'; it is empty"),
+        ("data_batch_2", lambda e: e | {"labels": e["labels"] + [1, 2]}, "3 images but 5 labels"),
+        ("data_batch_2", lambda e: e | {"labels": [1, 10, 3]}, "labels outside 0..9, which are the classes"),
+        ("data_batch_2", lambda e: e | {"labels": [1, -1, 3]}, "labels outside 0..9"),
+        ("data_batch_2", lambda e: e | {"labels": [1, 10**30, 3]}, "labels outside 0..9"),
+        ("data_batch_2", lambda e: e | {"labels": [1, 2.5, 3]}, "labels that are no whole numbers"),
+        ("data_batch_2", lambda e: e | {"labels": "abc"}, "labels that are no whole numbers"),
+        ("data_batch_2", lambda e: e | {"data": e["data"][:, :3071]}, r"data of uint8 \(3, 3071\)"),
+        ("data_batch_2", lambda e: e | {"data": e["data"].astype(np.int16)}, r"data of int16 \(3, 3072\)"),
+        ("data_batch_2", lambda e: e | {"data": e["data"].tolist()}, "data of list"),
+        ("batches.meta", without("label_names"), "has no 'label_names'; it is empty"),
+        ("batches.meta", lambda e: {"label_names": [["a"], "b"]}, "label_names that are no list of text"),
+        ("batches.meta", lambda e: {"label_names": 7}, "label_names that are no list of text"),
+    ],
+)
+def test_the_file_of_an_archive_that_lacks_something_is_named_and_so_is_what_it_lacks(tmp_path, file, change, message):
     write_cifar(tmp_path, "cifar10")
-    path = tmp_path / "cifar-10-batches-py" / "data_batch_2"
-    batch = pickle.loads(path.read_bytes())
-    path.write_bytes(pickle.dumps(batch | {"labels": batch["labels"] + [1, 2]}))
-    with pytest.raises(DataError, match="15 images but 17 labels"):
+    path = tmp_path / "cifar-10-batches-py" / file
+    path.write_bytes(pickle.dumps(change(pickle.loads(path.read_bytes()))))
+    with pytest.raises(DataError, match=message) as caught:
         prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
+    assert str(caught.value).startswith(str(path)) and "get the archive again" in str(caught.value)
+    assert "Error" not in str(caught.value)
+
+
+def test_labels_may_be_an_array_of_any_integers(tmp_path):
+    written = write_cifar(tmp_path, "cifar10")
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    batch = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps(batch | {"labels": np.array(batch["labels"], np.uint16)}))
+    file = prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
+    assert np.array_equal(file.labels("test"), written["test"][1])
 
 
 def test_a_broken_png_is_named(tmp_path):
@@ -175,10 +210,21 @@ def test_a_download_without_a_network_is_a_clear_error(tmp_path, monkeypatch, na
         prepare(DataConfig(name=name, dir=str(tmp_path), download=True), silent)
 
 
-def test_a_damaged_archive_is_a_clear_error(tmp_path):
+@pytest.mark.parametrize("kept", [0, 1, 100, -1])
+def test_a_batch_that_was_cut_off_is_named(tmp_path, kept):
     write_cifar(tmp_path, "cifar10")
-    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")
-    with pytest.raises(DataError, match="cannot be read"):
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DataError, match=r"data_batch_3 cannot be read \(it ends too early\); get the archive again"):
+        prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
+
+
+def test_a_batch_that_may_not_be_read_is_named(tmp_path):
+    write_cifar(tmp_path, "cifar10")
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # a file to the system, but nobody may read its first byte
+    with pytest.raises(DataError, match=r"data_batch_3 cannot be read \(Input/output error\)"):
         prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
 
 
