@@ -23,7 +23,7 @@ from rich.table import Table
 
 from gkt_mpi.engine.bank import Bank, BankBatch
 from gkt_mpi.main import main as run_rank
-from gkt_mpi.observe.run_log import read_records
+from gkt_mpi.observe.records import read_records
 
 
 def thin_out() -> None:

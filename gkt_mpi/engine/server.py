@@ -389,7 +389,7 @@ class Server:
         names = ("records", "uploads", "client_records")
         records, uploads, clients = ([] if state is None else state[name] for name in names)
         self._virtual_s = sum(record.get("virtual_s", 0.0) for record in records)
-        self._log.begin(rounds_done, self.transport.size, records, uploads, clients)
+        self._log.begin(rounds_done, self.transport.size, records, uploads, clients, self._progress.say)
 
 
 def _sums(reports: list[ClientReport]) -> dict[str, float]:

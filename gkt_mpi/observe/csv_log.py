@@ -4,10 +4,12 @@ uploads.csv   every upload that the server has learnt from, where clients are no
 clients.csv   every client at every evaluation                                               ClientRecord
 """
 
-import csv
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
+
+from gkt_mpi.observe.lines import Found, parse_lines, split_lines, write_whole
 
 
 class UploadRecord(NamedTuple):
@@ -35,7 +37,9 @@ class ClientRecord(NamedTuple):
     client_test_accuracy: float  # share classified correctly by the client's edge model alone
 
 
-Record = TypeVar("Record", UploadRecord, ClientRecord)
+Record = TypeVar("Record", bound=UploadRecord | ClientRecord)
+_NUMBERS = re.compile("[-+.e0-9,]*")  # Python would also take spaces and underscores
+_MOST_COUNT, _LONGEST_S = 10**9, 1e15
 
 
 class CsvLog(Generic[Record]):
@@ -45,34 +49,59 @@ class CsvLog(Generic[Record]):
         self._path = path
         self._kind: type[Record] = kind
 
-    def begin(self, rounds_done: int, saved: Iterable[Sequence[Any]]) -> None:
-        """Go on after `rounds_done` rounds, the last of them as a checkpoint has `saved` it. Raises `OSError`."""
-        last: list[Record] = [self._kind(*values) for values in saved]
-        before = rounds_done - (1 if last else 0)
-        kept = [record for record in read_records_of(self._kind, self._path) if record.round < before]
-        self._path.unlink(missing_ok=True)
-        self.append(kept + last)
+    def begin(self, kept: Sequence[Record]) -> None:
+        """Go on with these lines instead of what is there. Raises `OSError`."""
+        if kept:
+            write_whole(self._path, self._text([self._kind._fields, *kept]))
+        else:
+            self._path.unlink(missing_ok=True)
 
     def append(self, records: Sequence[Record]) -> None:
         """Write these lines. Raises `OSError`."""
         if not records:
             return
-        is_new = not self._path.exists()
-        with open(self._path, "a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if is_new:
-                writer.writerow(self._kind._fields)
-            writer.writerows(records)
+        header = [] if self._path.exists() else [self._kind._fields]
+        with open(self._path, "a", newline="", encoding="utf-8") as file:
+            file.write(self._text([*header, *records]))
+
+    def _text(self, rows: Iterable[Sequence[Any]]) -> str:
+        return "".join(",".join(map(str, row)) + "\n" for row in rows)
+
+
+def find_records_of(kind: type[Record], path: Path) -> Found[Record]:
+    """Return the lines of such a file, none without it, and which lines are damaged. Raises `OSError`.
+
+    The columns are those that the first line names; where that is damaged, as `kind` has them.
+    """
+    lines, _ = split_lines(path)  # what is cut off may look like a shorter number
+    if not lines:
+        return Found([], [])
+    names = lines[0].split(",")
+    is_header = set(kind._fields) <= set(names)
+    columns = [(names if is_header else kind._fields).index(name) for name in kind._fields]
+    width = len(names if is_header else kind._fields)
+
+    def parse(line: str) -> Record:
+        cells = line.split(",")
+        if len(cells) != width or not _NUMBERS.fullmatch(line):
+            raise ValueError(f"{line!r} is no line of {width} numbers")
+        makes = kind.__annotations__.values()
+        record = kind(*(make(cells[column]) for column, make in zip(columns, makes, strict=True)))
+        if not all(_can_be(name, value) for name, value in zip(kind._fields, record, strict=True)):
+            raise ValueError(f"{line!r} is no {kind.__name__}")
+        return record
+
+    found: Found[Record] = parse_lines(lines[1:], parse, first=2)
+    return found if is_header else Found(found.numbered, [1, *found.damaged])
 
 
 def read_records_of(kind: type[Record], path: Path) -> list[Record]:
-    """Return the lines that are whole, none when there is no file: the last one may have been cut off."""
-    if not path.exists():
-        return []
-    found = []
-    for line in csv.DictReader(path.read_text().splitlines()):
-        try:
-            found.append(kind(*(make(line[name]) for name, make in kind.__annotations__.items())))
-        except (TypeError, ValueError):
-            break
-    return found
+    """Return the lines that are whole, none when there is no file. Raises `OSError`."""
+    return find_records_of(kind, path).items
+
+
+def _can_be(name: str, value: float) -> bool:
+    """Whether a column can have this value."""
+    if name.endswith("accuracy"):
+        return 0 <= value <= 1
+    return 0 <= value < _MOST_COUNT if isinstance(value, int) else abs(value) < _LONGEST_S

@@ -3,12 +3,14 @@
 The end of a file that has no line feed is the line that a killed run had begun, and no damage.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 _MOST_NAMED = 3
+_NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 Item = TypeVar("Item")
 
@@ -42,10 +44,26 @@ def parse_lines(lines: Sequence[str], parse: Callable[[str], Item], first: int =
     numbered, damaged = [], []
     for number, line in enumerate(lines, first):
         try:
+            if _NO_CHARACTER in line:
+                raise ValueError(f"{line!r} has bytes that are not UTF-8")
             numbered.append((number, parse(line)))
         except (ValueError, RecursionError):  # the latter of brackets in brackets
             damaged.append(number)
     return Found(numbered, damaged)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that at no time, whatever ends the process, there is only a part of it. Raises `OSError`."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def name_lines(numbers: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ import yaml
 
 from gkt_mpi.errors import DataError
 from gkt_mpi.observe.csv_log import ClientRecord, UploadRecord, read_records_of
-from gkt_mpi.observe.run_log import read_records
+from gkt_mpi.observe.records import read_records
 from gkt_mpi.observe.timeline import read_trace
 
 DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cinic10": "CINIC-10"}

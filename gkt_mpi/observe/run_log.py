@@ -25,6 +25,8 @@ from torch import Tensor
 
 from gkt_mpi.errors import ConfigError, GktError
 from gkt_mpi.observe.csv_log import ClientRecord, CsvLog, UploadRecord
+from gkt_mpi.observe.lines import write_whole
+from gkt_mpi.observe.resume import Known, agree
 from gkt_mpi.observe.timeline import Trace
 
 
@@ -120,28 +122,34 @@ class RunLog:
         self,
         rounds_done: int,
         num_ranks: int,
-        saved: list[dict[str, Any]],
+        saved: Sequence[dict[str, Any]],
         uploads: Iterable[Sequence[Any]] = (),
         clients: Iterable[Sequence[Any]] = (),
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Begin to log after `rounds_done` rounds, whose records a checkpoint has `saved`. Raises `ConfigError`.
 
-        Lines of rounds that no checkpoint covers are dropped; a line that was lost or cut off comes from `saved`, and
-        from `uploads` and `clients`, of the last round.
+        What is there is made to agree with the checkpoint, which also has `uploads` and `clients` of the last round;
+        damage is told to `say` (resume.py).
         """
         from torch.utils.tensorboard import SummaryWriter
 
+        known = Known(
+            rounds_done,
+            saved,
+            [UploadRecord(*values) for values in uploads],
+            [ClientRecord(*values) for values in clients],
+        )
         try:
-            written = read_records(self._metrics_path) if self._metrics_path.exists() else []
-            known = {record["round"]: record for record in (*saved, *written)}
-            self.records = [known[round] for round in sorted(known) if round < rounds_done]
-            self._metrics_path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            agreed = agree(self.folder, known, say)
+            self.records = agreed.records
+            write_whole(self._metrics_path, "".join(json.dumps(record) + "\n" for record in self.records))
+            self._trace.begin(agreed.events, num_ranks)
+            self._uploads.begin(agreed.uploads)
+            self._clients.begin(agreed.clients)
             self._summary_path.unlink(missing_ok=True)
             if rounds_done == 0:
                 shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-            self._trace.begin(rounds_done, num_ranks)
-            self._uploads.begin(rounds_done, uploads)
-            self._clients.begin(rounds_done, clients)
             self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=rounds_done)
         except OSError as error:
             raise ConfigError(f"cannot write the run folder {self.folder}: {error}; free or repair it") from error
@@ -239,17 +247,6 @@ class RunLog:
             raise GktError(
                 f"cannot write the log in {self.folder}: {error}; free some space, then start the same command again"
             ) from error
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl that are whole: the last one may have been cut off."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 def _spread(accuracies: list[float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from gkt_mpi.observe.lines import Found, parse_lines, split_lines
+from gkt_mpi.observe.lines import Found, parse_lines, split_lines, write_whole
 
 Phase = Literal[
     "load",  # a client's images and state
@@ -104,17 +104,14 @@ class Trace:
         self._path = path
         self._num_events = 0
 
-    def begin(self, rounds_done: int, num_ranks: int) -> None:
-        """Begin anew, or go on after `rounds_done` rounds with what is there of them. Raises `OSError`."""
-        kept = [
-            event for event in read_trace(self._path) if event["ph"] == "X" and event["args"]["round"] < rounds_done
-        ]
+    def begin(self, kept: Sequence[dict[str, Any]], num_ranks: int) -> None:
+        """Begin with the spans that are kept of earlier rounds. Raises `OSError`."""
         names = [
             {"name": "thread_name", "ph": "M", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}{role}"}}
             for rank, role in enumerate([" server", *[" worker"] * (num_ranks - 1)])
         ]
         self._num_events = len(kept)
-        self._path.write_text("[\n" + "".join(json.dumps(event) + ",\n" for event in (*names, *kept)))
+        write_whole(self._path, "[\n" + "".join(json.dumps(event) + ",\n" for event in (*names, *kept)))
 
     def append(self, round: int, spans: dict[int, Tensor]) -> None:
         """Write a round's spans, rank by rank; nothing more once the file is full. Raises `OSError`."""

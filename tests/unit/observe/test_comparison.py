@@ -255,5 +255,5 @@ def test_models_whose_names_look_like_formulas_are_drawn_as_they_are(tmp_path):
         make_run(tmp_path / f"run{seed}", "fedavg", seed, server__model=math, data__name=math)
     assert main([str(tmp_path / f"run{seed}") for seed in range(2)]) == 0
     for figure in (tmp_path / "comparison" / "figures").iterdir():
-        words = [text for text in ElementTree.parse(figure).getroot().itertext()]
+        words = list(ElementTree.parse(figure).getroot().itertext())
         assert any(math in text for text in words)

@@ -79,7 +79,7 @@ def test_what_is_no_span_is_told_from_what_is():
 
 def test_a_trace_is_what_chrome_reads(tmp_path):
     trace = Trace(tmp_path / "trace.json")
-    trace.begin(0, 2)
+    trace.begin([], 2)
     trace.append(0, {0: span("server train", 1e9, 2.5), 1: span("client train", 1e9 - 3, 1.25)})
     text = (tmp_path / "trace.json").read_text()
     events = json.loads(text.rstrip().rstrip(",") + "]")  # the format lets the end be missing
@@ -96,12 +96,14 @@ def test_a_trace_is_what_chrome_reads(tmp_path):
 def test_a_trace_goes_on_after_the_rounds_that_count(tmp_path):
     path = tmp_path / "trace.json"
     trace = Trace(path)
-    trace.begin(0, 3)
+    trace.begin([], 3)
     for round in range(3):
         trace.append(round, {1: span("load", round, 0.5)})
     path.write_text(path.read_text()[:-20])  # the last line was cut off
+    whole = [event for event in read_trace(path) if event["ph"] == "X"]
+    assert [event["args"]["round"] for event in whole] == [0, 1]
     again = Trace(path)
-    again.begin(1, 2)
+    again.begin(whole[:1], 2)
     again.append(1, {1: span("send", 7, 0.5)})
     events = read_trace(path)
     assert [event["args"].get("round") for event in events] == [None, None, 0, 1]
