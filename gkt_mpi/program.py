@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -146,6 +147,11 @@ def serve(
         resumable = config.as_dict() | {"training images": digest_of_shards(shards, labels)}
         checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
         rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
+        digest = digest_of(config)  # as the workers have it
+        if rounds_done > config.rounds:
+            more = f"the run has {rounds_done} rounds done already, more than the {config.rounds} asked"
+            say(f"{more}; nothing is trained (with --checkpoint.resume never it begins anew)")
+            config = replace(config, rounds=rounds_done)
         log = RunLog(folder, config.as_dict(), _versions(), file.classes)
         log.save_partition(shards, counts := count_by_class(labels, shards, num_classes), file.classes)
         _say_what_runs(config, file, counts, transport.size, placement, console)
@@ -160,7 +166,7 @@ def serve(
         server = _server_of(config, site, learner, price, checkpoints, log)
         server.resume(rounds_done, state)
         precision = PRECISIONS.index(learner.compute.precision)
-        setup = Setup(num_classes, file.image_shape, precision, digest_of(config))
+        setup = Setup(num_classes, file.image_shape, precision, digest)
         for rank in range(1, transport.size):
             transport.send(rank, setup)
         interrupt.defer(config.checkpoint.grace_s, lambda: abort(Interrupted.exit_status))

@@ -191,3 +191,15 @@ def test_real_cifar10_images_train_both_sides(real_images, tmp_path):
     first, *_, last = read_metrics(tmp_path / "runs" / "run")
     assert last["server_train_loss"] < 0.9 * first["server_train_loss"]
     assert last["client_train_accuracy"] > max(0.3, first["client_train_accuracy"])
+
+
+def test_fewer_rounds_than_are_done_are_said_in_one_line_and_change_nothing(tiny, tmp_path, capsys):
+    records = run_in_threads(tiny(rounds=2), 2)
+    folder = tmp_path / "runs" / "run"
+    config = (folder / "config.yaml").read_text()
+    capsys.readouterr()
+    assert run_in_threads(tiny(rounds=1), 2) == records
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("the run has 2 rounds done already, more than the 1 asked; nothing is trained") == 1, said
+    assert "of 1" not in said
+    assert (folder / "config.yaml").read_text() == config
