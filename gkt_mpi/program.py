@@ -276,7 +276,10 @@ def _prepare_and_say(config: RunConfig) -> int:
 
 
 def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
-    """Make or open the data set's HDF5 file; say so, with a progress bar on a terminal, while it is made."""
+    """Make or open the data set's HDF5 file; say so, with a progress bar on a terminal, while it is made.
+
+    Say, too, what a user should know of its images.
+    """
     from rich.progress import Progress as Bar
 
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -289,7 +292,10 @@ def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
                 console.print(text, highlight=False, soft_wrap=True)
             bar.update(task, completed=done, total=total, visible=True)
 
-        return prepare(config.data, report)
+        file = prepare(config.data, report)
+    for note in file.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    return file
 
 
 def _say_what_runs(

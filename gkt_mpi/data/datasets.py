@@ -24,6 +24,7 @@ from gkt_mpi.data.sources import SOURCES, Source, SyntheticConfig
 from gkt_mpi.errors import DataError, FullDiskError, expand, require
 
 FORMAT = 1  # raised when the layout of the HDF5 file changes; an older file is then made anew
+_MAX_CLASSES = 32767  # labels travel as int16
 _CHUNK = 1000  # images decoded and written at a time
 
 
@@ -90,6 +91,19 @@ class ImageFile:
         height, width, channels = self._images["train"].shape[1:]
         return height, width, channels
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of these images before training, each in one line."""
+        notes = []
+        for split, kind in (("train", "training images and cannot be learned"), ("test", "test images to judge by")):
+            counts = np.bincount(self.labels(split), minlength=len(self.classes))
+            empty = [self.classes[k] for k in np.flatnonzero(counts == 0)]
+            if empty:
+                has = "classes has" if len(empty) == 1 else "classes have"
+                names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+                notes.append(f"{len(empty)} of {len(self.classes)} {has} no {kind}: {names}")
+        return notes
+
     def labels(self, split: str) -> np.ndarray:
         """Return all labels of a split, int64 (N,)."""
         return self._labels[split]
@@ -103,6 +117,7 @@ class ImageFile:
             if not condition:
                 raise DataError(f"{self.path}: {text}; delete it to make it anew")
 
+        _check_classes(str(self.path), self.classes)
         expect({"train", "test"} <= set(self._images), "/train or /test is missing")
         for split, images in self._images.items():
             labels = self._labels[split]
@@ -117,6 +132,13 @@ class ImageFile:
         expect(fits, f"images of {height}x{width} do not fit the models, which need multiples of 4 from 8 up")
         fits = self.mean.shape == self.std.shape == (channels,) and bool(np.isfinite(self.mean).all())
         expect(fits and bool((self.std > 0).all()), f"mean and std do not fit images of {channels} channels")
+
+
+def _check_classes(origin: str, classes: list[str]) -> None:
+    """Raise `DataError` naming what has too few classes to tell apart, or too many to number."""
+    if not 2 <= len(classes) <= _MAX_CLASSES:
+        number = f"1 class ({classes[0]})" if len(classes) == 1 else f"{len(classes):,} classes"
+        raise DataError(f"{origin} has {number}; expected 2 to {_MAX_CLASSES:,} classes")
 
 
 def _map_images(path: Path, dataset: h5py.Dataset) -> np.ndarray:
@@ -193,6 +215,10 @@ def _is_stale(path: Path, source: Source) -> bool:
 def _write(path: Path, source: Source, report: Callable[[int, int], None]) -> None:
     """Decode a data set into a file. Raises `DataError` where it cannot be decoded, `OSError` where not written."""
     decoded = source.read()
+    _check_classes(source.origin, decoded.classes)
+    for name, split in decoded.splits.items():
+        if len(split.labels) == 0:
+            raise DataError(f"{source.origin} has no {name} images")
     total = sum(len(split.labels) for split in decoded.splits.values())
     done = 0
     report(done, total)

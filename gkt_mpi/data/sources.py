@@ -29,6 +29,9 @@ _STATISTICS = {
     "cinic10": ((0.47890, 0.47228, 0.43047), (0.24206, 0.23828, 0.25875)),
 }
 
+# What a picture's name may end in that CINIC-10, all of PNG files, has none of.
+_OTHER_IMAGES = {".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
+
 
 @dataclass(frozen=True)
 class SyntheticConfig:
@@ -264,7 +267,7 @@ def cinic10(root: Path, download: bool, made: SyntheticConfig) -> Source:
             f"DataShare, doi 10.7488/ds/2448) into {root / 'CINIC-10'}, or set data.dir to the folder that has it"
         )
         return Source(str(folder), _nothing, missing=missing)
-    classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
+    classes = _class_folders(folder / "train")
 
     def read() -> Decoded:
         """Read the folders; images are decoded as they are asked for."""
@@ -277,12 +280,35 @@ def cinic10(root: Path, download: bool, made: SyntheticConfig) -> Source:
     return Source(str(folder), read, fingerprint=fingerprint)
 
 
+def _class_folders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, ascending, but for hidden ones."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _png_files(folder: Path) -> list[Path]:
+    """Return the pictures of a class, by name. Raises `DataError` where there is none, or one of another kind."""
+    if not folder.is_dir():
+        raise DataError(f"there is no {folder}, but {folder.parent.parent / 'train' / folder.name}; get it again")
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    other = [path.name for path in files if path.suffix.lower() in _OTHER_IMAGES]
+    if other:
+        number = "1 image that is" if len(other) == 1 else f"{len(other)} images that are"
+        raise DataError(
+            f"{folder} holds {number} no PNG, {other[0]} first; every image of CINIC-10 is one: convert or delete them"
+        )
+    pictures = [path for path in files if path.suffix.lower() == ".png"]
+    if not pictures:
+        raise DataError(f"{folder} holds no PNG file; get it again, or delete the class everywhere")
+    return pictures
+
+
 def _png_split(folder: Path, classes: list[str]) -> Split:
     from PIL import Image
 
-    files = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).glob("*.png"))]
-    if not files:
-        raise DataError(f"{folder} holds no PNG files in folders named {', '.join(classes)}")
+    unknown = sorted({*_class_folders(folder)} - {*classes})
+    if unknown:
+        raise DataError(f"{folder} has a folder {unknown[0]} that {folder.parent / 'train'} has not; delete or add it")
+    files = [(path, label) for label, name in enumerate(classes) for path in _png_files(folder / name)]
 
     def decode(path: Path) -> np.ndarray:
         """Return a picture, uint8 (height, width, 3). Raises `DataError` naming the file when it is none."""

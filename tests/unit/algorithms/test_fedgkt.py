@@ -23,6 +23,7 @@ from gkt_mpi.program import run_rank
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.local import run_local
 from tests.conftest import figures, run_in_threads, stop_after
+from tests.unit.data.test_datasets import write_cifar
 
 CPU = torch.device("cpu")
 # Of an edge ResNet-8, 10 classes: parameters with 3 moments each, a step count a tensor, means and variances.
@@ -393,6 +394,22 @@ def test_a_resume_on_other_images_is_refused(tiny, capsys, tmp_path):
     with h5py.File(path, "r+") as file:
         file["train/label"][:] = file["train/label"][:][::-1]
     assert "training images" in run_refused(config, capsys)
+
+
+def test_a_data_set_of_one_class_is_refused_before_training(tiny, capsys, tmp_path):
+    config = tiny(data__name="cifar10")
+    write_cifar(Path(config.data.dir), "cifar10", classes=1)
+    line = run_refused(config, capsys)
+    assert "has 1 class (name 0); expected 2 to 32,767" in line and line.count("\n") == 1
+    assert not Path(config.out).exists()
+
+
+def test_classes_without_images_are_told_and_trained_without(tiny, capsys):
+    made = {"data__synthetic__train": 40, "data__synthetic__test": 5, "data__synthetic__classes": 41}
+    run_in_threads(tiny(rounds=1, **made), 2)
+    told = capsys.readouterr().out
+    assert "note: 1 of 41 classes has no training images and cannot be learned: 40\n" in told
+    assert "note: 36 of 41 classes have no test images to judge by: 5, 6, 7, 8, 9 and 31 more\n" in told
 
 
 def test_a_round_whose_line_was_lost_comes_back_from_the_checkpoint(tiny):

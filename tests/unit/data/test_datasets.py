@@ -75,14 +75,111 @@ def test_cinic10_reads_its_folders_of_png_files(tmp_path):
     assert len(prepare(config, silent).labels("train")) == 7  # made anew, because the folder has changed
 
 
-def test_a_png_of_another_size_is_named(tmp_path):
+def write_cinic10(root, classes=("airplane", "bird"), suffix="png"):
+    """Write an image of each class into each split, in the layout of the official archive, and return the folder."""
     for split in ("train", "valid", "test"):
-        folder = tmp_path / split / "bird"
-        folder.mkdir(parents=True)
-        for k, size in enumerate((32, 31)):
-            Image.fromarray(np.zeros((size, 32, 3), np.uint8)).save(folder / f"{k}.png")
-    with pytest.raises(DataError, match=r"1\.png has 32x31 pixels"):
+        for name in classes:
+            folder = root / "CINIC-10" / split / name
+            folder.mkdir(parents=True)
+            Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / f"0.{suffix}")
+    return root / "CINIC-10"
+
+
+def as_jpeg(folder):
+    (folder / "test/bird/0.png").rename(folder / "test/bird/0.JPG")
+
+
+def one_more_as_jpeg(folder):
+    (folder / "test/bird/1.jpeg").write_bytes(b"")
+
+
+def empty_class(folder):
+    (folder / "train/bird/0.png").unlink()
+
+
+def class_missing_in_one_split(folder):
+    (folder / "valid/bird/0.png").unlink()
+    (folder / "valid/bird").rmdir()
+
+
+def class_in_one_split_alone(folder):
+    (folder / "test/cat").mkdir()
+
+
+def one_class(folder):
+    for split in ("train", "valid", "test"):
+        (folder / split / "bird/0.png").unlink()
+        (folder / split / "bird").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (as_jpeg, r"CINIC-10/test/bird holds 1 image that is no PNG, 0\.JPG first"),
+        (one_more_as_jpeg, r"CINIC-10/test/bird holds 1 image that is no PNG, 1\.jpeg first"),
+        (empty_class, r"CINIC-10/train/bird holds no PNG file"),
+        (class_missing_in_one_split, r"there is no .*CINIC-10/valid/bird"),
+        (class_in_one_split_alone, r"CINIC-10/test has a folder cat that .*CINIC-10/train has not"),
+        (one_class, r"CINIC-10 has 1 class \(airplane\); expected 2 to 32,767"),
+    ],
+)
+def test_a_class_of_cinic10_that_lacks_images_is_named_with_its_folder(tmp_path, change, message):
+    change(write_cinic10(tmp_path))
+    with pytest.raises(DataError, match=message) as caught:
         prepare(DataConfig(name="cinic10", dir=str(tmp_path)), silent)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*cinic10*"))
+
+
+def test_what_is_no_image_does_not_disturb_cinic10(tmp_path):
+    folder = write_cinic10(tmp_path, suffix="PNG")
+    (folder / "train/bird/README.txt").write_text("about birds")
+    (folder / "train/.cache").mkdir()
+    file = prepare(DataConfig(name="cinic10", dir=str(tmp_path)), silent)
+    assert file.classes == ["airplane", "bird"]
+    assert file.notes == []
+
+
+def test_a_cifar_archive_with_one_class_is_refused(tmp_path):
+    write_cifar(tmp_path, "cifar10", classes=1)
+    with pytest.raises(DataError, match=r"cifar-10-batches-py has 1 class \(name 0\); expected 2 to 32,767"):
+        prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
+
+
+def test_a_cifar_archive_without_test_images_is_refused(tmp_path):
+    write_cifar(tmp_path, "cifar10", counts=(3, 0))
+    with pytest.raises(DataError, match=r"cifar-10-batches-py has no test images"):
+        prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
+
+
+def keep_one_class(file):
+    file.attrs["classes"] = ["only"]
+    for split in ("train", "test"):
+        file[f"{split}/label"][:] = 0
+
+
+def test_a_file_of_one_class_is_refused_by_name(tmp_path):
+    config = DataConfig(name="digits", dir=str(tmp_path))
+    prepare(config, silent)
+    damage(file_path(config), keep_one_class)
+    with pytest.raises(DataError, match=r"digits\.h5 has 1 class \(only\); expected 2 to 32,767"):
+        ImageFile(file_path(config))
+
+
+def test_classes_without_images_in_a_split_are_told_with_their_number(tmp_path):
+    made = SyntheticConfig(train=3, test=9, size=8, classes=10)
+    file = prepare(DataConfig(name="synthetic", dir=str(tmp_path), synthetic=made), silent)
+    assert file.notes == [
+        "7 of 10 classes have no training images and cannot be learned: 3, 4, 5, 6, 7 and 2 more",
+        "1 of 10 classes has no test images to judge by: 9",
+    ]
+
+
+def test_a_png_of_another_size_is_named(tmp_path):
+    folder = write_cinic10(tmp_path)
+    Image.fromarray(np.zeros((31, 32, 3), np.uint8)).save(folder / "train/bird/1.png")
+    with pytest.raises(DataError, match=r"1\.png has 32x31 pixels"):
+        prepare(DataConfig(name="cinic10", dir=str(folder)), silent)
 
 
 def without(key):
@@ -130,10 +227,7 @@ def test_labels_may_be_an_array_of_any_integers(tmp_path):
 
 
 def test_a_broken_png_is_named(tmp_path):
-    for split in ("train", "valid", "test"):
-        folder = tmp_path / split / "bird"
-        folder.mkdir(parents=True)
-        (folder / "bad.png").write_bytes(b"no image")
+    (write_cinic10(tmp_path) / "train/bird/bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png"):
         prepare(DataConfig(name="cinic10", dir=str(tmp_path)), silent)
     assert not list(tmp_path.glob("*cinic10*"))  # nothing half-written stays
