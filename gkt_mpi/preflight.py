@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit
 
 import torch
 from rich.console import Console
@@ -32,6 +33,7 @@ from gkt_mpi.wire.transport import SERVER, Transport
 
 ANSWER_S = 60.0  # a rank that has not answered for so long is not reached
 _LARGEST_ANSWER = 2**20
+_OPEN_FILES = 64  # of one rank: MPI has 18, then come libraries, images, logs and a bank on the disk
 _EXCHANGED_BYTES = 2**23  # as much as a block of features
 
 
@@ -113,6 +115,10 @@ def _answer(transport: Transport, look: Look) -> None:
 def _look(config: RunConfig, node_place: tuple[int, int, bool], software: dict[str, str]) -> Look:
     """Return what this rank is and has, its device tried out."""
     to_mend, device, threads = [], "none", 0
+    files = getrlimit(RLIMIT_NOFILE)[0]
+    if 0 <= files < _OPEN_FILES:  # -1: no limit
+        text = f"this rank may open {files} files at once; expected at least {_OPEN_FILES}: ulimit -n {_OPEN_FILES}"
+        to_mend.append(f"{text}, or its node's /etc/security/limits.conf")
     try:
         placement = place(config.placement, *node_place)
         device, threads = str(placement.device), placement.threads

@@ -11,6 +11,26 @@
 set -eu
 early='echo "gkt_mpi: interrupted before anything began; start the same command again" >&2; exit 75'
 trap "$early" TERM INT HUP USR1
+
+# Without files enough Open MPI ends with status 186 and no word; on one machine it needs about four a rank.
+hosts= ranks= previous=
+[ "${SLURM_JOB_NUM_NODES:-1}" = 1 ] || hosts=64
+for word in "$@"; do
+    case $previous:$word in
+    *:--host* | *:-host* | *:-H) hosts=64 ;;
+    *:-np=* | *:--np=* | *:-n=* | *:--n=*) previous=-n word=${word#*=} ;;
+    esac
+    case $previous:$word in
+    -np:[1-9]* | --np:[1-9]* | -n:[1-9]* | --n:[1-9]*) ranks=${ranks:-${word%%[!0-9]*}} ;;
+    esac
+    previous=$word
+done
+files=${hosts:-$((32 + 4 * ${ranks:-1}))}
+limit=$(ulimit -n)
+if [ "$limit" != unlimited ] && [ "$limit" -lt "$files" ] && ! ulimit -Sn "$files" 2>/dev/null; then
+    echo "gkt_mpi: this job may open $limit files at once, and mpirun needs $files; try: ulimit -n $files" >&2
+    exit 2
+fi
 if [ -n "${VENV:-}" ] && [ -d "$VENV/bin" ]; then
     PATH="$(cd "$VENV/bin" && pwd):$PATH"
     export PATH

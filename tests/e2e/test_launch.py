@@ -228,3 +228,37 @@ def test_a_gpu_map_gives_a_gpu_to_every_rank_that_its_host_file_starts(hosts):
         assert gpus == sorted(gpus) and set(gpus) == set(range(len(gpu_map[host])))
     server_gpu = gpu_from_map(gpu_map, next(iter(slots)), 0, next(iter(slots.values())), 4)
     assert server_gpu == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "words", "needed"),
+    [
+        (24, ["-np", "5"], 52),
+        (100, ["--bind-to", "none", "-n", "21"], 116),
+        (20, ["-np=1"], 36),
+        (40, ["-np", "500", "--hostfile", "hosts"], 64),
+    ],
+)
+def test_too_few_open_files_for_the_launcher_is_one_line(limit, words, needed, launcher):
+    """mpirun itself ends with status 186 and no word."""
+    line = f'ulimit -n {limit}; exec sh launch/mpirun.sh "$@"'
+    done = run(["sh", "-c", line, "sh", *words, "python"], env={"VENV": VENV, "MPIRUN": launcher}, timeout_s=60)
+    assert (done.status, done.out) == (2, "")
+    expected = f"gkt_mpi: this job may open {limit} files at once, and mpirun needs {needed}; try: ulimit -n {needed}"
+    assert expected in done.err and done.err.count("\n") == 1
+
+
+def test_a_soft_limit_of_open_files_is_raised_where_it_may(launcher):
+    line = 'ulimit -Sn 24; exec sh launch/mpirun.sh "$@"'
+    done = run(["sh", "-c", line, "sh", "-np", "5", "x"], env={"VENV": VENV, "MPIRUN": launcher}, timeout_s=60)
+    assert (done.status, done.out.splitlines()[-1]) == (0, "x"), done.err
+    line = 'ulimit -n 52; exec sh launch/mpirun.sh "$@"'
+    done = run(["sh", "-c", line, "sh", "-np", "5", "x"], env={"VENV": VENV, "MPIRUN": launcher}, timeout_s=60)
+    assert (done.status, done.out.splitlines()[-1]) == (0, "x"), done.err
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux counts so")
+def test_as_many_open_files_as_the_wrapper_asks_for_are_enough():
+    line = 'ulimit -n 52; exec sh launch/mpirun.sh "$@"'
+    done = run(["sh", "-c", line, "sh", "-np", "5", "python", "-c", "print(1)"], env={"VENV": VENV}, timeout_s=120)
+    assert (done.status, done.out.split()) == (0, ["1"] * 5), done.err

@@ -70,6 +70,12 @@ def test_a_device_that_is_not_there_is_to_be_mended(tiny, capsys, monkeypatch):
     assert status == 2 and "rank 0 on" in lines[-1] and "torch sees no GPU" in lines[-1]
 
 
+def test_a_rank_that_may_open_too_few_files_is_told_before_anything_else(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(rooms, "getrlimit", lambda kind: (24, 24))
+    status, lines = check(tiny(placement__device="cuda", data__name="cinic10"), capsys)
+    assert status == 2 and "this rank may open 24 files at once; expected at least 64: ulimit -n 64" in lines[-1]
+
+
 def test_features_that_do_not_fit_are_to_be_mended(tiny, capsys, monkeypatch):
     prepare(tiny().data, lambda done, total: None)
     monkeypatch.setattr(rooms, "available_memory_mib", lambda: 0.1)  # 66 features of 4 KiB are 0.26 MiB
