@@ -148,7 +148,7 @@ def _draw_whiskers(found: dict[int, Staleness], num_clients: int) -> "Figure":
             text = "never uploaded"
         else:
             text = f"{own.num_uploads:,} {'upload' if own.num_uploads == 1 else 'uploads'}"
-            whiskers = [[own.mean - own.least], [own.most - own.mean]]
+            whiskers = [[max(0.0, own.mean - own.least)], [max(0.0, own.most - own.mean)]]  # a mean is rounded
             axes.errorbar(own.mean, client, xerr=whiskers, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
         axes.text(1.01, client, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set_ylim(num_clients - 0.5, -0.5)

@@ -17,6 +17,7 @@ from gkt_mpi.observe.comparison_figures import SCALES, Drawn, Scale, draw_curves
 from gkt_mpi.observe.comparison_tables import accuracy_table, cost_table, fields_table, left_out_lines, runs_table
 from gkt_mpi.observe.figures import svg
 from gkt_mpi.observe.groups import Comparison, Row, compare
+from gkt_mpi.observe.run_files import utf8
 from gkt_mpi.observe.run_folder import Run
 from gkt_mpi.observe.tables import Table, to_csv, to_latex
 
@@ -104,6 +105,7 @@ def _render(comparison: Comparison, plots: list[Plot], tables: dict[str, Table])
         "title": f"Comparison of {len(comparison.runs)} runs",
         "version": __version__,
         "what": _what(comparison),
+        "damaged": [utf8(line) for run in comparison.runs for line in run.damaged],
         "final": plots[0],
         "plots": plots[1:],
         "tables": tables,

@@ -8,7 +8,7 @@ can be mailed, and printed without loss.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from gkt_mpi.observe.run_figures import (
     timeline_figure,
     uploaded_mb,
 )
+from gkt_mpi.observe.run_files import utf8
 from gkt_mpi.observe.run_folder import Run, evaluated_model, model_label
 from gkt_mpi.observe.tables import amount, duration
 
@@ -48,8 +49,9 @@ def render(run: Run) -> str:
     accuracy = [("by round", accuracy_figure(run, "round", rounds))]
     if run.total("upload_bytes"):
         accuracy.append(("by uploaded bytes", accuracy_figure(run, "uploaded, MB, all clients together", uploaded_mb)))
-    accuracy.append(("by time", accuracy_figure(run, *elapsed(run))))
-    shown = shown_round(run) if run.trace else None
+    if run.total("round_s") is not None:
+        accuracy.append(("by time", accuracy_figure(run, *elapsed(run))))
+    shown = shown_round(run)
     has_loss = any(key in record for key in ("server_train_loss", "client_train_loss") for record in run.records)
     return environment.from_string(template).render(
         title=run.name,
@@ -66,6 +68,7 @@ def render(run: Run) -> str:
         timeline=svg(timeline_figure(run, shown)) if shown is not None else None,
         timeline_round=shown + 1 if shown is not None else None,
         config=yaml.safe_dump(run.config, sort_keys=False),
+        damaged=[utf8(line) for line in run.damaged],  # the last: the parts above read more files
     )
 
 
@@ -73,7 +76,7 @@ def _of_clients(run: Run) -> list[tuple[str, "Figure"]]:
     """Return the figures that tell clients and classes apart, with their captions, those that the run has."""
     figures = []
     if len(run.last_evaluation) > 1:
-        is_full = run.last_evaluation[0].is_final or run.config["evaluate"]["mode"] == "full"
+        is_full = run.last_evaluation[0].is_final or run.group("evaluate").get("mode") == "full"
         which = "on the whole test set" if is_full else "on each client's part of the test set"
         figures.append((f"every client's accuracy, {which}; clients.csv has all evaluations", clients_figure(run)))
     if run.confusion[0].size:
@@ -95,8 +98,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("edge models alone, test accuracy", _accuracy_text(edge_accuracy)))
     if (shared := summary.get("final_global_test_accuracy")) is not None:
         facts.append(("one model for everybody, test accuracy", _accuracy_text(shared)))
-    if (lowest := summary.get("final_test_accuracy_min_of_clients")) is not None:
-        highest = summary["final_test_accuracy_max_of_clients"]
+    lowest, highest = (summary.get(f"final_test_accuracy_{name}_of_clients") for name in ("min", "max"))
+    if lowest is not None and highest is not None:
         facts.append(("clients' lowest to highest", f"{lowest:.4f} to {highest:.4f}"))
     edge = [
         ("computed by all clients", amount(run.total("edge_flops"), "FLOP")),
@@ -119,8 +122,8 @@ def _rates(run: Run) -> list[tuple[str, str]]:
     """Return the learning rates of the sides that train by one, in words."""
     rates = []
     for side in ("server", "client"):
-        config = run.config[side]
-        if f"{side}_train_loss" not in run.records[-1] or "schedule" not in config:  # an older version
+        config = run.group(side)
+        if f"{side}_train_loss" not in run.records[-1] or not {"lr", "schedule"} <= config.keys():  # an older version
             continue
         warmup = config.get("warmup_rounds")
         text = f"{config['lr']:g} {config['schedule']}" + (f", {warmup:g} rounds of warm-up" if warmup else "")
@@ -134,28 +137,30 @@ def _accuracy_text(accuracy: float | None) -> str:
 
 def _sentence(run: Run) -> str:
     """Return what the run is, in a line."""
-    config = run.config
-    algorithm, edge, server = (config[name] for name in ("algorithm", "client", "server"))
-    partition = config["data"].get("partition")
+    algorithm, data = run.config["algorithm"], run.group("data")
+    partition = data.get("partition")
     if partition in ("hetero", "quantity"):
-        partition += f", alpha {config['data']['alpha']}"
-    both = f"{model_label(edge['model'])} at the edge and {model_label(server['model'])} on the server"
-    models = dict.fromkeys(_HAVE_SERVER_MODEL, both) | {"standalone": f"{model_label(edge['model'])} at the edge"}
+        partition += f", alpha {data.get('alpha', '?')}"
+    edge, server = (model_label(run.group(side).get("model", "?")) for side in ("client", "server"))
+    both = f"{edge} at the edge and {server} on the server"
+    models = dict.fromkeys(_HAVE_SERVER_MODEL, both) | {"standalone": f"{edge} at the edge"}
     return (
-        f"{algorithm} on {config['data']['name']}{f' ({partition})' if partition else ''}, "
-        f"{config['clients']} clients{f' with {run.counts.sum():,} training images' if run.counts.size else ''}, "
-        f"{models.get(algorithm, model_label(server['model']))}, seed {config['seed']}"
+        f"{algorithm} on {data.get('name', '?')}{f' ({partition})' if partition else ''}, "
+        f"{run.num_clients} clients{f' with {run.counts.sum():,} training images' if run.counts.size else ''}, "
+        f"{models.get(algorithm, server)}, seed {run.config.get('seed', '?')}"
     )
 
 
 def _best(summary: dict[str, Any]) -> str:
-    if summary.get("best_round", -1) < 0:
+    if summary.get("best_round", -1) < 0 or summary.get("best_test_accuracy") is None:
         return "not known yet"
     return f"{summary['best_test_accuracy']:.4f} in round {summary['best_round'] + 1}"
 
 
-def write_report(folders: list[Path], out: Path | None = None) -> Path:
+def write_report(folders: list[Path], out: Path | None = None, say: Callable[[str], None] = lambda line: None) -> Path:
     """Write the page of a run, or the comparison of several, to `out`, and return where it is.
+
+    What is damaged in a folder and so left out is told to `say`, a line each.
 
     Without `out` it goes into the run folder, or into a folder comparison where the runs are; into an `out` that is a
     folder, or of several runs without a suffix, as report.html. Raises `DataError` when a folder holds no run,
@@ -170,6 +175,7 @@ def write_report(folders: list[Path], out: Path | None = None) -> Path:
         shared = parents[0] if len(parents) == 1 else Path(os.path.commonpath([p.resolve() for p in parents]))
         path = out or shared / "comparison" / "report.html"
         write_comparison(runs, path)
+        _tell_damaged(runs, say)
         return path
     run = Run.load(folders[0])
     path = out or run.folder / "report.html"
@@ -177,7 +183,14 @@ def write_report(folders: list[Path], out: Path | None = None) -> Path:
         path.write_text(render(run), encoding="utf-8")
     except OSError as error:
         raise GktError(f"cannot write {path}: {error}") from error
+    _tell_damaged([run], say)
     return path
+
+
+def _tell_damaged(runs: Sequence[Run], say: Callable[[str], None]) -> None:
+    for run in runs:
+        for line in run.damaged:
+            say(line)
 
 
 def _run_folders(paths: Sequence[Path]) -> list[Path]:
@@ -206,10 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, help="file to write instead; of several runs, figures/ and tables/ beside it"
     )
     options = parser.parse_args(arguments)
+
+    def say(line: str) -> None:
+        print(f"gkt_mpi: {' '.join(line.split())}", file=sys.stderr)
+
     try:
-        path = write_report(_run_folders(options.run), options.out)
+        path = write_report(_run_folders(options.run), options.out, say)
     except GktError as error:
-        print(f"gkt_mpi: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_status
     print(f"report: {path}")
     return 0

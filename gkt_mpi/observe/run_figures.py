@@ -122,13 +122,16 @@ def time_figure(run: Run) -> "Figure":
     return figure
 
 
-def shown_round(run: Run) -> int:
-    """Return the round that the timeline shows: the last one of the trace.
+def shown_round(run: Run) -> int | None:
+    """Return the round that the timeline shows: the last one of the trace, None where that has none.
 
     Where clients are not in step, the middle one: what they have done is known when the server takes it, maybe rounds
     later.
     """
-    rounds = sorted({event["args"]["round"] for event in run.trace if run.is_in_step or event["tid"] == 0})
+    events = [event for event in run.trace if event["tid"] < (_MOST_LANES if run.is_in_step else 1)]
+    rounds = sorted({event["args"]["round"] for event in events})
+    if not rounds:
+        return None
     return rounds[-1] if run.is_in_step else rounds[(len(rounds) - 1) // 2]
 
 
@@ -168,6 +171,6 @@ def timeline_figure(run: Run, round: int) -> "Figure":
     labels = [f"{name}, {100 * idle.get(rank, 1):.0f} % idle" for rank, name in enumerate(names)]
     axes.set_yticks(range(ranks), labels, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, (ended - began) / 1e6)
+    axes.set_xlim(0, (ended - began) / 1e6 or 1)
     axes.set_xlabel("seconds since the round began")
     return figure

@@ -1,22 +1,26 @@
 """What a run folder holds, for the reports: also of a run that goes on, was cut short, or is of an older version."""
 
-import csv
-import json
 import math
 import re
-import zipfile
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from gkt_mpi.errors import DataError
-from gkt_mpi.observe.csv_log import ClientRecord, UploadRecord, read_records_of
-from gkt_mpi.observe.records import read_records
-from gkt_mpi.observe.timeline import read_trace
+from gkt_mpi.observe.csv_log import ClientRecord, UploadRecord, find_records_of
+from gkt_mpi.observe.run_files import (
+    lines_of,
+    read_config,
+    read_confusion,
+    read_figures,
+    read_partition,
+    read_summary,
+    utf8,
+)
+from gkt_mpi.observe.timeline import find_events
 
 DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cinic10": "CINIC-10"}
 # The field that tells one partition of a kind from another, and the letter or word that stands for it.
@@ -29,7 +33,10 @@ PARTITION_FIELDS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run; `counts` is int64 (clients, classes), (0, 0) where no images were spread over clients."""
+    """One run; `counts` is int64 (clients, classes), (0, 0) where no images were spread over clients.
+
+    `damaged` has a line for each part of its files that had to be left out, of those that have been read so far.
+    """
 
     folder: Path
     name: str
@@ -38,38 +45,36 @@ class Run:
     summary: dict[str, Any] | None
     counts: np.ndarray
     classes: list[str]
+    damaged: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: Path, may_be_empty: bool = False) -> "Run":
         """Read a run folder. Raises `DataError` when it is none, or has no round yet unless it `may_be_empty`."""
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-            name, _ = config["name"], config["algorithm"]
-            metrics_path = folder / "metrics.jsonl"
-            records = [] if may_be_empty and not metrics_path.exists() else read_records(metrics_path)
-            counts, classes = _read_partition(folder / "partition.npz")
-            summary_path = folder / "summary.json"
-            summary = json.loads(summary_path.read_text()) if summary_path.exists() else None
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, yaml.YAMLError) as error:
-            raise DataError(f"{folder} is not the folder of a run: {error}") from error
+        config = read_config(folder)
+        damaged: list[str] = []
+        records = read_figures(folder, damaged)
         if not records and not may_be_empty:
-            raise DataError(f"{folder} has no finished round yet")
-        return cls(folder, str(name), config, records, summary, counts, classes)
+            why = f": {damaged[0]}" if damaged else ""
+            raise DataError(f"{folder} has no finished round yet{why}")
+        counts, classes = read_partition(folder, damaged)
+        summary = read_summary(folder, damaged)
+        return cls(folder, utf8(str(config["name"])), config, records, summary, counts, classes, damaged)
 
     @cached_property
     def trace(self) -> list[dict[str, Any]]:
         """The spans of its timeline; only read when asked for, since it may be 20 MB."""
-        return [event for event in read_trace(self.folder / "trace.json") if event["ph"] == "X"]
+        events = lines_of(find_events, self.folder / "trace.json", self.damaged)
+        return [event for event in events if event["ph"] == "X"]
 
     @cached_property
     def uploads(self) -> list[UploadRecord]:
         """Its uploads, where clients are not in step; else none."""
-        return read_records_of(UploadRecord, self.folder / "uploads.csv")
+        return lines_of(partial(find_records_of, UploadRecord), self.folder / "uploads.csv", self.damaged)
 
     @cached_property
     def last_evaluation(self) -> list[ClientRecord]:
         """What the last evaluation says of each client; nothing where the algorithm has no client's own model."""
-        records = read_records_of(ClientRecord, self.folder / "clients.csv")
+        records = lines_of(partial(find_records_of, ClientRecord), self.folder / "clients.csv", self.damaged)
         return [r for r in records if (r.round, r.is_final) == (records[-1].round, records[-1].is_final)]
 
     @cached_property
@@ -78,7 +83,11 @@ class Run:
 
         (0, 0) before the run is completed.
         """
-        return _read_confusion(self.folder / "confusion.csv")
+        return read_confusion(self.folder, self.damaged)
+
+    def group(self, name: str) -> dict[str, Any]:
+        """Return a group of fields of its configuration, empty where it has none."""
+        return self.config.get(name) or {}
 
     @property
     def num_clients(self) -> int:
@@ -141,24 +150,6 @@ class Run:
         evaluated = [record[key] for record in self.records if key in record]
         value = self._summary.get(f"final_{key}", evaluated[-1] if evaluated else None)
         return None if value is None or math.isnan(value) else value
-
-
-def _read_partition(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Return images by client and class, and the classes' names; nothing where the algorithm spreads no images."""
-    if not path.exists():
-        return np.zeros((0, 0), np.int64), []
-    with np.load(path) as stored:
-        return stored["count"], [str(name) for name in stored["classes"]]
-
-
-def _read_confusion(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Return counts by true and predicted class, and the classes' names; nothing where there is no whole file."""
-    try:
-        with open(path, newline="") as file:
-            (_, *classes), *rows = csv.reader(file)
-            return np.array([row[1:] for row in rows], np.int64).reshape(len(classes), len(classes)), classes
-    except (OSError, ValueError):
-        return np.zeros((0, 0), np.int64), []
 
 
 def partition_label(data: dict[str, Any]) -> str:

@@ -140,7 +140,7 @@ def duration(seconds: float | None) -> str:
     """Return a time in the unit that suits it, a dash where it is not known."""
     if seconds is None:
         return "–"
-    _, size, unit = next(each for each in _DURATIONS if seconds >= each[0])
+    _, size, unit = next((each for each in _DURATIONS if seconds >= each[0]), _DURATIONS[-1])
     scaled = seconds / size
     digits = 2 if 0 < scaled < 10 and size <= 1 else 1
     return "0 s" if seconds == 0 else f"{scaled:.{digits}f} {unit}"
