@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-import h5py
 import torch
 from torch import Tensor
 
+from gkt_mpi.data.hdf5 import plan
 from gkt_mpi.errors import ConfigError, expand, require
 
 
@@ -55,8 +55,7 @@ class FeatureRows:
         if self.num_in_memory < num_rows:
             self.path = _file_path(config.spill_dir, folder)
             num_far = num_rows - self.num_in_memory
-            self._file, self._first_byte = _make_file(self.path, num_far, row_bytes)
-            self._map = mmap.mmap(self._file.fileno(), 0)
+            self._file, self._map, self._first_byte = _make_file(self.path, num_far, row_bytes)
             values = torch.frombuffer(self._map, dtype=torch.uint8, count=num_far * row_bytes, offset=self._first_byte)
             self._far = values.view(num_far, row_bytes)
 
@@ -104,28 +103,25 @@ def _file_path(spill_dir: str | None, folder: Path) -> Path:
     return expand(spill_dir, "bank.spill_dir") / f"feature_bank-{folder.name}-{run}.h5"
 
 
-def _make_file(path: Path, num_rows: int, row_bytes: int) -> tuple[BinaryIO, int]:
-    """Make the file and return it open, with the number of the byte where the data set begins."""
+def _make_file(path: Path, num_rows: int, row_bytes: int) -> tuple[BinaryIO, mmap.mmap, int]:
+    """Make the file and return it open and mapped, with the number of the byte where the data set begins."""
     size = num_rows * row_bytes
+    opened = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # of a killed run; one that is still alive keeps its own, nameless
-        with h5py.File(path, "w", alignment_threshold=1, alignment_interval=mmap.PAGESIZE) as file:
-            space = h5py.h5s.create_simple((num_rows, row_bytes))
-            how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            how.set_layout(h5py.h5d.CONTIGUOUS)
-            how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # so that it has its place in the file now
-            how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            data_set = h5py.h5d.create(file.id, b"feature", h5py.h5t.NATIVE_UINT8, space, how)
-            first_byte = data_set.get_offset()
-        opened = open(path, "r+b")  # noqa: SIM115 - stays open as long as the rows are used
+        planned = plan({"feature": ((num_rows, row_bytes), "|u1")}, alignment=mmap.PAGESIZE)
+        opened = open(path, "w+b")  # noqa: SIM115 - stays open as long as the rows are used
         # The disk may fill up later: a write to a mapped page without a place on the disk would kill the process.
-        # File systems that copy on write (btrfs, ZFS) do not keep this promise.
-        os.posix_fallocate(opened.fileno(), first_byte, size)
-        return opened, first_byte
+        planned.reserve(opened)
+        planned.write_metadata(opened)
+        opened.flush()
+        return opened, mmap.mmap(opened.fileno(), 0), planned.offsets["feature"]
     except OSError as error:
         with contextlib.suppress(OSError):
-            path.unlink()
+            if opened is not None:
+                path.unlink()
+                opened.close()
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise ConfigError(
             f"the feature bank needs {size:,} bytes in {path}, but: {reason.lower()}; make room, set bank.spill_dir to "

@@ -160,3 +160,15 @@ def test_a_disk_too_full_for_the_images_is_one_line_and_status_1(tmp_path, tiny_
     assert re.search(r"cannot make .*\.h5: No space left on device; it needs [\d,]+ bytes", line)
     assert not re.search("Traceback|Segmentation|signal 11", done.out + done.err)
     assert list(disk.iterdir()) == [] and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kib", [4, pytest.param(20, marks=pytest.mark.grid)])
+def test_a_disk_too_full_for_the_bank_is_one_line_and_status_2_before_training(tmp_path, tiny_disk, kib):
+    disk = tiny_disk(kib)
+    done = mpirun(2, [*MAIN, *arguments(tmp_path, bank__memory_mib=0, bank__spill_dir=disk)], 120)
+    assert done.status == 2, done
+    (line,) = our_lines(done.err)
+    assert re.search(r"the feature bank needs 270,336 bytes in .*: no space left on device; .*bank.spill_dir", line)
+    assert not re.search("Traceback|Segmentation|signal 11", done.out + done.err)
+    assert list(disk.iterdir()) == []
+    assert not list(tmp_path.glob("runs/*/metrics.jsonl"))

@@ -165,11 +165,12 @@ def test_the_file_is_an_hdf5_file_with_one_contiguous_data_set(tmp_path):
         assert np.array_equal(file["feature"][:], CODEC.encode(feature_of(bank.sample_id)).numpy())
 
 
-def test_a_full_disk_is_a_clear_error_before_anything_is_sent_and_leaves_nothing(tmp_path):
-    """On a real file system of 1 MiB, where this user may make one."""
+@pytest.mark.parametrize("kib", [4, 20, 1024])
+def test_a_full_disk_is_a_clear_error_before_anything_is_sent_and_leaves_nothing(tmp_path, kib):
+    """On a real file system of this size, where this user may make one."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", disk], capture_output=True)
     if mounted.returncode:
         pytest.skip("this user cannot mount a small file system")
     try:
@@ -179,7 +180,9 @@ def test_a_full_disk_is_a_clear_error_before_anything_is_sent_and_leaves_nothing
         with pytest.raises(ConfigError, match=message):
             FeatureRows([2**14], 128, BankConfig(0, str(disk)), tmp_path / "run")
         assert list(disk.iterdir()) == []
-        FeatureRows([2**12], 128, BankConfig(0, str(disk)), tmp_path / "run").close()  # this much fits
+        if kib == 1024:
+            FeatureRows([2**12], 128, BankConfig(0, str(disk)), tmp_path / "run").close()  # this much fits
+        assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", disk], check=True)
 
