@@ -23,7 +23,7 @@ usage: [CLIENTS=16] sh launch/run_FedGKT.sh GPU DATASET DISTRIBUTION ROUND EPOCH
   10 DISTILL_ON_SERVER  1: the server's loss has the distillation term; 0: it has not
   11 CLIENT_MODEL       resnet56 or resnet110: the server's model, with a ResNet-8 at the edge
   12 NAME               name of the run
-  13 DATA_DIR           folder of the data set; a CIFAR archive that is not there is downloaded
+  13 DATA_DIR           folder of the data set, or the one that has it (unpacked); a CIFAR archive that is not there is downloaded
   14 BATCH_SIZE         samples in a batch, on both sides
      --field value      any field of python -m gkt_mpi.main --help, such as --seed 1
 

@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -174,15 +175,15 @@ def _cifar(
     names_key: str,
     download: bool,
 ) -> Source:
-    folder = root / folder_name
+    folder = root if (root / files["meta"][0]).is_file() else root / folder_name
     if download and not folder.is_dir():
-        _download(torchvision_class, root)
+        _download(torchvision_class, folder)
     paths = [folder / file for part in files.values() for file in part]
     absent = [path for path in paths if not path.is_file()]
     if absent:
         missing = (
-            f"{name} was not found: there is no {absent[0]}. Either add --data.download true on a machine with a "
-            f"network, or unpack the archive 'python version' from the data set's home page into {root}"
+            f"{name} was not found: there is no {absent[0]}{_beside(folder)}. Either add --data.download true on a "
+            f"machine with a network, or unpack the archive 'python version' from the data set's home page into {root}"
         )
         return Source(str(folder), _nothing, missing=missing)
 
@@ -245,12 +246,33 @@ def _nothing() -> Decoded:
     raise AssertionError("a missing data set was read")
 
 
-def _download(torchvision_class: str, root: Path) -> None:
+def _download(torchvision_class: str, folder: Path) -> None:
+    """Fetch and unpack an archive, which makes `folder`. Raises `DataError` saying what was looked for before."""
+    looked_for = f"there is no {folder}{_beside(folder)}"
+    if folder.parent.is_file():
+        raise DataError(looked_for)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            getattr(import_torchvision_datasets(), torchvision_class)(root, download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"the download of {torchvision_class} into {root} failed: {error}") from error
+            getattr(import_torchvision_datasets(), torchvision_class)(folder.parent, download=True)
+    except (OSError, RuntimeError, tarfile.TarError) as error:
+        what = f"the download of {torchvision_class} into {folder.parent}"
+        raise DataError(f"{looked_for}, and {what} failed: {error}") from error
+
+
+def _beside(folder: Path) -> str:
+    """Return what to say of a data set whose folder is not there, but a tar file of it, or the folder one level up."""
+    root = folder.parent
+    archives = [root] if root.is_file() else sorted(root.glob(folder.name.replace("batches-py", "python") + "*.tar*"))
+    if archives and ".tar" not in archives[0].name:
+        return f", since {root} is a file; expected the folder of the data"
+    if archives:
+        home = archives[0].parent
+        into = home / folder.name if folder.name == "CINIC-10" else home
+        then = f", then set data.dir (DATA_DIR) to {home}" if archives[0] == root else ""
+        return f", but {archives[0]}; unpack it: mkdir -p {into} && tar -xf {archives[0]} -C {into}{then}"
+    if (root.parent / folder.name).is_dir() and root.name != folder.name:
+        return f", but {root.parent / folder.name} is there: set data.dir (DATA_DIR) to {root.parent}"
+    return ""
 
 
 def cinic10(root: Path, download: bool, made: SyntheticConfig) -> Source:
@@ -263,8 +285,9 @@ def cinic10(root: Path, download: bool, made: SyntheticConfig) -> Source:
     absent = [str(folder / split) for split in splits if not (folder / split).is_dir()]
     if absent:
         missing = (
-            f"cinic10 was not found: there is no {absent[0]}. Either unpack the archive CINIC-10.tar.gz (Edinburgh "
-            f"DataShare, doi 10.7488/ds/2448) into {root / 'CINIC-10'}, or set data.dir to the folder that has it"
+            f"cinic10 was not found: there is no {absent[0]}{_beside(folder)}. Either unpack the archive "
+            f"CINIC-10.tar.gz (Edinburgh DataShare, doi 10.7488/ds/2448) into {root / 'CINIC-10'}, or set data.dir to "
+            f"the folder that has it"
         )
         return Source(str(folder), _nothing, missing=missing)
     classes = _class_folders(folder / "train")
