@@ -1,7 +1,7 @@
-"""Whether a feature tells which client made it: python benchmarks/fingerprint.py RUN... (of fedgkt; needs scikit-learn).
+"""Whether a feature tells which client made it: python benchmarks/fingerprint.py RUN... (needs scikit-learn).
 
-Test images are dealt out to the clients at random, so that all have the same mix of classes, and pass through the stem of
-"their" client as the newest checkpoint has it. From each channel's mean and standard deviation a logistic regression
+Test images are dealt out to the clients at random, so that all have the same mix of classes, and pass through the stem
+of "their" client as the newest checkpoint of a run of fedgkt has it. From each channel's mean and standard deviation a logistic regression
 learns to name the client, on one half of the images; printed is how often it is right on the other half. As a control
 all images pass through one client's stem: then nothing but chance is left.
 """
@@ -29,7 +29,7 @@ MOST_IMAGES = 8000
 
 @torch.no_grad()
 def features_of(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each image's feature in short (N, 32), by its own client's stem and by client 0's, and whose it is (N,)."""
+    """Return each image's feature in short (N, 32), by its client's stem and by client 0's, and whose it is (N,)."""
     config = _config_of(folder)
     newest = sorted(folder.glob("checkpoints/round-*.pt"))[-1]
     states = torch.load(newest, weights_only=True)["state"]["clients"]

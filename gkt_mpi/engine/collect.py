@@ -1,6 +1,7 @@
 """How the server takes in a round's uploads: blocks as they come, straight into the bank, each checked."""
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,13 +9,21 @@ from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from typing import Any, Protocol
 
+import torch
+
 from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.observe.timeline import are_spans
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import ClientReport, FeatureBlock, Kind, Message, ModelState
+from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Kind, Message, ModelState
 from gkt_mpi.wire.transport import SERVER, Transport
 
 _THREADS = 2  # that receive and check; one alone is slower than a plain message of MPI, which nobody checks
+# What an honest client can report, by a wide margin.
+_LARGEST_LOSS = 1e6  # nats, mean over samples
+_LARGEST_WEIGHT = 1e20  # the optimizer's moments among them
+_LONGEST_S, _MOST_MIB = 1e8, 1e9
+_CLOCKS_DIFFER_S = 86400.0  # those of the cluster's nodes
+_STARTED = time.time()
 _MOST_COMING = 4  # messages that are with these threads: two wait
 
 
@@ -210,7 +219,7 @@ class Uploads:
 
     def _take(self, report: ClientReport) -> None:
         """Keep a report if its client is good."""
-        fault = _fault(report, self._inbox)
+        fault = _fault(report, self._inbox, self._expected[report.client])
         if fault is not None:
             self._faults.setdefault(report.client, fault)
         if report.client not in self._faults:
@@ -229,14 +238,31 @@ class Uploads:
             self._events.on_bad_client(client, fault)
 
 
-def _fault(report: ClientReport, inbox: Inbox) -> str | None:
-    """Return why a client that has reported is bad, if it is."""
+def _fault(report: ClientReport, inbox: Inbox, num_samples: int) -> str | None:
+    """Return why a client with so many samples, which has reported, is bad, if it is."""
     where = f"client {report.client} in round {report.round}"
     missing = inbox.missing(report.client)
     if missing:
         return f"{where} closed its upload with {missing} missing"
-    if not all(math.isfinite(value) and value >= 0 for value in astuple(report.metrics)):
-        return f"{where} reported {report.metrics}"
-    if not are_spans(report.spans):
+    if not _are_possible(report.metrics, num_samples):
+        return f"{where} reported {report.metrics}, which cannot be with {num_samples} samples"
+    if not bool((report.state.view(torch.float32).abs() <= _LARGEST_WEIGHT).all()):  # nor is NaN
+        return (
+            f"{where} reported weights that are not finite or far too large; its training has diverged, lower client.lr"
+        )
+    now = time.time()
+    if not are_spans(report.spans, _STARTED - _CLOCKS_DIFFER_S, now + _CLOCKS_DIFFER_S):
         return f"{where} reported no valid timeline"
     return None
+
+
+def _are_possible(metrics: ClientMetrics, num_samples: int) -> bool:
+    """Whether a client can have measured this: whole passes over its samples, losses and times within wide bounds."""
+    return (
+        all(math.isfinite(value) and value >= 0 for value in astuple(metrics))
+        and metrics.samples % num_samples == 0
+        and metrics.correct <= metrics.samples
+        and metrics.loss_sum <= metrics.samples * _LARGEST_LOSS
+        and metrics.train_s + metrics.upload_s <= _LONGEST_S
+        and metrics.peak_mib <= _MOST_MIB
+    )

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 from torch import Tensor
 
-from gkt_mpi.errors import ConfigError, GktError
+from gkt_mpi.errors import ConfigError, GktError, what_to_do
 from gkt_mpi.observe.csv_log import ClientRecord, CsvLog, UploadRecord
 from gkt_mpi.observe.lines import write_whole
 from gkt_mpi.observe.resume import Known, agree
@@ -244,9 +244,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            raise GktError(
-                f"cannot write the log in {self.folder}: {error}; free some space, then start the same command again"
-            ) from error
+            raise GktError(f"cannot write the log in {self.folder}: {error}; {what_to_do(self.folder)}") from error
 
 
 def _spread(accuracies: list[float]) -> dict[str, float]:

@@ -135,10 +135,13 @@ class Trace:
             file.write("".join(lines))
 
 
-def are_spans(spans: Tensor) -> bool:
-    """Whether each row of float64 (n, 3), from another rank, is a span: a phase's number, times that can be."""
+def are_spans(spans: Tensor, earliest_s: float, latest_s: float) -> bool:
+    """Whether each row of float64 (n, 3), from another rank, is a span: a phase's number, from when, for how long.
+
+    They lie between two moments, in seconds of Unix time.
+    """
     number, start, seconds = spans.unbind(1)
-    are_times = (start.abs() < _LATEST_S) & (seconds >= 0) & (seconds < _LATEST_S)
+    are_times = (start >= earliest_s) & (seconds >= 0) & (start + seconds <= latest_s)
     return bool(((number >= 0) & (number < len(PHASES)) & are_times).all())
 
 

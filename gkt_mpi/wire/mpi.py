@@ -22,8 +22,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from gkt_mpi.errors import GktError, Interrupted, LostRankError, WireError
 from gkt_mpi.observe.timeline import Timeline
 from gkt_mpi.wire.contract import Contract, at_once
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
-from gkt_mpi.wire.peers import Peers, died
+from gkt_mpi.wire.peers import Peers, died, is_death
 from gkt_mpi.wire.transport import SERVER, Ledger
 
 _HEADER_TAG = 1
@@ -69,15 +70,17 @@ class MpiTransport:
     ) -> None:
         """`cuda_aware`: MPI may be given GPU memory; else it goes through pinned host memory.
 
-        `largest_send`, in bytes, must be the same on all ranks.
+        `largest_send`, in bytes, must be the same on all ranks. Raises `LostRankError` when another rank has died.
         """
-        self.comm = comm.Dup()  # nobody else's messages get in between
+        with _somebody_may_have_died():
+            self.comm = comm.Dup()  # nobody else's messages get in between
         self.is_fault_tolerant = startup.is_fault_tolerant()
         self.rank: int = self.comm.rank
         self.size: int = self.comm.size
         self.ledger = Ledger()
         self.timeline = Timeline()
-        self.peers = Peers(self.comm)
+        with _somebody_may_have_died():
+            self.peers = Peers(self.comm)
         self.on_wait: Callable[[], None] = lambda: None
         self._cuda_aware = cuda_aware
         self._largest_send = largest_send
@@ -421,9 +424,13 @@ class MpiTransport:
         return data
 
     def first_with(self, flag: bool) -> int | None:
-        """Return the lowest rank whose flag is set, if any; all ranks call this."""
+        """Return the lowest rank whose flag is set, if any; all ranks call this.
+
+        Raises `LostRankError` when one of them has died.
+        """
         lowest = np.array([self.rank if flag else self.size])
-        self.comm.Allreduce(MPI.IN_PLACE, lowest, op=MPI.MIN)
+        with _somebody_may_have_died():
+            self.comm.Allreduce(MPI.IN_PLACE, lowest, op=MPI.MIN)
         return int(lowest[0]) if lowest[0] < self.size else None
 
     def farewell(self, status: int) -> None:
@@ -471,6 +478,29 @@ class MpiTransport:
         return buffer.split(self._largest_send)
 
 
+@contextlib.contextmanager
+def _somebody_may_have_died() -> Iterator[None]:
+    """Turn the error of a collective call in which a dead rank has a part into `LostRankError`."""
+    try:
+        yield
+    except MPI.Exception as error:
+        world = MPI.COMM_WORLD
+        if not is_death(error):
+            raise
+        failed = world.Get_failed()
+        ranks = failed.Translate_ranks(None, world.Get_group())
+        raise LostRankError(min(ranks, default=-1), "has died") from None
+
+
+def end_job(status: int, why: str) -> NoReturn:
+    """End all ranks while there is no transport; the lowest of those that live says why."""
+    world = MPI.COMM_WORLD
+    failed = set(world.Get_failed().Translate_ranks(None, world.Get_group()))
+    if world.rank == min(set(range(world.size)) - failed):
+        print(why, file=sys.stderr, flush=True)
+    _exit(status)
+
+
 def _memory(data: Tensor) -> list[object]:
     """Return bytes (a uint8 tensor) in the form that mpi4py takes."""
     return [data if data.is_cuda else data.numpy(), MPI.BYTE]
@@ -488,7 +518,7 @@ def _poll(ready: Callable[[], bool], shortest_sleep_s: float = _SHORTEST_SLEEP_S
         time.sleep(min(max(waited * _SLEEP_SHARE, shortest_sleep_s), _LONGEST_SLEEP_S))
 
 
-def _exit(status: int) -> None:
+def _exit(status: int) -> NoReturn:
     """End this process without a word to MPI."""
     startup.tell(status)
     sys.stdout.flush()

@@ -22,6 +22,11 @@ from gkt_mpi.wire.transport import SERVER
 _DIED = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
+def is_death(error: MPI.Exception) -> bool:
+    """Whether an error of MPI tells of a rank that has died."""
+    return error.Get_error_class() in _DIED
+
+
 def died(rank: int) -> LostRankError:
     """Return the error of a rank that has died while it was received from."""
     return LostRankError(rank, "has died in the middle of a message")
@@ -48,7 +53,7 @@ class Peers:
 
     def note(self, error: MPI.Exception) -> None:
         """Find out who has died; raises `error` again when it tells of something else."""
-        if error.Get_error_class() not in _DIED:
+        if not is_death(error):
             raise error
         failed = self._comm.Get_failed()
         self._comm.Ack_failed()

@@ -11,12 +11,15 @@ import gc
 gc.disable()  # as gkt_mpi/main.py does, for a quick start
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import torch
 from mpi4py import MPI
 
 from gkt_mpi.data import shard
@@ -39,6 +42,9 @@ PLACES = {
     "server while saving": (checkpoint.os, "fsync"),
     "server while logging": (run_log.RunLog, "append"),
     "server at the end": (server.Server, "finish"),
+    "rank before it connects": (mpi.MpiTransport, "__init__"),
+    "rank after it has connected": (mpi.MpiTransport, "first_with"),
+    "worker while reporting": (worker, "ClientReport"),
     "worker before training": (worker.Worker, "__post_init__"),
     "worker while loading": (shard.Shard, "load"),
     "worker while training": (client.Client, "step"),
@@ -60,6 +66,19 @@ class Faults:
         """Be told to end, and do not come back."""
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait()
+
+    @staticmethod
+    def vanish(where, append, self, *arguments):
+        """Delete the run folder, as somebody who tidies up does."""
+        shutil.rmtree(self.folder)
+        return append(self, *arguments)
+
+    @staticmethod
+    def freeze(where, method, *arguments, **options):
+        """Have the whole job stand still for 8 seconds: launcher, ranks and companions, as a batch system does it."""
+        job = " ".join(map(str, processes_of_test()))
+        subprocess.Popen(["sh", "-c", f"kill -STOP {job}; sleep 8; kill -CONT {job}"], env={"PATH": os.environ["PATH"]})
+        return method(*arguments, **options)
 
     @staticmethod
     def damage(where, append, self, *arguments):
@@ -85,6 +104,13 @@ class Faults:
         return upload(self, client, round, rows, feature, logit)
 
     @staticmethod
+    def poison(where, make, client, round, metrics, state, spans):
+        """Report weights of which one is not a number."""
+        state = state.clone()
+        state.view(torch.float32)[7] = float("nan")
+        return make(client, round, metrics, state, spans)
+
+    @staticmethod
     def labels(where, upload, self, client, round, rows, feature, logit):
         label = client.shard.label.clone()
         client.shard.label[rows.start] = 99
@@ -97,6 +123,14 @@ class Faults:
         spans = list(self.timeline.spans)
         upload(self, client, round, rows, feature, logit)
         self.timeline.spans = spans  # a report has as many spans as an honest one
+
+
+def processes_of_test():
+    """Return the numbers of all processes that this test has started."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if f"PLANT_PIDS={PIDS}".encode() in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                yield name
 
 
 def send_signal(name, to=None):

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tests.conftest import read_metrics
 from tests.e2e import soak
-from tests.e2e.planted import left_behind, plant, results, resumed, undisturbed
+from tests.e2e.planted import left_behind, plant, results, resumed, struck, undisturbed
 
 ROUNDS = 3
 NO_ULFM = ("--with-ft", "no")
@@ -207,6 +207,43 @@ def test_a_signal_that_finds_the_run_stuck_ends_it_by_force_in_time(tmp_path):
     done = plant(2, [fault], tmp_path, rounds=ROUNDS, checkpoint__grace_s=1)
     assert done.status == 75, done.out + done.err
     assert not left_behind(tmp_path)
+
+
+def test_a_job_that_stands_still_goes_on_as_if_nothing_had_been(expected, tmp_path):
+    """For longer than a silent worker is waited for, and than a worker waits before it ends itself."""
+    faults = ["1,worker while training,3,freeze"]
+    done = plant(3, faults, tmp_path, rounds=ROUNDS, faults__timeout_s=2)
+    assert done.status == 0, done.out + done.err
+    assert struck(tmp_path) == faults
+    assert results(tmp_path) == expected
+    assert sum(lost_workers(tmp_path)) == 0
+    assert not left_behind(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.grid)])
+@pytest.mark.parametrize("moment", ["rank before it connects", "rank after it has connected"])
+def test_a_rank_that_dies_while_all_connect_is_one_line_that_says_to_start_again(tmp_path, rank, moment):
+    done = plant(3, [f"{rank},{moment},1,kill"], tmp_path)
+    assert done.status == 75, done.out + done.err
+    assert f"gkt_mpi: rank {rank} has died while the job started; start the same command again" in done.err
+    assert "Traceback" not in done.err
+    assert not left_behind(tmp_path)
+
+
+def test_a_run_folder_that_is_deleted_during_the_run_is_one_line(tmp_path):
+    done = plant(3, ["0,server while logging,2,vanish"], tmp_path, rounds=ROUNDS)
+    assert done.status == 1, done.out + done.err
+    assert "the run folder was deleted or moved during the run; start the same command again" in done.err
+    assert "Traceback" not in done.err
+    assert not left_behind(tmp_path)
+
+
+def test_a_client_that_reports_poisoned_weights_is_named_and_dropped(tmp_path):
+    faults = ["2,worker while reporting,2,poison"]
+    done = plant(3, faults, tmp_path, rounds=ROUNDS, faults__on_bad_client="drop")
+    assert done.status == 0, done.out + done.err
+    assert "dropped in this round: client 3 in round 0 reported weights that are not finite" in done.out
+    assert [record["dropped_clients"] for record in read_metrics(tmp_path / "runs/run")] == [1, 0, 0]
 
 
 BAD = ["nan", *(pytest.param(what, marks=pytest.mark.grid) for what in ("labels", "twice"))]

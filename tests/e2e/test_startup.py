@@ -28,6 +28,12 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
+def find_mpich():
+    """The folder of an MPICH library, or nothing."""
+    folder = os.environ.get("MPICH_LIB", "")
+    return folder if (Path(folder) / "libmpi.so.12").exists() else ""
+
+
 @pytest.mark.parametrize(
     ("rank", "end"),
     [
@@ -81,6 +87,15 @@ def test_a_rank_that_never_comes_ends_the_job_after_the_time_that_is_set(tmp_pat
     assert not left_behind(tmp_path)
 
 
+@pytest.mark.skipif(not find_mpich(), reason="no MPICH library in MPICH_LIB, such as the wheel mpich has")
+def test_open_mpis_launcher_with_mpich_behind_mpi4py_is_one_line(tmp_path):
+    env = {"LD_LIBRARY_PATH": find_mpich(), "MPI4PY_MPIABI": "mpich"}
+    done = mpirun(3, ["-m", "gkt_mpi.main", *arguments(tmp_path)], 90, ["-x", "LD_LIBRARY_PATH"], env=env)
+    assert done.status == 2, done
+    assert "gkt_mpi: mpirun is Open MPI's, but mpi4py loads MPICH" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
 def environment(**changes):
     return os.environ | {"VENV": str(ROOT / ".venv"), "PYTHONPATH": str(ROOT)} | changes
 
@@ -117,6 +132,14 @@ def test_a_signal_in_the_first_seconds_is_status_75_and_a_line(number, moment, t
     assert done.err.count("start the same command again") == 1, done.err
     assert not (tmp_path / "runs").exists()
     assert not left_behind(tmp_path)
+
+
+def test_ctrl_c_while_the_help_is_made_is_one_line_and_status_130(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    command = [sys.executable, "-m", "gkt_mpi.main", "--help"]
+    done = run(command, timeout_s=60, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert (done.status, done.err) == (130, "gkt_mpi: interrupted by SIGINT\n")
 
 
 def test_make_passes_the_status_of_an_early_signal_on(tmp_path):

@@ -1,6 +1,7 @@
 """Receiving uploads between two threads of one process: what is refused, and which clients are bad."""
 
 import re
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +19,7 @@ from gkt_mpi.wire.local import run_local
 from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Kind, to_wire
 
 CODEC = Codec("float32", (4, 4, 4))
-ROWS, STATE = 12, torch.arange(5, dtype=torch.uint8)
+ROWS, STATE = 12, torch.arange(8, dtype=torch.uint8)
 FEATURE = torch.rand(ROWS, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -28,7 +29,7 @@ def block(first, feature=FEATURE):
     return FeatureBlock(0, 0, first, *parts, CODEC.shape, CODEC.code_id)
 
 
-def report(metrics=(1, 2, 3, 4, 5)):
+def report(metrics=(24, 2, 3, 4, 5)):
     return ClientReport(0, 0, ClientMetrics(*metrics), STATE)
 
 
@@ -110,13 +111,31 @@ def test_a_client_that_sends_too_few_samples_is_bad(tmp_path):
     assert is_bad(tmp_path, [block(0), report()], "client 0 in round 0 closed its upload with 8 samples missing", [0])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
-def test_a_client_that_reports_figures_that_cannot_be_is_bad(tmp_path, value):
-    assert is_bad(tmp_path, [*WHOLE, report((1, value, 3, 4, 5))], "client 0 in round 0 reported ", [0])
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        *((24, value, 3, 4, 5) for value in (float("nan"), float("inf"), -1.0, 1e308)),
+        (0, 2, 0, 4, 5),  # a loss of no samples
+        (25, 2, 3, 4, 5),  # no whole passes over its 12 samples
+        (24, 2, 25, 4, 5),  # more were right than there were
+        (24, 2, 3, 1e300, 5),
+        (24, 2, 3, 4, 5, 1e200),
+    ],
+)
+def test_a_client_that_reports_figures_that_cannot_be_is_bad(tmp_path, metrics):
+    assert is_bad(tmp_path, [*WHOLE, report(metrics)], "client 0 in round 0 reported ClientMetrics", [0])
 
 
-def test_a_client_that_reports_a_timeline_that_cannot_be_is_bad(tmp_path):
-    nonsense = replace(report(), spans=torch.full((1, 3), 99.0, dtype=torch.float64))
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e30])
+def test_a_client_that_reports_weights_that_cannot_be_is_bad(tmp_path, value):
+    state = torch.tensor([1.0, value]).view(torch.uint8)
+    why = "client 0 in round 0 reported weights that are not finite or far too large"
+    assert is_bad(tmp_path, [*WHOLE, replace(report(), state=state)], why, [0])
+
+
+@pytest.mark.parametrize("span", [(99.0, 99.0, 99.0), (0, 1e305, 1), (0, time.time(), 1e305), (0, 5.0, 1.0)])
+def test_a_client_that_reports_a_timeline_that_cannot_be_is_bad(tmp_path, span):
+    nonsense = replace(report(), spans=torch.tensor([span], dtype=torch.float64))
     assert is_bad(tmp_path, [*WHOLE, nonsense], "reported no valid timeline", [0])
 
 

@@ -65,7 +65,7 @@ def span(phase, start, seconds):
 
 def test_what_is_no_span_is_told_from_what_is():
     good = [0.0, 1e9, 0.5]
-    assert are_spans(torch.tensor([good])) and are_spans(torch.empty(0, 3))
+    assert are_spans(torch.tensor([good]), 1e8, 2e9) and are_spans(torch.empty(0, 3), 1e8, 2e9)
     for bad in (
         [-1.0, 1e9, 0.5],
         [len(PHASES), 1e9, 0.5],
@@ -73,8 +73,10 @@ def test_what_is_no_span_is_told_from_what_is():
         [0, 1e9, -1.0],
         [0, 1e305, 0.5],
         [0, 1e9, 1e300],
+        [0, 1e7, 0.5],  # before the run began
+        [0, 2e9 - 1, 2],  # after now
     ):
-        assert not are_spans(torch.tensor([good, bad], dtype=torch.float64))
+        assert not are_spans(torch.tensor([good, bad], dtype=torch.float64), 1e8, 2e9)
 
 
 def test_a_trace_is_what_chrome_reads(tmp_path):
