@@ -26,6 +26,19 @@ _LATEX = {
     **{character: "\\" + character for character in "&%$#_{}"},
 }
 
+_FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "\uff1d",
+    "\uff0b",
+    "\uff0d",
+    "\uff20",
+)  # and full-width
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _DURATIONS = ((2 * 86400, 86400, "days"), (2 * 3600, 3600, "h"), (120, 60, "min"), (1, 1, "s"), (0, 0.001, "ms"))
 
@@ -117,13 +130,28 @@ def _rules(row: Sequence[Text]) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return the table's records as CSV, with one header line; what is not known is empty."""
+    """Return the table's records as CSV, with one header line; what is not known is empty.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     names = dict.fromkeys(name for record in table.records for name in record)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table.records)
+    writer.writerows({name: _not_a_formula(value) for name, value in record.items()} for record in table.records)
     return buffer.getvalue()
+
+
+def _not_a_formula(value: object) -> object:
+    """Return what a spreadsheet shows as it is, as OWASP advises on "CSV injection"; numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")  # the csv module does not quote it, and readers take it for the end of a line
+    try:
+        float(text)
+    except ValueError:
+        return "'" + text if value.startswith(_FORMULA) else text
+    return text
 
 
 def amount(value: float | None, unit: str) -> str:

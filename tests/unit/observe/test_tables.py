@@ -145,7 +145,23 @@ def test_what_most_runs_have_is_short_and_last(study):
 
 def test_csv_quotes_whatever_a_name_contains():
     table = Table("t", "", [[Text("a")]], [Section("", [])], [{"a": 'x,"y"\nz', "b": None}, {"a": "=1", "c": 2}])
-    assert read_csv(table) == [{"a": 'x,"y"\nz', "b": "", "c": ""}, {"a": "=1", "b": "", "c": "2"}]
+    assert read_csv(table) == [{"a": 'x,"y"\nz', "b": "", "c": ""}, {"a": "'=1", "b": "", "c": "2"}]
+
+
+def test_no_name_in_csv_is_a_formula_and_numbers_stay_numbers(tmp_path):
+    """A spreadsheet computes what begins with one of these characters; after an apostrophe it shows it."""
+    names = ["=1+2", "+x", "-cmd|x", "@SUM(A1)", "\t=1", "\r=1"]
+    numbers = [-1.5, "-1.5", "+2e-3", -3, "a=b", "1-2", ""]
+    records = [{"value": value} for value in (*names, *numbers)]
+    table = Table("t", "", [[Text("value")]], [Section("", [])], records)
+    rows = list(csv.reader(io.StringIO(to_csv(table), newline="")))
+    expected = [*("'" + name.replace("\r", " ") for name in names), "-1.5", "-1.5", "+2e-3", "-3", "a=b", "1-2", ""]
+    assert [row[0] if row else "" for row in rows[1:]] == expected
+    runs = [make_run(tmp_path / f"=HYPERLINK({seed})", "fedavg", seed, client__lr=seed - 1.5) for seed in range(2)]
+    comparison = compare([Run.load(folder) for folder in runs])
+    lines = list(csv.DictReader(io.StringIO(to_csv(fields_table(comparison)))))
+    assert {line["run"] for line in lines} == {"'=HYPERLINK(0)", "'=HYPERLINK(1)"}
+    assert {line["value"] for line in lines} == {"-1.5", "-0.5"}
 
 
 @pytest.mark.parametrize(
