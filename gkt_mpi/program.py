@@ -202,7 +202,7 @@ def serve(
     if interrupted is not None:
         say(interrupted)
         return Interrupted.exit_status
-    console.print(summary_table(log.summary, config.name))
+    console.print(summary_table(log.summary, config.name, config.algorithm))
     say(f"run folder: {folder}")
     if config.log.report == "auto":
         _report(folder, say)

@@ -176,7 +176,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def summary_table(summary: dict[str, Any], name: str) -> Table:
+def summary_table(summary: dict[str, Any], name: str, algorithm: str) -> Table:
     """Return the small table shown at the end of a run."""
     table = Table(title=f"{name}: {summary['status']} after {summary['rounds']} rounds", show_header=False)
     table.add_column(justify="left")
@@ -184,7 +184,7 @@ def summary_table(summary: dict[str, Any], name: str) -> Table:
     total_s = round(summary["total_s"])
     final = {"final test accuracy": summary["final_test_accuracy"]}
     edge = summary.get("final_client_test_accuracy")
-    if edge not in (None, summary["final_test_accuracy"]):  # there are two kinds of models
+    if edge is not None and algorithm != "standalone":  # there are two kinds of models
         final = {f"server model, {name}": value for name, value in final.items()}
         final["edge models alone, final test accuracy"] = edge
     if "final_global_test_accuracy" in summary:

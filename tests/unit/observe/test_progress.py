@@ -15,6 +15,19 @@ RECORD = {
     "server_train_loss": 0.25,
 }
 
+SUMMARY = {
+    "status": "completed",
+    "rounds": 8,
+    "final_test_accuracy": 0.97,
+    "final_client_test_accuracy": 0.9,
+    "best_test_accuracy": 0.98,
+    "best_round": 6,
+    "upload_bytes": 10**9,
+    "download_bytes": 10**6,
+    "simulation_bytes": 10**3,
+    "total_s": 75.2,
+}
+
 
 def run(console, rounds=3):
     progress = Progress(rounds, console)
@@ -94,19 +107,7 @@ def test_on_a_terminal_a_moving_line_shows_phase_accuracy_and_bytes():
 def test_the_tables_show_what_they_are_given():
     out = io.StringIO()
     console = Console(file=out, force_terminal=False, width=100)
-    summary = {
-        "status": "completed",
-        "rounds": 8,
-        "final_test_accuracy": 0.97,
-        "final_client_test_accuracy": 0.9,
-        "best_test_accuracy": 0.98,
-        "best_round": 6,
-        "upload_bytes": 10**9,
-        "download_bytes": 10**6,
-        "simulation_bytes": 10**3,
-        "total_s": 75.2,
-    }
-    console.print(summary_table(summary, "digits"))
+    console.print(summary_table(SUMMARY, "digits", "fedgkt"))
     console.print(partition_table(np.array([[1, 0], [20, 3]]), ["cat", "dog"]))
     text = out.getvalue()
     for expected in (
@@ -121,3 +122,19 @@ def test_the_tables_show_what_they_are_given():
         assert expected in text
     assert partition_table(np.zeros((33, 10), int), ["x"] * 10) is None
     assert partition_table(np.zeros((3, 100), int), ["x"] * 100) is None
+
+
+def test_the_edge_models_have_a_row_of_their_own_also_when_both_accuracies_coincide():
+    def rows(algorithm, **changes):
+        out = io.StringIO()
+        Console(file=out, width=100).print(summary_table(SUMMARY | changes, "x", algorithm))
+        return [line for line in out.getvalue().splitlines() if "final test accuracy" in line]
+
+    server, edge = rows("fedgkt", final_client_test_accuracy=0.97)
+    assert "server model" in server and "edge models alone" in edge and "0.9700" in edge
+    (alone,) = rows("standalone", final_client_test_accuracy=0.97)  # its result are the edge models
+    assert "edge models" not in alone
+    without = {key: value for key, value in SUMMARY.items() if key != "final_client_test_accuracy"}
+    out = io.StringIO()
+    Console(file=out, width=100).print(summary_table(without, "x", "fedavg"))
+    assert "edge models" not in out.getvalue()
