@@ -48,7 +48,7 @@ def site_of(
         shards=shards,
         test=Shard.load(file, "test", _test_rows(config, file), pipeline_of(config, file, device), device),
         edges=edges,
-        folder=expand(config.out, "out") / config.name,
+        folder=expand(f"{config.out}/{config.name}", "out"),
         seed=config.seed,
         num_rounds=config.rounds,
         rounds_left=config.rounds - rounds_done,
@@ -133,9 +133,13 @@ def digest_of(config: RunConfig) -> torch.Tensor:
     return torch.frombuffer(bytearray(config.digest()), dtype=torch.uint8)
 
 
-def digest_of_shards(shards: list[np.ndarray], labels: np.ndarray) -> str:
-    """Return a text that differs when any client holds other samples, or samples with other labels."""
-    digest = hashlib.sha256()
+def what_is_learnt(file: ImageFile, shards: list[np.ndarray]) -> dict[str, str]:
+    """Return what must be the same when a run is resumed, beside its configuration, as one text each.
+
+    training images: differs when any client holds other samples, or samples with other labels. images: when anything
+    differs in the file of images, the test images included.
+    """
+    labels, digest = file.labels("train"), hashlib.sha256()
     for shard in shards:
         digest.update(shard.tobytes() + labels[shard].tobytes() + b"next client")
-    return digest.hexdigest()[:16]
+    return {"training images": digest.hexdigest()[:16], "images": file.digest}

@@ -35,7 +35,7 @@ from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, ex
 from gkt_mpi.models.resnet import PRECISIONS
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.observe.run_log import RunLog, hold_folder
-from gkt_mpi.parts import codec_of, digest_of, digest_of_shards, edges_of, pipeline_of, prices_of, site_of
+from gkt_mpi.parts import codec_of, digest_of, edges_of, pipeline_of, prices_of, site_of, what_is_learnt
 from gkt_mpi.placement import Placement, place
 from gkt_mpi.preflight import preflight
 from gkt_mpi.wire.messages import Setup, Stop
@@ -172,7 +172,7 @@ def serve(
     folder = expand(config.out, "out") / config.name
     say = partial(console.print, highlight=False, soft_wrap=True)
     with hold_folder(folder, say), contextlib.ExitStack() as at_the_end:
-        resumable = config.as_dict() | {"training images": digest_of_shards(shards, labels)}
+        resumable = config.as_dict() | what_is_learnt(file, shards)
         checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
         rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
         digest = digest_of(config)  # as the workers have it

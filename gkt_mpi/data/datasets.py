@@ -2,7 +2,8 @@
 
     /SPLIT/image  uint8 (N, H, W, channels), contiguous, so that rows are read through a memory map
     /SPLIT/label  int64 (N,)                 SPLIT is train, test, and for CINIC-10 also valid
-    attributes    classes (names), mean and std (per channel, of pixels scaled to 0..1), origin, checksums
+    attributes    classes (names), mean and std (per channel, of pixels scaled to 0..1), origin, checksums,
+                  digest (of all of the above but the latter two: digest.py)
 
 The file lies beside the archives, in `data.dir`. Rank 0 makes it before training (`prepare`); its sources
 stand in `sources.py`.
@@ -18,14 +19,15 @@ from typing import BinaryIO, Literal
 import h5py
 import numpy as np
 
+from gkt_mpi.data import digest
 from gkt_mpi.data.augment import AugmentName
 from gkt_mpi.data.hdf5 import Plan, plan
 from gkt_mpi.data.sources import SOURCES, Source, SyntheticConfig
 from gkt_mpi.errors import DataError, FullDiskError, expand, require
 
-FORMAT = 1  # raised when the layout of the HDF5 file changes; an older file is then made anew
+FORMAT = 2  # raised when the layout of the HDF5 file changes; an older file is then made anew
 _MAX_CLASSES = 32767  # labels travel as int16
-_CHUNK = 1000  # images decoded and written at a time
+_CHUNK = digest.ROWS  # images decoded and written at a time
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class ImageFile:
                 self.mean = np.asarray(file.attrs["mean"], np.float32)
                 self.std = np.asarray(file.attrs["std"], np.float32)
                 self.checksums = str(file.attrs["checksums"])
+                self.digest = str(file.attrs.get("digest", ""))  # older files have none until `verify`
                 self._labels = {split: file[split]["label"][:] for split in file}
                 self._images = {split: _map_images(path, file[split]["image"]) for split in file}
             self._check()
@@ -90,6 +93,19 @@ class ImageFile:
         """Height, width and channels of every image."""
         height, width, channels = self._images["train"].shape[1:]
         return height, width, channels
+
+    def verify(self) -> None:
+        """Read everything, and raise `DataError` where it is not what the file was made with."""
+        arrays = {f"{split}/image": images for split, images in self._images.items()}
+        arrays |= {f"{split}/label": labels.astype("<i8") for split, labels in self._labels.items()}
+        pieces = dict(zip(arrays, digest.digest_of_pieces(list(arrays.values())), strict=True))
+        found = digest.digest_of_all(pieces, self.classes, (self.mean, self.std))
+        if self.digest not in ("", found):
+            raise DataError(
+                f"{self.path} was changed: its images, labels or statistics are not those it was made with; "
+                "delete it to make it anew"
+            )
+        self.digest = found
 
     @property
     def notes(self) -> list[str]:
@@ -153,13 +169,14 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
     """Return the HDF5 file of the configured data set, made first where it is missing or out of date.
 
     `report(done, total)` is called while images are decoded, first with 0 done. The file is written under another
-    name and renamed when it is whole. Raises `DataError` where the data set is missing or cannot be read or written.
+    name and renamed when it is whole. Raises `DataError` where the data set is missing or cannot be read or written, or
+    was changed after it was made.
     """
     path = file_path(config)
     try:
         source = SOURCES[config.name](path.parent, config.download, config.synthetic)
         if path.exists() and not _is_stale(path, source):
-            return ImageFile(path)
+            return _verified(path)
         if source.missing:
             raise DataError(source.missing)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +202,7 @@ def look_for(config: DataConfig) -> ImageFile | str:
     path = file_path(config)
     source = SOURCES[config.name](path.parent, False, config.synthetic)
     if path.exists() and not _is_stale(path, source):
-        return ImageFile(path)
+        return _verified(path)
     if not source.missing:
         return f"{path} is made when the run begins"
     if not (config.download and config.name.startswith("cifar")):
@@ -200,6 +217,12 @@ def file_path(config: DataConfig) -> Path:
         s = config.synthetic
         stem = f"synthetic-{s.train}-{s.test}-{s.size}x{s.size}-{s.classes}-{s.seed}"
     return expand(config.dir, "data.dir") / f"{stem}.h5"
+
+
+def _verified(path: Path) -> ImageFile:
+    file = ImageFile(path)
+    file.verify()
+    return file
 
 
 def _is_stale(path: Path, source: Source) -> bool:
@@ -236,23 +259,30 @@ def _write(path: Path, source: Source, report: Callable[[int, int], None]) -> No
         "checksums": decoded.checksums,
         "origin": source.origin,
         "fingerprint": source.fingerprint,
+        "digest": "0" * 32,
     }
+    pieces: dict[str, list[bytes]] = {path: [] for path in arrays}
     planned = plan(arrays, attributes)
     with open(path, "wb") as file:
         _reserve(planned, file)
         for name, split in decoded.splits.items():
             file.seek(planned.offsets[f"{name}/label"])
-            file.write(np.ascontiguousarray(split.labels, "<i8").data)
+            labels = np.ascontiguousarray(split.labels, "<i8")
+            file.write(labels.data)
+            (pieces[f"{name}/label"],) = digest.digest_of_pieces([labels])
             file.seek(planned.offsets[f"{name}/image"])
             for first in range(0, len(split.labels), _CHUNK):
                 chunk = np.ascontiguousarray(split.images(first, min(first + _CHUNK, len(split.labels))), np.uint8)
                 file.write(chunk.data)
+                pieces[f"{name}/image"].append(digest.digest_of_piece(chunk))
                 if name == "train" and decoded.statistics is None:
                     pixels = chunk.reshape(-1, channels) / 255.0
                     sums += pixels.sum(axis=0), (pixels**2).sum(axis=0)
                 done += len(chunk)
                 report(done, total)
-        attributes["mean"], attributes["std"] = decoded.statistics or _statistics(sums, arrays["train/image"][0])
+        mean, std = decoded.statistics or _statistics(sums, arrays["train/image"][0])
+        attributes |= {"mean": np.asarray(mean), "std": np.asarray(std)}
+        attributes["digest"] = digest.digest_of_all(pieces, decoded.classes, (mean, std))
         plan(arrays, attributes).write_metadata(file)  # last, so that half a file is no HDF5 file
         file.flush()
         os.fsync(file.fileno())

@@ -1,6 +1,8 @@
 """The algorithm as a whole: against a plain loop written another way, and sample by sample."""
 
 import json
+import pickle
+import re
 from pathlib import Path
 
 import h5py
@@ -387,13 +389,34 @@ def test_a_refused_resume_changes_nothing_in_the_run_folder(tiny, capsys):
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
-def test_a_resume_on_other_images_is_refused(tiny, capsys, tmp_path):
+def shift_test_labels(folder):
+    batch = pickle.loads((folder / "test_batch").read_bytes())
+    batch["labels"] = [(label + 1) % 10 for label in batch["labels"]]
+    (folder / "test_batch").write_bytes(pickle.dumps(batch))
+
+
+def invert_images(folder):
+    batch = pickle.loads((folder / "data_batch_1").read_bytes())
+    (folder / "data_batch_1").write_bytes(pickle.dumps(batch | {"data": 255 - batch["data"]}))
+
+
+@pytest.mark.parametrize("change", [shift_test_labels, invert_images])
+def test_a_resume_on_other_images_is_refused(tiny, capsys, change):
+    config = tiny(rounds=1, data__name="cifar10", data__partition="homo")
+    write_cifar(Path(config.data.dir), "cifar10", counts=(12, 20))
+    run_in_threads(config, 2)
+    change(Path(config.data.dir) / "cifar-10-batches-py")
+    assert re.search(r"images \(\w{32}, now \w{32}\)", line := run_refused(config, capsys)), line
+    assert line.count("\n") == 1
+
+
+def test_a_resume_on_a_file_that_was_changed_by_hand_is_refused(tiny, capsys):
     config = tiny(rounds=1)
     run_in_threads(config, 2)
-    path = file_path(config.data)
-    with h5py.File(path, "r+") as file:
+    with h5py.File(file_path(config.data), "r+") as file:
         file["train/label"][:] = file["train/label"][:][::-1]
-    assert "training images" in run_refused(config, capsys)
+    assert "are not those it was made with" in (line := run_refused(config, capsys))
+    assert line.count("\n") == 1
 
 
 def test_a_data_set_of_one_class_is_refused_before_training(tiny, capsys, tmp_path):

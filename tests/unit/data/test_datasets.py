@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gkt_mpi.data.datasets import DataConfig, ImageFile, file_path, prepare
+from gkt_mpi.data.datasets import DataConfig, ImageFile, file_path, look_for, prepare
 from gkt_mpi.data.sources import SyntheticConfig
 from gkt_mpi.errors import ConfigError, DataError
 
@@ -415,6 +415,74 @@ def test_a_file_with_wrong_shapes_or_labels_is_refused_by_name(tmp_path, change,
     with pytest.raises(DataError, match=message) as caught:
         prepare(config, silent)
     assert str(file_path(config)) in str(caught.value)
+
+
+def invert_images(file):
+    file["train/image"][:] = 255 - file["train/image"][:]
+
+
+def change_one_pixel(file):
+    file["test/image"][-1, -1, -1, -1] ^= 1
+
+
+def shift_test_labels(file):
+    file["test/label"][:] = (file["test/label"][:] + 1) % 10
+
+
+def other_mean(file):
+    file.attrs["mean"] = file.attrs["mean"] + 0.01
+
+
+def swap_class_names(file):
+    file.attrs["classes"] = file.attrs["classes"][::-1]
+
+
+@pytest.mark.parametrize("look", [prepare, lambda config, report: look_for(config)], ids=["prepare", "look_for"])
+@pytest.mark.parametrize(
+    "change",
+    [invert_images, change_one_pixel, shift_test_labels, other_mean, swap_class_names],
+    ids=lambda f: f.__name__,
+)
+def test_a_file_that_was_changed_after_it_was_made_is_refused_by_name(tmp_path, change, look):
+    config = DataConfig(name="synthetic", dir=str(tmp_path), synthetic=SyntheticConfig(train=2100, test=30, size=8))
+    prepare(config, silent)
+    look(config, silent)
+    damage(file_path(config), change)
+    with pytest.raises(DataError, match="images, labels or statistics are not those it was made with") as caught:
+        look(config, silent)
+    assert str(file_path(config)) in str(caught.value)
+
+
+def test_the_digest_of_a_file_is_of_its_content_alone(tmp_path):
+    digests = []
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_cifar(tmp_path / folder, "cifar10", seed=seed)
+        config = DataConfig(name="cifar10", dir=str(tmp_path / folder))
+        made = prepare(config, silent)
+        assert made.digest == prepare(config, silent).digest == ImageFile(file_path(config)).digest
+        digests.append(made.digest)
+    assert digests[0] == digests[1] != digests[2]
+    assert all(len(digest) == 32 for digest in digests)
+
+
+def as_version_1(file):
+    file.attrs["format"] = 1
+    del file.attrs["digest"]
+
+
+def test_a_file_of_an_older_version_is_made_anew_or_used_as_it_is_where_its_archive_is_gone(tmp_path):
+    write_cifar(tmp_path, "cifar10")
+    config = DataConfig(name="cifar10", dir=str(tmp_path))
+    digest = prepare(config, silent).digest
+    damage(file_path(config), as_version_1)
+    assert prepare(config, silent).digest == digest
+    with h5py.File(file_path(config)) as file:
+        assert file.attrs["digest"] == digest
+    damage(file_path(config), as_version_1)
+    (tmp_path / "cifar-10-batches-py").rename(tmp_path / "gone")
+    assert prepare(config, silent).digest == digest
+    with h5py.File(file_path(config)) as file:
+        assert "digest" not in file.attrs
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9])

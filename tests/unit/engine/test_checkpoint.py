@@ -111,3 +111,9 @@ def test_more_rounds_than_five_digits_are_in_order(tmp_path):
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=f"checkpoint.{next(iter(wrong))}"):
         CheckpointConfig(**wrong)
+
+
+def test_a_checkpoint_that_knows_no_digest_of_the_images_is_resumed():
+    now = RUN | {"images": "b" * 32}
+    assert differing_fields(RUN, now) == []
+    assert differing_fields(RUN | {"images": "a" * 32}, now) == [f"images ({'a' * 32}, now {'b' * 32})"]
