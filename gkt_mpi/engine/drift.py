@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.engine.trainable import Edge
+from gkt_mpi.engine.trainable import Edge, weights_of
 from gkt_mpi.models.resnet import EdgeModel
 
 NUM_IMAGES = 32
@@ -70,7 +70,7 @@ class StemDrift:
 
 
 def _tensors(stem: torch.nn.Module) -> list[Tensor]:
-    return [*stem.parameters(), *stem.buffers()]
+    return weights_of(stem)
 
 
 def _weights(stem: torch.nn.Module) -> Tensor:

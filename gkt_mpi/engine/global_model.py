@@ -98,7 +98,7 @@ class CentralModel(GlobalModel):
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
-        return {"memory": self._trained.memory, "schedule": self._training.schedule.seen}
+        return {"memory": self._trained.state(), "schedule": self._training.schedule.seen}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` returned."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gkt_mpi.engine.bank import Bank
 from gkt_mpi.engine.model_inbox import ModelInbox
-from gkt_mpi.engine.trainable import Edge, weighted_mean
+from gkt_mpi.engine.trainable import Edge, weighted_mean, weights_of
 from gkt_mpi.models.resnet import EdgeModel
 from gkt_mpi.wire.messages import FeatureBlock, Header, ModelState
 
@@ -33,9 +33,7 @@ class SharedEdges:
     def __init__(self, edges: list[Edge[EdgeModel]], num_samples: list[int]) -> None:
         """`edges[k]` is what client k's state is loaded into, `num_samples[k]` how many images it has."""
         self._num_samples = num_samples
-        self._stem_bytes = sum(
-            tensor.nbytes for tensor in (*edges[0].model.stem.parameters(), *edges[0].model.stem.buffers())
-        )
+        self._stem_bytes = sum(tensor.nbytes for tensor in weights_of(edges[0].model.stem))
         self._kind = [edges.index(edge) for edge in edges]  # clients with the same edge model have the same number
         means = {kind: edges[kind].shared_weights.cpu() for kind in set(self._kind)}
         self._stem = means[0][: self._stem_bytes].clone()

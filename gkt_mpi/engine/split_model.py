@@ -78,7 +78,7 @@ class SplitModel:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
         seen = self._training.schedule.seen
-        return {"stem": self._stem.weights, "rest": self.server_part.memory, "schedule": seen}
+        return {"stem": self._stem.weights, "rest": self.server_part.state(), "schedule": seen}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` returned."""
@@ -111,7 +111,7 @@ class Turn:
         """
         self._model, self._train_batch, self._send, self._site = model, train_batch, send, model.site
         self.passes = model.site.client.epochs
-        self._begin = model.server_part.memory.clone()
+        self._begin = model.server_part.state()
         self._copies = dict.fromkeys(clients, self._begin)
         self._held_by: int | None = None  # whose copy is in the model now
         self._seen = dict.fromkeys(clients, 0)  # samples so far
@@ -128,7 +128,7 @@ class Turn:
         if clients:
             counts = [len(self._site.shards[client]) for client in clients]
             self._model.stem_weights.copy_(weighted_mean([self._stems[client] for client in clients], counts))
-            self._begin = weighted_mean([self._copies[client] for client in clients], counts)
+            self._begin = self._model.server_part.mean([self._copies[client] for client in clients], counts)
         self._model.server_part.load(self._begin)
 
     def accepts(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class Turn:
         if client == self._held_by:
             return
         if self._held_by is not None:
-            self._copies[self._held_by] = self._model.server_part.memory.clone()
+            self._copies[self._held_by] = self._model.server_part.state()
         if client is not None:
             self._model.server_part.load(self._copies[client])
         self._held_by = client
