@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -135,6 +137,13 @@ class RunConfig:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).digest()
 
 
+class _Parser(ArgumentParser):
+    def parse_path(self, path: str | os.PathLike[str], *arguments: Any, **options: Any) -> Namespace:  # noqa: ANN401
+        """Read a configuration as UTF-8, whatever the locale is."""
+        text = Path(path).read_text(encoding="utf-8")
+        return self.parse_string(text, Path(path).name, *arguments, **options)
+
+
 @cache
 def make_parser(explains: bool) -> ArgumentParser:
     """Return the parser of the command line.
@@ -144,7 +153,7 @@ def make_parser(explains: bool) -> ArgumentParser:
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=explains)
     set_loader(_YAML_MODE, yaml_text.load, (yaml.YAMLError,))
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="python -m gkt_mpi.main",
         description=_DESCRIPTION,
         exit_on_error=False,

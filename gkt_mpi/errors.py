@@ -70,7 +70,14 @@ def require(condition: bool, field: str, value: object, expected: str) -> None:
 
 
 def expand(path: str, field: str) -> Path:
-    """Return the path of a field with ~ expanded. Raises `ConfigError` naming the field when there is no such user."""
+    """Return the path of a field with ~ expanded. Raises `ConfigError` naming the field when there is no such user.
+
+    Where the locale has no such letter as the path has, it is that of a file whose name is UTF-8.
+    """
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        path = os.fsdecode(path.encode("utf-8", "surrogateescape"))
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

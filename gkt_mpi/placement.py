@@ -143,23 +143,27 @@ def peak_mib() -> float:
 
 def available_memory_mib() -> float:
     """Return the memory that is left to this process, in MiB: the node's, or less where a job or container has less."""
-    with open("/proc/meminfo") as file:
+    with open("/proc/meminfo", encoding="utf-8") as file:
         found = dict(line.split(":") for line in file)
     left = int(found["MemAvailable"].split()[0]) * 1024
     with contextlib.suppress(OSError, ValueError, KeyError):  # control groups of version 2
-        group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
+        group = _text(Path("/proc/self/cgroup")).rpartition("::")[2].strip().lstrip("/")
         folder = Path("/sys/fs/cgroup", group)
         for level in (folder, *folder.parents):
-            if (level / "memory.max").exists() and (limit := (level / "memory.max").read_text().strip()) != "max":
-                counted = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
-                used = int((level / "memory.current").read_text()) - int(counted["inactive_file"])  # cache gives way
+            if (level / "memory.max").exists() and (limit := _text(level / "memory.max").strip()) != "max":
+                counted = dict(line.split() for line in _text(level / "memory.stat").splitlines())
+                used = int(_text(level / "memory.current")) - int(counted["inactive_file"])  # cache gives way
                 left = min(left, int(limit) - used)
     return left / 2**20
 
 
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def _read_map(path: str) -> dict[str, list[int]]:
     try:
-        content = yaml.safe_load(expand(path, "placement.gpu_map").read_text())
+        content = yaml.safe_load(expand(path, "placement.gpu_map").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"placement.gpu_map {path} cannot be read: {error}") from error
     fits = isinstance(content, dict) and all(

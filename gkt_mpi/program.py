@@ -33,6 +33,7 @@ from gkt_mpi.engine.watch import Watch
 from gkt_mpi.engine.worker import Worker, receive_setup
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand
 from gkt_mpi.models.resnet import PRECISIONS
+from gkt_mpi.observe.output import never_fail_on_encoding
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.observe.run_log import RunLog, hold_folder
 from gkt_mpi.parts import codec_of, digest_of, edges_of, pipeline_of, prices_of, site_of, what_is_learnt
@@ -51,12 +52,14 @@ _TWO_MPIS = "mpirun and the MPI library that mpi4py loads come from two installa
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank and return its exit status: 0, 2 when the configuration cannot work, 75 when interrupted."""
     faulthandler.register(signal.SIGUSR2)  # kill -USR2 prints what every thread is doing
+    never_fail_on_encoding()
     rank = startup.launched_rank()
     config, task, refusal = None, "run", None
     try:
         with contextlib.ExitStack() as silence:
             if rank != SERVER:  # --help is the server's to print
-                silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+                nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                silence.enter_context(contextlib.redirect_stdout(nowhere))
             config, task = parse_command(arguments)
             if task == "prepare":
                 Interrupt().install()
@@ -169,7 +172,7 @@ def serve(
     assert config.clients is not None
     price, prices = prices_of(config, file)  # refuses unknown devices
     shards = partition(labels, config.clients, config.data, config.seed)
-    folder = expand(config.out, "out") / config.name
+    folder = expand(f"{config.out}/{config.name}", "out")
     say = partial(console.print, highlight=False, soft_wrap=True)
     with hold_folder(folder, say), contextlib.ExitStack() as at_the_end:
         resumable = config.as_dict() | what_is_learnt(file, shards)

@@ -92,7 +92,7 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and bool(_BFLOAT16_FLAGS & set(cpuinfo.read_text().split()))
+    return cpuinfo.exists() and bool(_BFLOAT16_FLAGS & set(cpuinfo.read_text(encoding="utf-8").split()))
 
 
 def kind_of(device: torch.device) -> str:

@@ -17,6 +17,7 @@ from gkt_mpi.observe.measures import (
     run_cost,
     spread,
 )
+from gkt_mpi.observe.run_files import utf8
 from gkt_mpi.observe.run_folder import Run
 from gkt_mpi.observe.tables import Section, Table, Text, amount, duration
 
@@ -218,7 +219,7 @@ def _run_cells(run: Run, row: Row, column: Column, reason: str, page_folder: Pat
 
 
 def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    return utf8(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
 
 
 def left_out_lines(comparison: Comparison) -> Sequence[str]:

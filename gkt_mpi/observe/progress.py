@@ -12,6 +12,8 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from gkt_mpi.observe.output import ERRORS
+
 _PLAIN_WIDTH = 100  # columns, where there is no terminal or it does not tell
 CLIENTS_TRAIN, SERVER_TRAINS = "clients train and upload", "server trains"  # phases of a round
 _LONG_S = 60.0  # a run that will take longer says so in its first round
@@ -37,7 +39,7 @@ def make_console() -> Console:
     if not os.isatty(descriptor):
         os.close(descriptor)
         return _console(None, _PLAIN_WIDTH)
-    terminal = os.fdopen(descriptor, "w", buffering=1)
+    terminal = os.fdopen(descriptor, "w", buffering=1, errors=ERRORS)
     return _console(terminal, os.get_terminal_size(descriptor).columns or _PLAIN_WIDTH)
 
 

@@ -22,6 +22,7 @@ from gkt_mpi.observe.asynchrony_section import describe_asynchrony
 from gkt_mpi.observe.client_figures import clients_figure, confusion_figure, drift_figure, partition_figure
 from gkt_mpi.observe.comparison import write_comparison
 from gkt_mpi.observe.figures import svg
+from gkt_mpi.observe.output import never_fail_on_encoding
 from gkt_mpi.observe.run_figures import (
     accuracy_figure,
     elapsed,
@@ -211,6 +212,7 @@ def _run_folders(paths: Sequence[Path]) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report and print where it is; one line and a status that is not 0 when it cannot be made."""
+    never_fail_on_encoding()
     parser = argparse.ArgumentParser(
         prog="python -m gkt_mpi.observe.report", allow_abbrev=False, description=(__doc__ or "").split("\n")[0]
     )

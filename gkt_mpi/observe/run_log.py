@@ -10,11 +10,12 @@ import csv
 import fcntl
 import json
 import math
+import os
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -52,7 +53,7 @@ def hold_folder(folder: Path, say: Callable[[str], None], patience_s: float = _P
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 - open as long as the folder is held
+        lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - open as long as the folder is held
     except OSError as error:
         raise _unwritable(folder, error) from error
     with lock:
@@ -97,12 +98,13 @@ class RunLog:
         self._trace = Trace(folder / "trace.json")
         self._uploads = CsvLog(folder / "uploads.csv", UploadRecord)
         self._clients = CsvLog(folder / "clients.csv", ClientRecord)
+        self._names = ExitStack()  # other names of folders, as long as something is written there
         self.records: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             text = f"# {note}\n" + yaml.safe_dump(config, sort_keys=False)
-            (folder / "config.yaml").write_text(text)
+            (folder / "config.yaml").write_text(text, encoding="utf-8")
         except OSError as error:
             raise _unwritable(folder, error) from error
 
@@ -150,11 +152,23 @@ class RunLog:
             self._summary_path.unlink(missing_ok=True)
             if rounds_done == 0:
                 shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-            self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=rounds_done)
+            self._scalars = SummaryWriter(self._tensorboard_folder(), purge_step=rounds_done)
         except OSError as error:
             raise ConfigError(f"cannot write the run folder {self.folder}: {error}; free or repair it") from error
         self._earlier_s = sum(record["round_s"] for record in self.records)
         self._began = time.perf_counter()
+
+    def _tensorboard_folder(self) -> str:
+        """Return the folder of the scalars by a name that TensorBoard can take, which encodes it as UTF-8."""
+        folder = self.folder / "tensorboard"
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:  # the name has bytes that are no letters in this locale
+            folder.mkdir(exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+            self._names.callback(os.close, descriptor)
+            return f"/proc/self/fd/{descriptor}"
+        return str(folder)
 
     def append(
         self,
@@ -171,7 +185,7 @@ class RunLog:
         """
         self.records.append(record)
         with self._explained():
-            with open(self._metrics_path, "a") as file:
+            with open(self._metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             for name, value in record.items():
                 if name != "round":
@@ -210,7 +224,9 @@ class RunLog:
             if confusion is not None:
                 lines = [["true class", *self._classes]]
                 lines += [[name, *map(str, row)] for name, row in zip(self._classes, confusion.tolist(), strict=True)]
-                with open(self.folder / "confusion.csv", "w", newline="") as file:
+                with open(
+                    self.folder / "confusion.csv", "w", newline="", encoding="utf-8", errors="surrogateescape"
+                ) as file:
                     csv.writer(file, lineterminator="\n").writerows(lines)
         self._write_summary()
 
@@ -235,8 +251,9 @@ class RunLog:
 
     def _write_summary(self) -> None:
         with self._explained():
-            self._summary_path.write_text(json.dumps(self.summary, indent=2) + "\n")
+            self._summary_path.write_text(json.dumps(self.summary, indent=2) + "\n", encoding="utf-8")
             self._scalars.close()
+            self._names.close()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

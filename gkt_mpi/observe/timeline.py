@@ -131,7 +131,7 @@ class Trace:
                 }
                 lines.append(json.dumps(event) + ",\n")
         self._num_events += len(lines)
-        with open(self._path, "a") as file:
+        with open(self._path, "a", encoding="utf-8") as file:
             file.write("".join(lines))
 
 
