@@ -18,7 +18,7 @@ from rich.console import Console
 
 from gkt_mpi.observe.comparison_tables import accuracy_table
 from gkt_mpi.observe.groups import compare
-from gkt_mpi.observe.report import write_report
+from gkt_mpi.observe.page import write_report
 from gkt_mpi.observe.run_folder import Run
 from gkt_mpi.observe.tables import Table
 

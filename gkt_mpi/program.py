@@ -238,7 +238,7 @@ def _server_of(
 def _report(folder: Path, say: Callable[[str], None]) -> None:
     """Write the report of a complete run and say where it is; without one the run is still complete."""
     try:
-        from gkt_mpi.observe.report import write_report  # workers, and runs without a report, do without its libraries
+        from gkt_mpi.observe.page import write_report  # workers, and runs without a report, do without its libraries
 
         say(f"report: {write_report([folder])}")
     except GktError as error:

@@ -1,4 +1,4 @@
-"""The figures of the page of one run (report.py) that tell clients and classes apart."""
+"""The figures of the page of one run (page.py) that tell clients and classes apart."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -17,6 +17,7 @@ from gkt_mpi.observe.comparison_figures import SCALES, Drawn, Scale, draw_curves
 from gkt_mpi.observe.comparison_tables import accuracy_table, cost_table, fields_table, left_out_lines, runs_table
 from gkt_mpi.observe.figures import svg
 from gkt_mpi.observe.groups import Comparison, Row, compare
+from gkt_mpi.observe.lines import write_whole
 from gkt_mpi.observe.run_files import utf8
 from gkt_mpi.observe.run_folder import Run
 from gkt_mpi.observe.tables import Table, to_csv, to_latex
@@ -41,17 +42,17 @@ def write_comparison(runs: list[Run], page: Path) -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
         for name in ("figures", "tables"):
             (page.parent / name).mkdir(exist_ok=True)
-        page.write_text(_render(comparison, plots, tables), encoding="utf-8")
+        write_whole(page, _render(comparison, plots, tables))
         for plot in plots:
             path = page.parent / "figures" / f"{plot.name}.svg"
             if plot.svg is None:
                 path.unlink(missing_ok=True)  # of an earlier comparison
             else:
-                path.write_text(plot.svg, encoding="utf-8")
+                write_whole(path, plot.svg)
         for table in tables.values():
             path = page.parent / "tables" / table.name
-            path.with_suffix(".csv").write_text(to_csv(table), encoding="utf-8")
-            path.with_suffix(".tex").write_text(to_latex(table, __version__), encoding="utf-8")
+            write_whole(path.with_suffix(".csv"), to_csv(table))
+            write_whole(path.with_suffix(".tex"), to_latex(table, __version__))
     except OSError as error:
         raise GktError(f"cannot write {page} and what belongs beside it: {error}") from error
 

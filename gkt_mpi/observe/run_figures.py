@@ -1,4 +1,4 @@
-"""The figures of the page of one run (report.py): curves, bars, the timeline. See client_figures.py, too."""
+"""The figures of the page of one run (page.py): curves, bars, the timeline. See client_figures.py, too."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

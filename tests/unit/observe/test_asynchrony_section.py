@@ -4,7 +4,8 @@ import pytest
 
 from gkt_mpi.observe.asynchrony import by_client, staleness_by_client
 from gkt_mpi.observe.asynchrony_section import describe_asynchrony, draw_lanes, draw_staleness, missing_notes
-from gkt_mpi.observe.report import Run, render
+from gkt_mpi.observe.page import render
+from gkt_mpi.observe.run_folder import Run
 from tests.made_runs import made_uploads, make_run
 from tests.unit.observe.test_report import Page
 

@@ -1,13 +1,15 @@
 import csv
 import json
 import shutil
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from gkt_mpi.observe.client_figures import clients_figure, confusion_figure, drift_figure
-from gkt_mpi.observe.report import Run, main, render
+from gkt_mpi.observe.page import render
+from gkt_mpi.observe.report import main
 from gkt_mpi.observe.run_figures import (
     accuracy_figure,
     events_of,
@@ -16,8 +18,10 @@ from gkt_mpi.observe.run_figures import (
     timeline_figure,
     uploaded_mb,
 )
+from gkt_mpi.observe.run_folder import Run
 from gkt_mpi.observe.timeline import idle_shares
 from tests.conftest import run_in_threads
+from tests.launch import run as run_program
 from tests.made_runs import make_run, make_study
 
 
@@ -218,10 +222,31 @@ def test_whatever_goes_wrong_in_the_report_of_a_complete_run_is_one_line(error, 
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("gkt_mpi.observe.report.write_report", fail)
+    monkeypatch.setattr("gkt_mpi.observe.page.write_report", fail)
     run_in_threads(tiny(algorithm="standalone", rounds=1, log__report="auto"), 2)  # which looks at the statuses: 0
     out = capsys.readouterr().out
     said = [line for line in out.splitlines() if "no report" in line]
     reason = {ValueError: "ValueError: first second", MemoryError: "MemoryError", ImportError: "no jinja2"}[type(error)]
     assert len(said) == 1 and reason in said[0]
     assert "completed after 1 rounds" in out
+
+
+@pytest.mark.parametrize("module", ["numpy", "matplotlib.figure"])
+def test_ctrl_c_is_one_line_and_status_130_also_while_libraries_are_imported(module, tmp_path):
+    folder = make_run(tmp_path / "x")
+    program = f"""
+import os, runpy, signal, sys
+
+class Press:
+    def find_spec(self, name, *others):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Press())
+sys.argv = ["report", {str(folder)!r}]
+runpy.run_module("gkt_mpi.observe.report", run_name="__main__")
+"""
+    done = run_program([sys.executable, "-c", program], timeout_s=60)
+    assert (done.status, done.out) == (130, "")
+    assert done.err == "gkt_mpi: interrupted before the report was written\n"
+    assert not (folder / "report.html").exists()
