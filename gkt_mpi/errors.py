@@ -91,3 +91,11 @@ def what_to_do(folder: Path) -> str:
     if not os.access(folder, os.W_OK):
         return "the run folder has become read-only; start the same command again when it is writable"
     return "free some space, then start the same command again"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says, in the words of Python, numpy, torch, oneDNN or CUDA, that memory was refused."""
+    words = ("allocate memory", "out of memory", "could not create a memory", "could not create a primitive")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in words)
+    )

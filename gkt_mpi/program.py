@@ -31,7 +31,7 @@ from gkt_mpi.engine.server import Server
 from gkt_mpi.engine.virtual_clock import RoundPricer
 from gkt_mpi.engine.watch import Watch
 from gkt_mpi.engine.worker import Worker, receive_setup
-from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand
+from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand, is_out_of_memory
 from gkt_mpi.models.resnet import PRECISIONS
 from gkt_mpi.observe.output import never_fail_on_encoding
 from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_MORE_MEMORY = "give the ranks more, or set smaller batches (client, server, evaluate) or a smaller bank.memory_mib"
 _TWO_MPIS = "mpirun and the MPI library that mpi4py loads come from two installations; use mpirun of the same one"
 
 
@@ -254,8 +255,8 @@ def _run_algorithm(config: RunConfig, server: Server, learner: Learner) -> str |
     except Interrupted as error:
         rounds_done = server.end_early()
         return f"{error} after {rounds_done} of {config.rounds} rounds; start the same command again to resume"
-    except GktError:
-        with contextlib.suppress(GktError):  # the error at hand is the one to tell
+    except Exception:  # a defect of ours too: what is saved is the state after the last whole round
+        with contextlib.suppress(GktError, MemoryError):  # the error at hand is the one to tell
             server.save()
         raise
     return None
@@ -372,6 +373,9 @@ def _describe(error: BaseException) -> str:
     """Return one line for an error a user can mend, the traceback for a defect."""
     if isinstance(error, GktError | Interrupted):
         return str(error)
+    if is_out_of_memory(error):
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"gkt_mpi: no memory is left ({what}); {_MORE_MEMORY}; start the same command again to resume"
     return "".join(traceback.format_exception(error)).rstrip()
 
 

@@ -78,6 +78,7 @@ job=$!
 asked_to_end=
 trap 'asked_to_end=1; kill -USR1 $job; trap "asked_to_end=; kill -TERM $job" TERM INT HUP USR1' TERM INT HUP USR1
 trap 'kill -USR2 $job' USR2 # every rank prints where it is
+trap 'kill -TSTP $job; kill -STOP $$; kill -CONT $job' TSTP # Ctrl-Z: all stand still, until fg
 status=0
 wait $job || status=$?
 while kill -0 $job 2>/dev/null; do # a signal ends the waiting, not the job

@@ -68,6 +68,11 @@ class Faults:
         threading.Event().wait()
 
     @staticmethod
+    def starve(where, method, *arguments, **options):
+        """Be refused memory, which is more than any machine has."""
+        torch.zeros(2**58)
+
+    @staticmethod
     def vanish(where, append, self, *arguments):
         """Delete the run folder, as somebody who tidies up does."""
         shutil.rmtree(self.folder)

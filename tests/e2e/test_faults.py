@@ -238,6 +238,22 @@ def test_a_run_folder_that_is_deleted_during_the_run_is_one_line(tmp_path):
     assert not left_behind(tmp_path)
 
 
+@pytest.mark.parametrize("who", ["1,worker while training", "0,server while training"])
+def test_a_rank_without_memory_says_so_and_the_run_can_be_resumed(expected, tmp_path, who):
+    """In the second round; checkpoints are rarer than rounds."""
+    call = 6 if who.startswith("0") else 7
+    done = plant(3, [f"{who},{call},starve"], tmp_path, rounds=ROUNDS, checkpoint__every=3)
+    assert done.status == 1, done.out + done.err
+    words = rf"\[rank {who[0]}\] gkt_mpi: no memory is left \(.*\); give the ranks more, or set smaller batches"
+    assert re.search(words, done.err), done.err
+    assert "Traceback" not in done.err
+    assert not left_behind(tmp_path)
+    if who.startswith("0"):  # the worker's end may come before the first round is evaluated
+        assert (tmp_path / "runs/run/checkpoints/round-00001.pt").exists()
+    resumed(tmp_path, rounds=ROUNDS, checkpoint__every=3)
+    assert results(tmp_path) == expected
+
+
 def test_a_client_that_reports_poisoned_weights_is_named_and_dropped(tmp_path):
     faults = ["2,worker while reporting,2,poison"]
     done = plant(3, faults, tmp_path, rounds=ROUNDS, faults__on_bad_client="drop")
