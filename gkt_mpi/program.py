@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_SERVER_PATIENCE_S = 60.0  # a server that shows no progress for so long, at least, hangs
 _MORE_MEMORY = "give the ranks more, or set smaller batches (client, server, evaluate) or a smaller bank.memory_mib"
 _TWO_MPIS = "mpirun and the MPI library that mpi4py loads come from two installations; use mpirun of the same one"
 
@@ -201,6 +202,7 @@ def serve(
         setup = Setup(num_classes, file.image_shape, precision, digest)
         for rank in range(1, transport.size):
             transport.send(rank, setup)
+        transport.end_if_silent(max(_SERVER_PATIENCE_S, 4 * config.faults.timeout_s))
         interrupt.defer(config.checkpoint.grace_s, lambda: abort(Interrupted.exit_status))
         interrupted = _run_algorithm(config, server, learner)
     if interrupted is not None:

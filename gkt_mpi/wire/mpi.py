@@ -201,7 +201,7 @@ class MpiTransport:
         self.peers.timeout_s = seconds
 
     def end_if_silent(self, seconds: float) -> None:
-        """Have this worker ended, by SIGALRM, when it has not said that it is alive for so long.
+        """Have this rank ended, by SIGALRM, when it has not said that it is alive for so long.
 
         Not without fault tolerance, where its end would be that of the job, which can go on without it.
         """
@@ -215,13 +215,9 @@ class MpiTransport:
 
     def keep_in_touch(self) -> None:
         """Say that this worker is alive, when it is time, and look whether the server says stop; see `Transport`."""
+        self._be_alive()
         if self.rank == SERVER:
             return self._look_for_failures()
-        now = time.monotonic()
-        if now - self._last_sign > _SIGN_EVERY_S:
-            self._last_sign = now
-            self._sign(SERVER)
-            startup.companion.alive()
         try:
             is_stopped = self.comm.Iprobe(SERVER, _SIGN_TAG)
         except MPI.Exception as error:
@@ -230,6 +226,15 @@ class MpiTransport:
         self.peers.tell()
         if is_stopped:
             raise Interrupted("the server says stop")
+
+    def _be_alive(self) -> None:
+        """Say that this rank is alive, when it is time: to its companion, and a worker to the server."""
+        now = time.monotonic()
+        if now - self._last_sign > _SIGN_EVERY_S:
+            self._last_sign = now
+            startup.companion.alive()
+            if self.rank != SERVER:
+                self._sign(SERVER)
 
     def _look_for_failures(self) -> None:
         """Raise `GktError` if a worker has failed and waits for the end of the job."""
@@ -249,6 +254,8 @@ class MpiTransport:
         self.on_wait()
         if self.rank != SERVER:
             self.keep_in_touch()
+        else:
+            self._be_alive()
 
     def _receive_header(self, awaited: Callable[[], set[int]], wait: bool = True) -> tuple[int, np.ndarray]:
         """Wait for the next header, past what is left of refused messages; return its sender and its words.
@@ -384,6 +391,7 @@ class MpiTransport:
                 self.peers.tell()
             self.peers.tell_of(source)
             self.peers.miss(awaited())
+            self._be_alive()
             self.on_wait()
             return False
 

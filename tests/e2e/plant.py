@@ -10,6 +10,7 @@ import gc
 
 gc.disable()  # as gkt_mpi/main.py does, for a quick start
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from mpi4py import MPI
 from gkt_mpi.data import shard
 from gkt_mpi.engine import bank, checkpoint, client, learner, server, teacher, worker
 from gkt_mpi.engine.faults import Interrupt
+from gkt_mpi.errors import LostRankError
 from gkt_mpi.main import main
 from gkt_mpi.observe import run_log
 from gkt_mpi.wire import mpi
@@ -68,6 +70,11 @@ class Faults:
         threading.Event().wait()
 
     @staticmethod
+    def lock(where, method, *arguments, **options):
+        """Hang and hold Python's lock, so that no thread and no handler of this process can run any more."""
+        ctypes.PyDLL(None).pause()
+
+    @staticmethod
     def starve(where, method, *arguments, **options):
         """Be refused memory, which is more than any machine has."""
         torch.zeros(2**58)
@@ -91,6 +98,16 @@ class Faults:
         *others, newest = sorted((self.folder / "checkpoints").glob("*.pt"))
         if others:
             os.truncate(newest, newest.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @staticmethod
+    def scratch(where, append, self, *arguments):
+        """Change one byte of each file of the log that has lines already, and be killed."""
+        for name in ("metrics.jsonl", "trace.json", "clients.csv"):
+            path = self.folder / name
+            if path.exists() and (content := bytearray(path.read_bytes())):
+                content[len(content) // 3] ^= 0x15
+                path.write_bytes(content)
         os.kill(os.getpid(), signal.SIGKILL)
 
     @staticmethod
@@ -128,6 +145,27 @@ class Faults:
         spans = list(self.timeline.spans)
         upload(self, client, round, rows, feature, logit)
         self.timeline.spans = spans  # a report has as many spans as an honest one
+
+
+def note(file, what):
+    """Add a line with the time to a file of what has happened."""
+    with open(PIDS / file, "a") as out:
+        out.write(f"{what}\t{time.time()}\n")
+
+
+def note_what_is_noticed():
+    """Have the server note when it gives a worker up, or judges a client."""
+    become, judge = LostRankError.__init__, server.Server._judge
+
+    def __init__(self, *arguments):
+        become(self, *arguments)
+        note("noticed", str(self))
+
+    def _judge(self, *arguments):
+        note("noticed", arguments)
+        return judge(self, *arguments)
+
+    LostRankError.__init__, server.Server._judge = __init__, _judge
 
 
 def processes_of_test():
@@ -169,8 +207,7 @@ def plant(where, faults):
         for call, what, fault in faults:
             if call not in (0, calls):
                 continue
-            with open(PIDS / "struck", "a") as file:
-                file.write(fault + "\n")
+            note("struck", fault)
             if hasattr(Faults, what):
                 return getattr(Faults, what)(where, method, *arguments, **options)
             send_signal(*what.split("-"))
@@ -186,6 +223,8 @@ def main_with_faults(faults, arguments):
     """Plant what belongs on this rank, and run."""
     (PIDS / str(MPI.COMM_WORLD.rank)).write_text(str(os.getpid()))
     MPI.COMM_WORLD.Barrier()
+    if MPI.COMM_WORLD.rank == 0:
+        note_what_is_noticed()
     mine = {}
     for fault in faults:
         rank, where, call, what = fault.split(",")

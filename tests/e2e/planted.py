@@ -49,8 +49,14 @@ def resumed(path: Path, ranks: int = 2, **changes) -> str:
 
 def struck(path: Path) -> list[str]:
     """Return the planted faults that have happened in the runs of a folder, in order."""
-    file = path / "pids" / "struck"
-    return file.read_text().splitlines() if file.exists() else []
+    return [what for what, _ in moments(path, "struck")]
+
+
+def moments(path: Path, name: str) -> list[tuple[str, float]]:
+    """Return what has "struck" in the runs of a folder, or what the server has "noticed", each with its time."""
+    file = path / "pids" / name
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [(what, float(when)) for what, when in (line.split("\t") for line in lines)]
 
 
 def results(path: Path, name: str = "run") -> list[dict]:
@@ -61,18 +67,19 @@ def results(path: Path, name: str = "run") -> list[dict]:
 def left_behind(folder: Path | str) -> list[str]:
     """Return the command lines of all processes that have this folder in theirs, once the ended ones are buried."""
     deadline = time.monotonic() + 10
-    while (found := _processes(str(folder))) and time.monotonic() < deadline:
+    while (found := processes_with(folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return found
+    return list(found.values())
 
 
-def _processes(text: str) -> list[str]:
-    found = []
+def processes_with(folder: Path | str) -> dict[int, str]:
+    """Return number and command line of each process that has this folder in its command line."""
+    found = {}
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:
             command = Path(f"/proc/{process}/cmdline").read_text()
         except OSError:
             continue
-        if text in command:
-            found.append(command)
+        if str(folder) in command:
+            found[int(process)] = command
     return found

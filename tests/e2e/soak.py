@@ -5,21 +5,23 @@
 Each run gets one to three faults of random kinds at random places, real signals all of them, and is started again
 after those that end it, on another number of ranks, until it is complete. A fault has been survived when the run it was
 thrown at has come to the very figures of the undisturbed one. Prints what was thrown at each run and a table by kind
-(a fault whose place the run did not come to does not count); the exit status is 1 unless all were survived.
+(a fault whose place the run did not come to does not count), with the seconds from a fault to the moment at which the
+server notices it or the job ends, median and worst; the exit status is 1 unless all were survived.
 """
 
 import argparse
 import random
+import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.e2e.planted import left_behind, plant, results, struck, undisturbed
+from tests.e2e.planted import left_behind, moments, plant, results, struck, undisturbed
 
 ROUNDS, RANKS = 3, 4
 ON_WORKERS = {  # how often a worker comes to these places in a whole run
@@ -63,11 +65,25 @@ KINDS = {
     "SIGUSR1 to the server": ("usr1", ON_SERVER),
     "SIGINT to the server": ("int", ON_SERVER),
     "SIGTERM to the launcher": ("term-launcher", ON_WORKERS | ON_SERVER),
+    "rank killed while all connect": ("kill", {"rank before it connects": 1, "rank after it has connected": 1}),
+    "client reports weights of NaN": ("poison", {"worker while reporting": 4}),
+    "worker without memory": ("starve", ON_WORKERS),
+    "server without memory": ("starve", {"server while training": 15, "server while evaluating": 4}),
+    "server killed, and a byte of each log changed": ("scratch", {"server while logging": 3}),
+    "whole job stands still for 8 s": ("freeze", ON_WORKERS | ON_SERVER),
 }
 
 
-def survive(path: Path, faults: list[str], dice: random.Random, expected: list[dict]) -> str:
-    """Run with these faults, then without until complete; return "" or what is wrong."""
+UNNOTICED = ("freeze",)  # nothing is to be noticed
+
+
+def survive(
+    path: Path, faults: list[str], dice: random.Random, expected: list[dict], noticed_s: dict[str, float]
+) -> str:
+    """Run with these faults, then without until complete; return "" or what is wrong.
+
+    `noticed_s` gets, by fault, the seconds until it was noticed.
+    """
     starts = 0
     while starts < STARTS_AT_MOST:
         try:
@@ -76,6 +92,11 @@ def survive(path: Path, faults: list[str], dice: random.Random, expected: list[d
         except AssertionError as error:  # a hang
             return str(error)
         starts += 1
+        ended = time.time()
+        for fault, at in moments(path, "struck"):
+            later = [when for _, when in moments(path, "noticed") if when >= at]
+            if not fault.endswith(UNNOTICED):
+                noticed_s.setdefault(fault, min([*later, ended]) - at)
         if left_behind(path):
             return "processes are left behind"
         if done.status == 0:
@@ -90,6 +111,7 @@ def soak(seed: int, seconds: float, runs: int, say: Console) -> bool:
     """Throw faults for so many seconds or runs; return whether all were survived."""
     dice, until = random.Random(seed), time.monotonic() + seconds
     thrown, survived = Counter(), Counter()
+    seconds_of = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="soak ") as folder:
         expected = undisturbed(Path(folder), rounds=ROUNDS)
         for number in range(runs):
@@ -98,18 +120,23 @@ def soak(seed: int, seconds: float, runs: int, say: Console) -> bool:
             path = Path(folder) / str(number)
             path.mkdir()
             drawn = [draw(dice) for _ in range(dice.randint(1, 3))]
-            wrong = survive(path, [fault for _, fault in drawn], dice, expected)
+            noticed_s: dict[str, float] = {}
+            wrong = survive(path, [fault for _, fault in drawn], dice, expected, noticed_s)
             hit = [(kind, fault) for kind, fault in drawn if fault in struck(path)]
             kinds = Counter(kind for kind, _ in hit)
+            for kind, fault in hit:
+                seconds_of[kind] += [noticed_s[fault]] if fault in noticed_s else []
             thrown += kinds
             survived += Counter() if wrong else kinds
             text = "; ".join(fault for _, fault in hit) or "nothing has struck"
             say.print(f"run {number + 1}: {text}: {wrong or 'survived'}", highlight=False, soft_wrap=True)
     table = Table(title=f"seed {seed}: every run against the figures of the undisturbed one", title_justify="left")
-    for column in ("kind of fault", "thrown", "survived"):
+    for column in ("kind of fault", "thrown", "survived", "noticed after, median", "worst"):
         table.add_column(column, justify="left" if column == "kind of fault" else "right")
     for kind in KINDS:
-        table.add_row(kind, str(thrown[kind]), str(survived[kind]))
+        found = seconds_of[kind]
+        times = (f"{seconds:.1f} s" for seconds in (statistics.median(found), max(found))) if found else ("", "")
+        table.add_row(kind, str(thrown[kind]), str(survived[kind]), *times)
     table.add_row("all", str(thrown.total()), str(survived.total()))
     say.print(table)
     return thrown.total() > 0 and thrown == survived

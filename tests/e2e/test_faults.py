@@ -3,17 +3,23 @@
 The tiny run has 4 clients of 16 or 17 images, in batches of 8; client 0 lives on rank 1, client 1 on rank 2, and so on.
 """
 
+import contextlib
 import io
 import json
+import os
 import re
+import signal
 import subprocess
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.conftest import read_metrics
 from tests.e2e import soak
-from tests.e2e.planted import left_behind, plant, results, resumed, struck, undisturbed
+from tests.e2e.planted import left_behind, plant, processes_with, results, resumed, struck, undisturbed
 
 ROUNDS = 3
 NO_ULFM = ("--with-ft", "no")
@@ -251,6 +257,45 @@ def test_a_rank_without_memory_says_so_and_the_run_can_be_resumed(expected, tmp_
     if who.startswith("0"):  # the worker's end may come before the first round is evaluated
         assert (tmp_path / "runs/run/checkpoints/round-00001.pt").exists()
     resumed(tmp_path, rounds=ROUNDS, checkpoint__every=3)
+    assert results(tmp_path) == expected
+
+
+@pytest.mark.grid
+def test_a_server_that_hangs_and_holds_pythons_lock_is_ended(expected, tmp_path):
+    done = plant(3, ["0,server while training,6,lock"], tmp_path, rounds=ROUNDS, faults__timeout_s=2)
+    assert done.status == 1, done.out + done.err
+    assert "start the same command again to resume" in done.err
+    assert "Current thread" in done.err  # where it hung
+    assert not left_behind(tmp_path)
+    resumed(tmp_path, rounds=ROUNDS, faults__timeout_s=2)
+    assert results(tmp_path) == expected
+
+
+def test_ctrl_z_stops_all_ranks_and_fg_lets_them_go_on(expected, tmp_path):
+    stopped = []
+
+    def num_stopped():
+        states = []
+        for process in processes_with(tmp_path):
+            with contextlib.suppress(OSError):
+                states.append(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0])
+        return states.count("T")
+
+    def bring_back():
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not stopped:
+            if num_stopped() == 7:  # three ranks with their companions, and the launch wrapper
+                stopped.append(True)
+            time.sleep(0.05)
+        os.kill(int((tmp_path / "pids" / "launcher").read_text()), signal.SIGCONT)
+
+    person = threading.Thread(target=bring_back)
+    person.start()
+    faults = ["1,worker while training,4,tstp-launcher"]
+    done = plant(3, faults, tmp_path, rounds=ROUNDS)
+    person.join(70)
+    assert done.status == 0, done.out + done.err
+    assert stopped and struck(tmp_path) == faults
     assert results(tmp_path) == expected
 
 
