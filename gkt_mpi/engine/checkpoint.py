@@ -20,7 +20,7 @@ from gkt_mpi.engine.schedule import FIXED_LENGTH
 from gkt_mpi.errors import CheckpointError, GktError, require, what_to_do
 
 _NAME = re.compile(r"round-(\d{5,})\.pt")
-_FORMAT = 6  # of what a checkpoint holds
+_FORMAT = 7  # of what a checkpoint holds
 # Fields a resumed run may change: they do not alter the rounds already done.
 MAY_CHANGE = (
     *("name", "out", "rounds", "checkpoint", "placement", "faults", "log"),

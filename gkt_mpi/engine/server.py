@@ -314,8 +314,7 @@ class Server:
 
     def _is_best(self, record: dict[str, Any]) -> bool:
         """Whether a round's test accuracy is higher than that of every round before."""
-        before = (earlier["test_accuracy"] for earlier in self._log.records if "test_accuracy" in earlier)
-        return "test_accuracy" in record and record["test_accuracy"] > max(before, default=-1.0)
+        return "test_accuracy" in record and record["test_accuracy"] > self._log.best_accuracy
 
     def finish(self, in_step: bool) -> None:
         """Evaluate every stem on the whole test set, write the summary, and stop the workers."""
@@ -347,15 +346,17 @@ class Server:
             "compute": asdict(self._learner.compute),
             "learner": self._learner.state(),
             "clients": list(self.states),
-            "records": [*self._log.records, *record],
+            "log": self._log.saved(*record),
+            "virtual_s": self._virtual_s,
             "uploads": [tuple(upload) for upload in self._uploads],  # of the round
             "client_records": [tuple(record) for record in self._client_records],  # likewise
         }
 
     def _copy_of_state(self, *record: dict[str, Any]) -> dict[str, Any]:
-        """Return the state of the run as it is now, whatever changes later; the clients' are never changed in place."""
+        """Return the state of the run as it is now, whatever changes later; neither clients' states nor records do."""
         state = self._state(*record)
-        return copy.deepcopy({**state, "clients": []}) | {"clients": state["clients"]}
+        kept = {name: state[name] for name in ("clients", "log")}
+        return copy.deepcopy({**state, **dict.fromkeys(kept)}) | kept
 
     def save(self) -> int:
         """Write the state after the last whole round, if it is not on the disk yet; return the rounds done.
@@ -386,10 +387,10 @@ class Server:
             self._learner.load(state["learner"])
             self.states = list(state["clients"])
             self._progress.say(f"resumed after round {rounds_done} of {self.num_rounds}")
-        names = ("records", "uploads", "client_records")
-        records, uploads, clients = ([] if state is None else state[name] for name in names)
-        self._virtual_s = sum(record.get("virtual_s", 0.0) for record in records)
-        self._log.begin(rounds_done, self.transport.size, records, uploads, clients, self._progress.say)
+        uploads, clients = ([] if state is None else state[name] for name in ("uploads", "client_records"))
+        log = None if state is None else state["log"]
+        self._virtual_s = 0.0 if state is None else state["virtual_s"]
+        self._log.begin(rounds_done, self.transport.size, log, uploads, clients, self._progress.say)
 
 
 def _sums(reports: list[ClientReport]) -> dict[str, float]:

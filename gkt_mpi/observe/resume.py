@@ -1,6 +1,7 @@
 """Make the log of a run agree with what its checkpoint knows, before the run goes on.
 
-metrics.jsonl               from the checkpoint, which has every round's record but for the last one's two times
+metrics.jsonl               the newest rounds from the checkpoint (but for the last one's two times), of the older ones
+                            it is known whether they are as they were written
 uploads.csv, clients.csv    the last round's lines from the checkpoint, earlier ones from the log
 trace.json                  from the log: no checkpoint has anything of it
 
@@ -18,6 +19,7 @@ from typing import Any
 from gkt_mpi.observe.csv_log import ClientRecord, Record, UploadRecord, find_records_of
 from gkt_mpi.observe.lines import name_lines
 from gkt_mpi.observe.records import find_records
+from gkt_mpi.observe.seal import digest_of
 from gkt_mpi.observe.timeline import find_events
 
 _KNOWN_LATER = ("checkpoint_s", "round_s")  # of a round: only when its checkpoint has been written
@@ -26,12 +28,17 @@ _BETWEEN_S = 0.1  # at most, from the end of the checkpoint to the end of the ro
 
 @dataclass(frozen=True)
 class Known:
-    """What a checkpoint knows of the log: how many rounds are done, their records, and the last one's lines."""
+    """What a checkpoint knows of the log: how many rounds are done, their newest records, and the last one's lines.
+
+    Of the oldest `sealed` records it has the digest only (seal.py).
+    """
 
     rounds_done: int
     records: Sequence[dict[str, Any]]
     uploads: Sequence[UploadRecord]
     clients: Sequence[ClientRecord]
+    sealed: int = 0
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,17 @@ def _agree_on_records(path: Path, known: Known, say: Callable[[str], None]) -> l
             agreed[round] = record
         elif not _are_equal(agreed[round], record):
             wrong.append(number)
-    _put_aside(path, [*found.damaged, *wrong], "its figures come from the checkpoint", say)
-    return [agreed[round] for round in sorted(agreed) if round < known.rounds_done]
+    records = [agreed[round] for round in sorted(agreed) if round < known.rounds_done]
+    is_whole = not known.sealed or digest_of(records[: known.sealed]) == known.digest
+    if is_whole:
+        _put_aside(path, [*found.damaged, *wrong], "its figures come from the checkpoint", say)
+    else:
+        aside = _copy_aside(path)
+        say(
+            f"{path} is damaged: its first {known.sealed} lines are not as they were written, and no checkpoint has them; "
+            f"a copy is put aside as {aside}, and the run goes on with what can be read"
+        )
+    return records
 
 
 def _are_equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -112,11 +128,17 @@ def _agree_on_events(path: Path, rounds_done: int, say: Callable[[str], None]) -
 
 def _put_aside(path: Path, lines: Sequence[int], what_else: str, say: Callable[[str], None]) -> None:
     """Keep a copy of a damaged file, and say so; nothing where no line is damaged."""
-    if not lines:
-        return
+    if lines:
+        aside = _copy_aside(path)
+        say(f"{path} is damaged ({name_lines(sorted(lines))}); a copy is put aside as {aside}, and {what_else}")
+
+
+def _copy_aside(path: Path) -> str:
+    """Keep a copy of a file, if it is there; return its name."""
     aside = path.with_name(path.name + ".damaged")
     number = 2
     while aside.exists():  # nothing that was put aside before is lost
         aside, number = path.with_name(f"{path.name}.damaged{number}"), number + 1
-    shutil.copyfile(path, aside)
-    say(f"{path} is damaged ({name_lines(sorted(lines))}); a copy is put aside as {aside.name}, and {what_else}")
+    if path.exists():
+        shutil.copyfile(path, aside)
+    return aside.name

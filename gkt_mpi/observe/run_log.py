@@ -14,7 +14,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from gkt_mpi.errors import ConfigError, GktError, what_to_do
 from gkt_mpi.observe.csv_log import ClientRecord, CsvLog, UploadRecord
 from gkt_mpi.observe.lines import write_whole
 from gkt_mpi.observe.resume import Known, agree
+from gkt_mpi.observe.seal import Seal, as_line
 from gkt_mpi.observe.timeline import Trace
 
 
@@ -101,6 +102,8 @@ class RunLog:
         self._names = ExitStack()  # other names of folders, as long as something is written there
         self.records: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
+        self._seal = Seal()
+        self.best_accuracy = -1.0  # between rounds so far, if there is any
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             text = f"# {note}\n" + yaml.safe_dump(config, sort_keys=False)
@@ -124,28 +127,33 @@ class RunLog:
         self,
         rounds_done: int,
         num_ranks: int,
-        saved: Sequence[dict[str, Any]],
+        saved: Mapping[str, Any] | None = None,
         uploads: Iterable[Sequence[Any]] = (),
         clients: Iterable[Sequence[Any]] = (),
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Begin to log after `rounds_done` rounds, whose records a checkpoint has `saved`. Raises `ConfigError`.
+        """Begin to log after `rounds_done` rounds; `saved` is what `saved()` returned then. Raises `ConfigError`.
 
         What is there is made to agree with the checkpoint, which also has `uploads` and `clients` of the last round;
         damage is told to `say` (resume.py).
         """
         from torch.utils.tensorboard import SummaryWriter
 
+        saved = saved or {"newest": [], "sealed": 0, "digest": ""}
         known = Known(
             rounds_done,
-            saved,
+            saved["newest"],
             [UploadRecord(*values) for values in uploads],
             [ClientRecord(*values) for values in clients],
+            saved["sealed"],
+            saved["digest"],
         )
         try:
             agreed = agree(self.folder, known, say)
             self.records = agreed.records
-            write_whole(self._metrics_path, "".join(json.dumps(record) + "\n" for record in self.records))
+            self._seal = Seal(self.records)
+            self.best_accuracy = max((record.get("test_accuracy", -1.0) for record in self.records), default=-1.0)
+            write_whole(self._metrics_path, "".join(map(as_line, self.records)))
             self._trace.begin(agreed.events, num_ranks)
             self._uploads.begin(agreed.uploads)
             self._clients.begin(agreed.clients)
@@ -184,9 +192,11 @@ class RunLog:
         Raises `GktError` when they cannot be written.
         """
         self.records.append(record)
+        self.best_accuracy = max(self.best_accuracy, record.get("test_accuracy", -1.0))
+        self._seal.follow(self.records)
         with self._explained():
             with open(self._metrics_path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(as_line(record))
             for name, value in record.items():
                 if name != "round":
                     self._scalars.add_scalar(_scalar_name(name), value, record["round"])
@@ -194,6 +204,11 @@ class RunLog:
             self._trace.append(record["round"], spans)
             self._uploads.append(uploads)
             self._clients.append(clients)
+
+    def saved(self, *record: dict[str, Any]) -> dict[str, Any]:
+        """Return what a checkpoint holds of the log, with the record of a round that is not logged yet, if any."""
+        sealed = self._seal.num_rounds
+        return {"newest": [*self.records[sealed:], *record], "sealed": sealed, "digest": self._seal.digest}
 
     def finish(
         self,

@@ -498,7 +498,7 @@ def test_the_best_rounds_checkpoint_is_kept_also_where_checkpoints_are_rarer(tin
     folder = Path(config.out) / config.name / "checkpoints"
     kept = torch.load(folder / "best.pt", weights_only=True)
     assert kept["rounds_done"] == accuracy.index(max(accuracy)) + 1
-    assert kept["state"]["records"][-1]["test_accuracy"] == max(accuracy)
+    assert kept["state"]["log"]["newest"][-1]["test_accuracy"] == max(accuracy)
     assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "round-00004.pt"]
     run_in_threads(tiny(rounds=1, checkpoint__resume="never"), 2)
     assert not (folder / "best.pt").exists()

@@ -38,7 +38,7 @@ KNOWN = Known(ROUNDS, SAVED, [upload for upload in UPLOADS if upload.round == RO
 def folder(tmp_path):
     """The log of three rounds."""
     log = RunLog(tmp_path / "x", {"name": "x"}, "")
-    log.begin(0, 2, [])
+    log.begin(0, 2)
     for round in range(ROUNDS):
         spans = {rank: torch.tensor([[0, 1e9 + round, 0.5]], dtype=torch.float64) for rank in range(2)}
         uploads = [upload for upload in UPLOADS if upload.round == round]

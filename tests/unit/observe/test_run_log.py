@@ -53,7 +53,7 @@ def test_a_folder_that_another_run_leaves_in_time_is_waited_for(tmp_path):
 def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
     folder = tmp_path / "x"
     log = RunLog(folder, CONFIG, "made by a test")
-    log.begin(0, 2, [])
+    log.begin(0, 2)
     for number, accuracy in enumerate([0.5, None, 0.75, 0.7]):
         log.append(record(number, accuracy), {})
     log.finish({"test_accuracy": 0.72, "client_test_accuracy": 0.4}, {"precision": "float32"})
@@ -84,13 +84,13 @@ def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
 
 def test_a_resume_drops_the_lines_that_no_checkpoint_covers_and_a_line_cut_off(tmp_path):
     log = RunLog(tmp_path, CONFIG, "")
-    log.begin(0, 2, [])
+    log.begin(0, 2)
     for round in range(3):
         log.append(record(round, 0.1), {})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"round": 3, "rou')
     again = RunLog(tmp_path, CONFIG, "")
-    again.begin(2, 2, [])
+    again.begin(2, 2)
     assert [r["round"] for r in lines(tmp_path)] == [0, 1]
     again.append(record(2, 0.9), {})
     again.finish({"test_accuracy": 0.9}, {})
@@ -100,10 +100,10 @@ def test_a_resume_drops_the_lines_that_no_checkpoint_covers_and_a_line_cut_off(t
 
 def test_a_resume_restores_lines_that_the_checkpoint_has_and_the_log_lost(tmp_path):
     log = RunLog(tmp_path, CONFIG, "")
-    log.begin(0, 2, [])
+    log.begin(0, 2)
     log.append(record(0, 0.5), {})
     again = RunLog(tmp_path, CONFIG, "")
-    again.begin(2, 2, [record(0, 0.5), record(1, 0.2)], say=pytest.fail)
+    again.begin(2, 2, {"newest": [record(0, 0.5), record(1, 0.2)], "sealed": 0, "digest": ""}, say=pytest.fail)
     assert [(r["round"], r["test_accuracy"]) for r in lines(tmp_path)] == [(0, 0.5), (1, 0.2)]
 
 
@@ -111,7 +111,7 @@ def test_a_log_that_cannot_be_written_is_one_error(tmp_path):
     log = RunLog(tmp_path, CONFIG, "")
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(ConfigError, match="cannot write the run folder"):
-        log.begin(0, 2, [])
+        log.begin(0, 2)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
