@@ -6,6 +6,7 @@ with every worker, and ends with `ready` or with what to mend first. Nothing is 
 
 import contextlib
 import json
+import math
 import secrets
 import socket
 import time
@@ -23,10 +24,9 @@ from torch import Tensor
 from gkt_mpi.config import RunConfig
 from gkt_mpi.data.datasets import ImageFile, file_path, look_for
 from gkt_mpi.errors import ConfigError, GktError, expand
-from gkt_mpi.models.resnet import STEM_CHANNELS
+from gkt_mpi.memory import PUBLISHED, Images, bank_mib, limit_of_node, needed_mib
 from gkt_mpi.observe.progress import make_console
 from gkt_mpi.placement import available_memory_mib, place
-from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import Check, Kind, Stop
 from gkt_mpi.wire.transport import SERVER, Transport
@@ -47,6 +47,8 @@ class Look:
     memory_mib: float  # of its node, available to it
     config: str  # the configuration's digest
     software: dict[str, str]
+    limit_mib: float  # memory that the job's ranks on its node may have together
+    limit_by: str  # what sets it
     to_mend: list[str] = field(default_factory=list)
 
 
@@ -94,6 +96,7 @@ def _check(config: RunConfig, transport: Transport, look: Look, console: Console
     for note in (*said, *_notes(config, looks)):
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
     to_mend += _differences(looks)
+    to_mend += _short_of_memory(config, looks)
     to_mend += [f"rank {rank} on {its.host}: {text}" for rank, its in sorted(looks.items()) for text in its.to_mend]
     return to_mend + problems
 
@@ -128,7 +131,7 @@ def _look(config: RunConfig, node_place: tuple[int, int, bool], software: dict[s
     except (ConfigError, RuntimeError) as error:
         to_mend.append(str(error))
     memory, digest = available_memory_mib(), config.digest().hex()
-    return Look(socket.gethostname(), device, threads, memory, digest, software, to_mend)
+    return Look(socket.gethostname(), device, threads, memory, digest, software, *limit_of_node(), to_mend)
 
 
 def _answers(transport: Transport) -> Iterator[tuple[int, Tensor]]:
@@ -223,10 +226,7 @@ def _unseen(seen: Mapping[str, str]) -> list[str]:
 
 def _too_large(config: RunConfig, file: ImageFile) -> list[str]:
     """Return what is to be mended if all features of a round will not fit into the server's memory."""
-    height, width, _ = file.image_shape
-    num = min(len(file.labels("train")), config.data.limit or len(file.labels("train")))
-    places = {"fedgkt": 1, "fedgkt_async": 2}.get(config.algorithm, 0)  # of a client's features on the server
-    needed = places * num * Codec(config.wire.codec, (height, width, STEM_CHANNELS)).row_bytes / 2**20
+    needed = bank_mib(config, _images_in(file))
     limit = config.bank.memory_mib
     in_memory = needed if limit is None else min(needed, limit)
     if in_memory < 0.9 * available_memory_mib():
@@ -235,6 +235,46 @@ def _too_large(config: RunConfig, file: ImageFile) -> list[str]:
         f"the features of a round are {needed:,.0f} MiB in {config.wire.codec}, and the server has "
         f"{available_memory_mib():,.0f} MiB of memory left; set bank.memory_mib below that, or another wire.codec"
     ]
+
+
+def _short_of_memory(config: RunConfig, looks: Mapping[int, Look]) -> list[str]:
+    """Return what is to be mended where the ranks of a node will need more memory than it, or the job, has."""
+    images = _images_of(config)
+    if images is None:
+        return []
+    to_mend = []
+    for host in dict.fromkeys(its.host for its in looks.values()):
+        there = {rank: its for rank, its in looks.items() if its.host == host}
+        limit, limit_by = min((its.limit_mib, its.limit_by) for its in there.values())
+        ranks = ((rank == SERVER, its.device.startswith("cuda")) for rank, its in there.items())
+        needed = sum(needed_mib(config, images, *rank) for rank in ranks)
+        if needed > limit:
+            advice = f"set sbatch --mem={math.ceil(1.1 * needed / 1024)}G, or fewer ranks a node"
+            if limit_by.startswith("its control"):
+                advice = "raise that limit, or start fewer ranks on the node"
+            elif not limit_by.startswith("SLURM"):
+                advice = "take more nodes or fewer ranks, smaller batches, or a lower bank.memory_mib"
+            to_mend.append(
+                f"{len(there)} ranks on {host} need about {needed / 1024:.1f} GiB of memory, more than the "
+                f"{limit / 1024:.1f} GiB of {limit_by}; {advice}"
+            )
+    return to_mend
+
+
+def _images_of(config: RunConfig) -> Images | None:
+    """Return the size of the run's data set, also before its file is made; None where it cannot be known."""
+    with contextlib.suppress(ConfigError):
+        found = look_for(config.data)
+        if isinstance(found, ImageFile):
+            return _images_in(found)
+        if config.data.name == "synthetic":
+            made = config.data.synthetic
+            return Images(made.train, made.classes, (made.size, made.size, 3))
+    return PUBLISHED.get(config.data.name)
+
+
+def _images_in(file: ImageFile) -> Images:
+    return Images(len(file.labels("train")), len(file.classes), file.image_shape)
 
 
 def _differences(looks: Mapping[int, Look]) -> list[str]:

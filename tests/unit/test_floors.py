@@ -12,6 +12,7 @@ FLOORS = {
     "program": 5,
     "parts": 5,
     "preflight": 5,
+    "memory": 5,
     "config": 4,
     "algorithms": 4,
     "engine": 3,

@@ -1,6 +1,7 @@
 """What a look at every rank finds; hosts, folders and MPI itself are looked at in tests/e2e/test_hosts.py."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -88,6 +89,24 @@ def test_features_that_do_not_fit_are_to_be_mended(tiny, capsys, monkeypatch):
     monkeypatch.setattr(rooms, "available_memory_mib", lambda: 0.4)
     assert check(tiny(), capsys)[0] == 0
     assert check(tiny(algorithm="fedgkt_async"), capsys)[0] == 2  # a last upload and a next one of each client
+
+
+@pytest.mark.parametrize(
+    ("where", "advice"),
+    [
+        ("SLURM_MEM_PER_CPU", "set sbatch --mem=2G, or fewer ranks a node"),
+        ("the node's memory", "take more nodes or fewer ranks, smaller batches, or a lower bank.memory_mib"),
+        ("its control group's memory.max", "raise that limit, or start fewer ranks on the node"),
+    ],
+)
+def test_ranks_that_need_more_memory_than_their_node_allows_are_told_what_to_set(
+    where, advice, tiny, capsys, monkeypatch
+):
+    monkeypatch.setattr(rooms, "limit_of_node", lambda: (1000.0, where))
+    status, lines = check(tiny(), capsys)
+    assert status == 2
+    assert re.search(rf"3 ranks on \S+ need about 1\.[34] GiB of memory, more than the 1\.0 GiB of {where}", lines[-1])
+    assert lines[-1].endswith(advice)
 
 
 @pytest.mark.parametrize(("clients", "idle"), [(1, "1 of 2 workers have nothing to do"), (2, None)])
