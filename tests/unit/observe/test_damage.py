@@ -5,6 +5,7 @@ what matplotlib draws, which takes most of the time and else is left out.
 """
 
 import contextlib
+import gc
 import io
 import json
 import math
@@ -188,6 +189,7 @@ def test_without_a_configuration_there_is_one_line(text, said, tmp_path, capsys)
 
 
 if __name__ == "__main__":
+    gc.enable()  # figures are garbage in circles
     number, seed, *draw = [*sys.argv[1:], "0"][: max(2, len(sys.argv) - 1)]
     if not draw:
         Figure.savefig = without_drawing
