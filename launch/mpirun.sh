@@ -94,6 +94,7 @@ began:0:)
     status=1
     echo "gkt_mpi: the server was ended from outside; start the same command again to resume" >&2
     ;;
+began:9: | began:137:) echo "gkt_mpi: a rank was ended from outside; start the same command again to resume" >&2 ;; # MPICH
 [0-9]*:0:* | 75:*) status=$ended ;;
 esac
 exit $status

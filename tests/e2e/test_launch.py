@@ -262,3 +262,14 @@ def test_as_many_open_files_as_the_wrapper_asks_for_are_enough():
     line = 'ulimit -n 52; exec sh launch/mpirun.sh "$@"'
     done = run(["sh", "-c", line, "sh", "-np", "5", "python", "-c", "print(1)"], env={"VENV": VENV}, timeout_s=120)
     assert (done.status, done.out.split()) == (0, ["1"] * 5), done.err
+
+
+def test_a_rank_that_another_mpis_launcher_says_is_killed_is_answered_with_how_to_resume(tmp_path):
+    """MPICH ends the server, too, without a word of ours: `BAD TERMINATION` and status 9."""
+    path = tmp_path / "mpiexec"
+    path.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\nprintf began >"${GKT_MPI_STATUS_FILE#*:}"\nexit 9\n')
+    path.chmod(0o755)
+    done = run(["sh", "launch/mpirun.sh", "-np", "2", "x"], env={"VENV": VENV, "MPIRUN": str(path)}, timeout_s=60)
+    assert done.status == 9
+    assert done.err == "gkt_mpi: a rank was ended from outside; start the same command again to resume\n"
+    assert "BAD TERMINATION" in (ROOT / "README.md").read_text()
