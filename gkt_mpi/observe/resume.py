@@ -84,8 +84,8 @@ def _agree_on_records(path: Path, known: Known, say: Callable[[str], None]) -> l
     else:
         aside = _copy_aside(path)
         say(
-            f"{path} is damaged: its first {known.sealed} lines are not as they were written, and no checkpoint has them; "
-            f"a copy is put aside as {aside}, and the run goes on with what can be read"
+            f"{path} is damaged: its first {known.sealed} lines are not as they were written, and no checkpoint has "
+            f"them; a copy is put aside as {aside}, and the run goes on with what can be read"
         )
     return records
 

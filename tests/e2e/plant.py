@@ -157,15 +157,15 @@ def note_what_is_noticed():
     """Have the server note when it gives a worker up, or judges a client."""
     become, judge = LostRankError.__init__, server.Server._judge
 
-    def __init__(self, *arguments):
+    def notice_loss(self, *arguments):
         become(self, *arguments)
-        note("noticed", str(self))
+        note("noticed", "a rank")
 
-    def _judge(self, *arguments):
-        note("noticed", arguments)
+    def notice_client(self, *arguments):
+        note("noticed", "a client")
         return judge(self, *arguments)
 
-    LostRankError.__init__, server.Server._judge = __init__, _judge
+    LostRankError.__init__, server.Server._judge = notice_loss, notice_client
 
 
 def processes_of_test():
