@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 SERVER = 0
@@ -153,6 +154,9 @@ class _Watch:
         """Look after the rank until it ends or says nothing more."""
         for number in (*_SIGNALS, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
+        if os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK") == "0":
+            with contextlib.suppress(OSError):
+                remove_left_segments()
         rest, looks = b"", True
         while True:
             here = ranks_of_node() if looks else set()
@@ -206,13 +210,36 @@ def ranks_of_node() -> set[int]:
     """Return the ranks of this job that have a process on this machine, of this user."""
     job = os.environ.get("PMIX_NAMESPACE", "").encode()
     found = set()
-    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib is not imported yet
-        if name.isdigit():
-            with contextlib.suppress(OSError, ValueError, KeyError), open(f"/proc/{name}/environ", "rb") as file:
-                variables = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))
-                if variables.get(b"PMIX_NAMESPACE") == job:
-                    found.add(int(variables[b"PMIX_RANK"]))
+    for process in _processes():
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            variables = dict(entry.partition(b"=")[::2] for entry in (process / "environ").read_bytes().split(b"\0"))
+            if variables.get(b"PMIX_NAMESPACE") == job:
+                found.add(int(variables[b"PMIX_RANK"]))
     return found
+
+
+def remove_left_segments(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where Open MPI has them
+    """Remove the shared memory that killed jobs of this user have left on this machine, and say so."""
+    left = {
+        path
+        for path in folder.glob(f"sm_segment.{socket.gethostname()}.{os.getuid()}.*")
+        if time.time() - path.stat().st_mtime > _MEET_S  # else a job may be about to map it
+    }
+    for process in _processes() if left else ():
+        with contextlib.suppress(OSError):
+            maps = (process / "maps").read_text(encoding="utf-8", errors="replace")
+            left = {path for path in left if path.name not in maps}
+    if left:
+        freed = sum(path.stat().st_blocks * 512 for path in left)
+        for path in left:
+            path.unlink(missing_ok=True)
+        text = f"removed {len(left)} file(s) of shared memory in {folder}, {freed / 2**20:.1f} MiB, left by killed jobs"
+        print(f"gkt_mpi: {text}", file=sys.stderr, flush=True)
+
+
+def _processes() -> Iterator[Path]:
+    """Yield the folder of each process of this machine."""
+    return (path for path in Path("/proc").iterdir() if path.name.isdigit())
 
 
 companion = Companion()

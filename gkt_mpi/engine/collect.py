@@ -23,7 +23,7 @@ _LARGEST_LOSS = 1e6  # nats, mean over samples
 _LARGEST_WEIGHT = 1e20  # the optimizer's moments among them
 _LONGEST_S, _MOST_MIB = 1e8, 1e9
 _CLOCKS_DIFFER_S = 86400.0  # those of the cluster's nodes
-_STARTED = time.time()
+_STARTED, _STARTED_AT = time.time(), time.monotonic()
 _MOST_COMING = 4  # messages that are with these threads: two wait
 
 
@@ -250,7 +250,7 @@ def _fault(report: ClientReport, inbox: Inbox, num_samples: int) -> str | None:
         return (
             f"{where} reported weights that are not finite or far too large; its training has diverged, lower client.lr"
         )
-    now = time.time()
+    now = _STARTED + time.monotonic() - _STARTED_AT  # the system's clock may have been set meanwhile
     if not are_spans(report.spans, _STARTED - _CLOCKS_DIFFER_S, now + _CLOCKS_DIFFER_S):
         return f"{where} reported no valid timeline"
     return None
