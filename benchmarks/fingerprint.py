@@ -1,9 +1,9 @@
 """Whether a feature tells which client made it: python benchmarks/fingerprint.py RUN... (needs scikit-learn).
 
 Test images are dealt out to the clients at random, so that all have the same mix of classes, and pass through the stem
-of "their" client as the newest checkpoint of a run of fedgkt has it. From each channel's mean and standard deviation a logistic regression
-learns to name the client, on one half of the images; printed is how often it is right on the other half. As a control
-all images pass through one client's stem: then nothing but chance is left.
+of "their" client as the newest checkpoint of a run of fedgkt has it. From each channel's mean and standard deviation a
+logistic regression learns to name the client, on one half of the images; printed is how often it is right on the other
+half. As a control all images pass through one client's stem: then nothing but chance is left.
 """
 
 import argparse

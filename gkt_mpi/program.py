@@ -40,6 +40,7 @@ from gkt_mpi.parts import codec_of, digest_of, edges_of, pipeline_of, prices_of,
 from gkt_mpi.placement import Placement, place
 from gkt_mpi.preflight import preflight
 from gkt_mpi.wire.messages import Setup, Stop
+from gkt_mpi.wire.mpi_start import TWO_MPIS, start_mpi
 from gkt_mpi.wire.transport import SERVER, Transport
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 _SERVER_PATIENCE_S = 60.0  # a server that shows no progress for so long, at least, hangs
 _MORE_MEMORY = "give the ranks more, or set smaller batches (client, server, evaluate) or a smaller bank.memory_mib"
-_TWO_MPIS = "mpirun and the MPI library that mpi4py loads come from two installations; use mpirun of the same one"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         refusal = error
     try:
-        _start_mpi()
+        start_mpi()
         from gkt_mpi.wire import mpi, mpi_library
     except (ImportError, RuntimeError) as error:
         return _refuse(
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if transport.size == 1 < launched:
         return _refuse(
-            ConfigError(f"mpirun started {launched} processes, but each sees itself alone: {_TWO_MPIS}"), rank
+            ConfigError(f"mpirun started {launched} processes, but each sees itself alone: {TWO_MPIS}"), rank
         )
     try:
         speaker = transport.first_with(refusal is not None)
@@ -113,21 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"[rank {transport.rank}] {_describe(error)}", file=sys.stderr, flush=True)
         transport.abort(error.exit_status if isinstance(error, GktError | Interrupted) else 1)
         raise
-
-
-def _start_mpi() -> None:
-    """Start MPI, under the eyes of this rank's companion. Raises `ConfigError` when mpirun belongs to another MPI."""
-    import mpi4py
-
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
-    from mpi4py import MPI
-
-    vendor, _ = MPI.get_vendor()
-    if "OMPI_COMM_WORLD_SIZE" in os.environ and vendor != "Open MPI":  # whose start would end in a stack of errors
-        raise ConfigError(f"mpirun is Open MPI's, but mpi4py loads {vendor}: {_TWO_MPIS}")
-    if not MPI.Is_initialized():
-        with startup.companion.meeting():
-            MPI.Init_thread()
 
 
 def run_rank(

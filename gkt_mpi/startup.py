@@ -218,7 +218,7 @@ def ranks_of_node() -> set[int]:
     return found
 
 
-def remove_left_segments(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where Open MPI has them
+def remove_left_segments(folder: Path = Path("/dev/shm")) -> None:
     """Remove the shared memory that killed jobs of this user have left on this machine, and say so."""
     left = {
         path

@@ -154,18 +154,14 @@ def note(file, what):
 
 
 def note_what_is_noticed():
-    """Have the server note when it gives a worker up, or judges a client."""
-    become, judge = LostRankError.__init__, server.Server._judge
+    """Have the server note when it gives a worker up; of what ends the job the end is noted elsewhere."""
+    become = LostRankError.__init__
 
     def notice_loss(self, *arguments):
         become(self, *arguments)
         note("noticed", "a rank")
 
-    def notice_client(self, *arguments):
-        note("noticed", "a client")
-        return judge(self, *arguments)
-
-    LostRankError.__init__, server.Server._judge = notice_loss, notice_client
+    LostRankError.__init__ = notice_loss
 
 
 def processes_of_test():
