@@ -1,6 +1,7 @@
 """What the figures of all reports share: their look, and how they become SVG."""
 
 import io
+import logging
 import re
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  
 
 def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -> "Figure":
     """Return an empty figure of this size in inches, whose text stays text in SVG."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that a home cannot be written to concerns nobody here
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,6 +1,8 @@
 import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -20,7 +22,7 @@ from gkt_mpi.observe.run_figures import (
 )
 from gkt_mpi.observe.run_folder import Run
 from gkt_mpi.observe.timeline import idle_shares
-from tests.conftest import run_in_threads
+from tests.conftest import ROOT, run_in_threads
 from tests.launch import run as run_program
 from tests.made_runs import make_run, make_study
 
@@ -250,3 +252,12 @@ runpy.run_module("gkt_mpi.observe.report", run_name="__main__")
     assert (done.status, done.out) == (130, "")
     assert done.err == "gkt_mpi: interrupted before the report was written\n"
     assert not (folder / "report.html").exists()
+
+
+def test_where_no_home_can_be_written_the_report_program_says_nothing_of_it(folder):
+    """As a user without a home, or in a container that is read-only."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MPLCONFIGDIR", "XDG_CONFIG_HOME")}
+    program = [sys.executable, "-m", "gkt_mpi.observe.report", str(folder)]
+    environment |= {"HOME": "/proc/nowhere", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
