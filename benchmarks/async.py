@@ -25,8 +25,8 @@ from bench import ROOT, is_complete, machine, mean_and_spread, summary_of
 from rich.console import Console
 from rich.table import Table
 
-from gkt_mpi.observe.run_folder import Run
-from gkt_mpi.observe.timeline import idle_shares
+from gkt_mpi.log.timeline import idle_shares
+from gkt_mpi.report.run_folder import Run
 
 SKEW = 10
 SKEWED = ["--devices.edge", "[phone, phone, phone, phone_slow]"]

@@ -21,7 +21,7 @@ from bench import machine
 from rich.console import Console
 from rich.table import Table
 
-from gkt_mpi.engine.feature_rows import BankConfig, FeatureRows
+from gkt_mpi.learners.feature_rows import BankConfig, FeatureRows
 
 ROW_BYTES, BATCH, BATCHES = 65536, 256, 30
 

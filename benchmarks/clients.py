@@ -21,9 +21,9 @@ from bench import ROOT, machine
 from rich.console import Console
 from rich.table import Table
 
-from gkt_mpi.engine.bank import Bank, BankBatch
+from gkt_mpi.learners.bank import Bank, BankBatch
+from gkt_mpi.log.records import read_records
 from gkt_mpi.main import main as run_rank
-from gkt_mpi.observe.records import read_records
 
 
 def thin_out() -> None:

@@ -3,7 +3,7 @@
 Every configuration of launch/configs/compare (FedGKT, FedAvg, split learning, centralized, every client alone) on
 handwritten digits, homo and hetero (Dirichlet 0.5), several seeds, one run after the other on this machine; about 15
 minutes on two cores. Runs that are complete in the folder are not repeated, so that a comparison goes on where it was
-cut off. Ends with the page that compares them (observe/comparison.py), and its first table here.
+cut off. Ends with the page that compares them (report/comparison.py), and its first table here.
 """
 
 import argparse
@@ -16,11 +16,11 @@ import rich.table
 from bench import ROOT, is_complete, machine, summary_of
 from rich.console import Console
 
-from gkt_mpi.observe.comparison_tables import accuracy_table
-from gkt_mpi.observe.groups import compare
-from gkt_mpi.observe.page import write_report
-from gkt_mpi.observe.run_folder import Run
-from gkt_mpi.observe.tables import Table
+from gkt_mpi.report.comparison_tables import accuracy_table
+from gkt_mpi.report.groups import compare
+from gkt_mpi.report.page import write_report
+from gkt_mpi.report.run_folder import Run
+from gkt_mpi.report.tables import Table
 
 ALGORITHMS = ("fedgkt", "fedavg", "split_learning", "centralized", "standalone")
 PARTITIONS = {"homo": [], "hetero": ["--data.alpha", "0.5"]}

@@ -32,15 +32,15 @@ from torch import Tensor, nn
 
 from gkt_mpi.data.augment import Augmentation, ImagePipeline, augmentation_for
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.engine.bank import Bank
-from gkt_mpi.engine.client import Client, ClientConfig, build_edge
-from gkt_mpi.engine.compute import ComputeConfig, choose
-from gkt_mpi.engine.feature_rows import BankConfig
-from gkt_mpi.engine.learner import ServerConfig
-from gkt_mpi.engine.optimizer import Optimizer
-from gkt_mpi.losses import DistillConfig, client_loss, count_correct, server_loss
+from gkt_mpi.federation.client import Client, ClientConfig, build_edge
+from gkt_mpi.learners.bank import Bank
+from gkt_mpi.learners.feature_rows import BankConfig
+from gkt_mpi.learners.site import ServerConfig
 from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS, Precision, build_edge_model, build_server_model
 from gkt_mpi.placement import keep_freed_memory
+from gkt_mpi.training.compute import ComputeConfig, choose
+from gkt_mpi.training.losses import DistillConfig, client_loss, count_correct, server_loss
+from gkt_mpi.training.optimizer import Optimizer
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.messages import FeatureBlock
 

@@ -18,10 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from gkt_mpi.build import edges_of, pipeline_of
 from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.data.datasets import prepare
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.parts import edges_of, pipeline_of
 
 CPU = torch.device("cpu")
 MOST_IMAGES = 8000

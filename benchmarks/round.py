@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from gkt_mpi.log.records import read_records
 from gkt_mpi.models.resnet import PRECISIONS, Precision, build_edge_model, build_server_model
-from gkt_mpi.observe.records import read_records
 from gkt_mpi.placement import keep_freed_memory
 
 CLIENTS, IMAGES, TEST, BATCH, EVALUATE_BATCH = 4, 512, 512, 64, 500

@@ -25,10 +25,10 @@ from mpi4py.util import pkl5
 from rich.console import Console
 from rich.table import Table
 
-from gkt_mpi.engine.bank import Bank
-from gkt_mpi.engine.collect import Events, collect_uploads
-from gkt_mpi.engine.feature_rows import BankConfig
-from gkt_mpi.engine.worker import BLOCKS_IN_FLIGHT, LARGEST_BATCH
+from gkt_mpi.federation.collect import Events, collect_uploads
+from gkt_mpi.federation.worker import BLOCKS_IN_FLIGHT, LARGEST_BATCH
+from gkt_mpi.learners.bank import Bank
+from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.wire.codec import Codec, CodecName, WireConfig
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Kind

@@ -18,21 +18,21 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader, s
 
 from gkt_mpi import yaml_text
 from gkt_mpi.algorithms import ALGORITHMS, AlgorithmName
+from gkt_mpi.cost.devices import DevicesConfig
 from gkt_mpi.data.datasets import DataConfig
-from gkt_mpi.engine.checkpoint import CheckpointConfig
-from gkt_mpi.engine.client import ClientConfig
-from gkt_mpi.engine.compute import ComputeConfig
-from gkt_mpi.engine.devices import DevicesConfig
-from gkt_mpi.engine.evaluate import EvaluateConfig
-from gkt_mpi.engine.event_clock import ClockName
-from gkt_mpi.engine.faults import FaultsConfig
-from gkt_mpi.engine.feature_rows import BankConfig
-from gkt_mpi.engine.learner import ServerConfig, SplitConfig
-from gkt_mpi.engine.staleness import AsyncConfig
 from gkt_mpi.errors import ConfigError, require
-from gkt_mpi.losses import DistillConfig
-from gkt_mpi.observe.run_log import LogConfig
+from gkt_mpi.federation.checkpoint import CheckpointConfig
+from gkt_mpi.federation.client import ClientConfig
+from gkt_mpi.federation.faults import FaultsConfig
+from gkt_mpi.learners.event_clock import ClockName
+from gkt_mpi.learners.feature_rows import BankConfig
+from gkt_mpi.learners.site import ServerConfig, SplitConfig
+from gkt_mpi.learners.staleness import AsyncConfig
+from gkt_mpi.log.run_log import LogConfig
 from gkt_mpi.placement import PlacementConfig
+from gkt_mpi.training.compute import ComputeConfig
+from gkt_mpi.training.evaluate import EvaluateConfig
+from gkt_mpi.training.losses import DistillConfig
 from gkt_mpi.wire.codec import WireConfig
 from gkt_mpi.wording import kinds_of, reword, wrong_value
 

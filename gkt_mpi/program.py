@@ -19,26 +19,27 @@ import torch
 
 from gkt_mpi import __version__, startup
 from gkt_mpi.algorithms import ALGORITHMS
+from gkt_mpi.build import codec_of, digest_of, edges_of, pipeline_of, prices_of, site_of, what_is_learnt
 from gkt_mpi.config import RunConfig, parse_command
+from gkt_mpi.cost.virtual_clock import RoundPricer
 from gkt_mpi.data.datasets import ImageFile, file_path, prepare
 from gkt_mpi.data.partition import count_by_class, partition
-from gkt_mpi.engine.checkpoint import CheckpointStore
-from gkt_mpi.engine.client import edge_names
-from gkt_mpi.engine.faults import Interrupt, ignore_signals
-from gkt_mpi.engine.learner import Learner, Site
-from gkt_mpi.engine.roster import Roster
-from gkt_mpi.engine.server import Server
-from gkt_mpi.engine.virtual_clock import RoundPricer
-from gkt_mpi.engine.watch import Watch
-from gkt_mpi.engine.worker import Worker, receive_setup
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand, is_out_of_memory
+from gkt_mpi.federation.checkpoint import CheckpointStore
+from gkt_mpi.federation.client import edge_names
+from gkt_mpi.federation.faults import Interrupt, ignore_signals
+from gkt_mpi.federation.learner import Learner
+from gkt_mpi.federation.roster import Roster
+from gkt_mpi.federation.server import Server
+from gkt_mpi.federation.watch import Watch
+from gkt_mpi.federation.worker import Worker, receive_setup
+from gkt_mpi.learners.site import Site
+from gkt_mpi.log.output import never_fail_on_encoding
+from gkt_mpi.log.progress import Progress, make_console, partition_table, summary_table
+from gkt_mpi.log.run_log import RunLog, hold_folder
 from gkt_mpi.models.resnet import PRECISIONS
-from gkt_mpi.observe.output import never_fail_on_encoding
-from gkt_mpi.observe.progress import Progress, make_console, partition_table, summary_table
-from gkt_mpi.observe.run_log import RunLog, hold_folder
-from gkt_mpi.parts import codec_of, digest_of, edges_of, pipeline_of, prices_of, site_of, what_is_learnt
 from gkt_mpi.placement import Placement, place
-from gkt_mpi.preflight import preflight
+from gkt_mpi.programs.check import preflight
 from gkt_mpi.wire.messages import Setup, Stop
 from gkt_mpi.wire.mpi_start import TWO_MPIS, start_mpi
 from gkt_mpi.wire.transport import SERVER, Transport
@@ -226,7 +227,7 @@ def _server_of(
 def _report(folder: Path, say: Callable[[str], None]) -> None:
     """Write the report of a complete run and say where it is; without one the run is still complete."""
     try:
-        from gkt_mpi.observe.page import write_report  # workers, and runs without a report, do without its libraries
+        from gkt_mpi.report.page import write_report  # workers, and runs without a report, do without its libraries
 
         say(f"report: {write_report([folder])}")
     except GktError as error:

@@ -51,7 +51,7 @@ touch "$made" # first: an environment that is cut short is still ours to finish
 # Containers often forbid Python to keep what it compiles; each rank would then compile torch anew, for three seconds.
 PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c '
 import contextlib, importlib
-import gkt_mpi.program, gkt_mpi.observe.page, matplotlib.pyplot, torch.utils.tensorboard
+import gkt_mpi.program, gkt_mpi.report.page, matplotlib.pyplot, torch.utils.tensorboard
 from gkt_mpi.data.torchvision_import import import_torchvision_datasets
 import_torchvision_datasets()
 for name in ("pytest", "hypothesis", "xdist", "sklearn.datasets"):

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from gkt_mpi.config import RunConfig, parse
-from gkt_mpi.engine.server import Server
 from gkt_mpi.errors import Interrupted
+from gkt_mpi.federation.server import Server
 from gkt_mpi.program import run_rank
 from gkt_mpi.wire.local import run_local
 

@@ -8,8 +8,8 @@ import numpy as np
 import yaml
 
 from gkt_mpi.config import RunConfig
-from gkt_mpi.observe.csv_log import CsvLog, UploadRecord
-from gkt_mpi.observe.run_log import RunLog
+from gkt_mpi.log.csv_log import CsvLog, UploadRecord
+from gkt_mpi.log.run_log import RunLog
 
 CLASSES = [str(digit) for digit in range(10)]
 

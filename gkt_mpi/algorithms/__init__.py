@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gkt_mpi.algorithms import centralized, fedavg, fedgkt, fedgkt_async, split_learning, standalone
-from gkt_mpi.engine.async_teacher import AsyncTeacher
-from gkt_mpi.engine.client import ClientPart
-from gkt_mpi.engine.edges_alone import EdgesAlone
-from gkt_mpi.engine.global_model import AveragedModel, CentralModel
-from gkt_mpi.engine.learner import Learner, Site
-from gkt_mpi.engine.server import Server
-from gkt_mpi.engine.split_model import SplitModel
-from gkt_mpi.engine.teacher import Teacher
-from gkt_mpi.engine.worker import ClientRound
-from gkt_mpi.observe.progress import CLIENTS_TRAIN, SERVER_TRAINS
+from gkt_mpi.federation.client import ClientPart
+from gkt_mpi.federation.learner import Learner
+from gkt_mpi.federation.server import Server
+from gkt_mpi.federation.worker import ClientRound
+from gkt_mpi.learners.async_teacher import AsyncTeacher
+from gkt_mpi.learners.edges_alone import EdgesAlone
+from gkt_mpi.learners.global_model import AveragedModel, CentralModel
+from gkt_mpi.learners.site import Site
+from gkt_mpi.learners.split_model import SplitModel
+from gkt_mpi.learners.teacher import Teacher
+from gkt_mpi.log.progress import CLIENTS_TRAIN, SERVER_TRAINS
 from gkt_mpi.wire.messages import Kind
 
 AlgorithmName = Literal["fedgkt", "fedgkt_async", "fedavg", "split_learning", "centralized", "standalone"]

@@ -1,14 +1,14 @@
 """Centralized training: all images in one place, and the whole large network on the server. The workers have no work.
 
-rank 0      run_server      engine/global_model.py   CentralModel: the network, all images, the optimizer
+rank 0      run_server      learners/global_model.py   CentralModel: the network, all images, the optimizer
 """
 
 from torch.nn import functional as F
 
-from gkt_mpi.engine.client import Client
-from gkt_mpi.engine.global_model import CentralModel
-from gkt_mpi.engine.server import Server
-from gkt_mpi.engine.worker import Worker
+from gkt_mpi.federation.client import Client
+from gkt_mpi.federation.server import Server
+from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.global_model import CentralModel
 
 
 def run_server(server: Server, central: CentralModel) -> None:

@@ -3,18 +3,18 @@
 With `client.proximal_mu` above 0 it is FedProx (Li et al., MLSys 2020): the loss pulls each client back to the weights
 that the server sent.
 
-    rank 0      run_server      engine/global_model.py   AveragedModel: the weights, and those of the clients
-    other ranks run_client      engine/worker.py, engine/client.py
+    rank 0      run_server      learners/global_model.py   AveragedModel: the weights, and those of the clients
+    other ranks run_client      federation/worker.py, federation/client.py
     between     ModelState, down and up, and ClientReport in wire/messages.py
 """
 
 from torch.nn import functional as F
 
-from gkt_mpi.engine.client import Client
-from gkt_mpi.engine.global_model import AveragedModel
-from gkt_mpi.engine.server import Server
-from gkt_mpi.engine.worker import Worker
-from gkt_mpi.losses import count_correct
+from gkt_mpi.federation.client import Client
+from gkt_mpi.federation.server import Server
+from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.global_model import AveragedModel
+from gkt_mpi.training.losses import count_correct
 from gkt_mpi.wire.messages import ModelState
 
 

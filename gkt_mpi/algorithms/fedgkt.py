@@ -3,24 +3,24 @@
 Every client trains a tiny network on its own images and uploads what its stem makes of them: features, with
 its logits and labels. The server trains a large network on these features, and returns its logits as teaching.
 
-    rank 0      run_server      engine/server.py    the rounds, and the bookkeeping around them
-                                engine/teacher.py   the large model and its training
-                                engine/bank.py      where the features of all clients lie
-    other ranks run_client      engine/worker.py    a worker hosts clients, one after the other
-                                engine/client.py    a client's shard, model and optimizer
+    rank 0      run_server      federation/server.py   the rounds, and the bookkeeping around them
+                                learners/teacher.py    the large model and its training
+                                learners/bank.py       where the features of all clients lie
+    other ranks run_client      federation/worker.py   a worker hosts clients, one after the other
+                                federation/client.py   a client's shard, model and optimizer
     between     TrainRequest, FeatureBlock, ClientReport in wire/messages.py
-    losses      losses.py       models  models/resnet.py       data  data/
+    losses      training/losses.py     models  models/resnet.py     data  data/
 
 B is the batch, C classes, N a client's samples, KHW a feature (16x32x32 for images of 32x32).
 """
 
 import torch
 
-from gkt_mpi.engine.client import Client
-from gkt_mpi.engine.server import Server
-from gkt_mpi.engine.teacher import Teacher
-from gkt_mpi.engine.worker import Worker
-from gkt_mpi.losses import client_loss, count_correct, fpkd_weight, server_loss
+from gkt_mpi.federation.client import Client
+from gkt_mpi.federation.server import Server
+from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.teacher import Teacher
+from gkt_mpi.training.losses import client_loss, count_correct, fpkd_weight, server_loss
 from gkt_mpi.wire.messages import LocalRequest, ModelState, TrainRequest
 
 

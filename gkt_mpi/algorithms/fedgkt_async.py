@@ -5,19 +5,19 @@ FedBuff, Nguyen et al., AISTATS 2022), and goes on; its new upload then takes th
 between the server goes on training on the bank as it stands, in which old knowledge counts less (`async.staleness`, as
 in FedAsync, Xie et al. 2019). A round is as many uploads as there are clients, whoever they come from.
 
-    rank 0      run_server      engine/arrivals.py       who has been asked, what has come, whose turn it is
-                                engine/event_clock.py    by the devices' time, or by this machine's
-                                engine/async_teacher.py  the large model, its passes over the bank, the weights by age
-                                engine/standing_bank.py  where the clients' last and next features lie
+    rank 0      run_server      learners/arrivals.py       who has been asked, what has come, whose turn it is
+                                learners/event_clock.py    by the devices' time, or by this machine's
+                                learners/async_teacher.py  the large model, its passes over the bank, the weights by age
+                                learners/standing_bank.py  where the clients' last and next features lie
     other ranks                 as in fedgkt.py
 """
 
 from collections.abc import Iterator
 
-from gkt_mpi.engine.async_teacher import AsyncTeacher
-from gkt_mpi.engine.bank import BankBatch
-from gkt_mpi.engine.server import Server
-from gkt_mpi.losses import server_loss
+from gkt_mpi.federation.server import Server
+from gkt_mpi.learners.async_teacher import AsyncTeacher
+from gkt_mpi.learners.bank import BankBatch
+from gkt_mpi.training.losses import server_loss
 
 
 def run_server(server: Server, teacher: AsyncTeacher) -> None:

@@ -4,8 +4,8 @@ For every batch the client sends the stem's features and the labels up, and the 
 `split.mode` sequential the clients take turns, and the stem travels from one to the next; with parallel (SplitFed,
 Thapa et al., AAAI 2022) all are served at once, each by a copy of the server's part, and both parts are averaged.
 
-    rank 0      run_server      engine/split_model.py    SplitModel: both parts; Turn: the clients being served
-    other ranks run_client      engine/worker.py, engine/client.py
+    rank 0      run_server      learners/split_model.py    SplitModel: both parts; Turn: the clients being served
+    other ranks run_client      federation/worker.py, federation/client.py
     between     ModelState (the stem), FeatureBlock up, Gradient down, ClientReport in wire/messages.py
 """
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gkt_mpi.engine.client import Client
-from gkt_mpi.engine.server import Server
-from gkt_mpi.engine.split_model import SplitModel, Turn
-from gkt_mpi.engine.worker import Worker
+from gkt_mpi.federation.client import Client
+from gkt_mpi.federation.server import Server
+from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.split_model import SplitModel, Turn
 from gkt_mpi.wire.messages import ModelState
 
 

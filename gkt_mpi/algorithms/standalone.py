@@ -2,17 +2,17 @@
 
 What FedGKT's edge models are worth without the server. With `clients: 1` it is centralized training of the edge model.
 
-    rank 0      run_server      engine/edges_alone.py    takes the reports, evaluates
-    other ranks run_client      engine/worker.py, engine/client.py
+    rank 0      run_server      learners/edges_alone.py    takes the reports, evaluates
+    other ranks run_client      federation/worker.py, federation/client.py
 """
 
 from torch.nn import functional as F
 
-from gkt_mpi.engine.client import Client
-from gkt_mpi.engine.edges_alone import EdgesAlone
-from gkt_mpi.engine.server import Server
-from gkt_mpi.engine.worker import Worker
-from gkt_mpi.losses import count_correct
+from gkt_mpi.federation.client import Client
+from gkt_mpi.federation.server import Server
+from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.edges_alone import EdgesAlone
+from gkt_mpi.training.losses import count_correct
 from gkt_mpi.wire.messages import LocalRequest
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from gkt_mpi.errors import GktError, Interrupted
-from gkt_mpi.observe.timeline import Timeline
+from gkt_mpi.log.timeline import Timeline
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
 from gkt_mpi.wire.transport import Ledger

@@ -9,7 +9,7 @@
     Gradient      server -> worker   the loss's gradient with respect to the features of a block
     ClientReport  worker -> server   the client has uploaded everything: its metrics and its state
     Stop          server -> worker   the run is over
-    Check         both ways          some bytes, before a run (preflight.py)
+    Check         both ways          some bytes, before a run (programs/check.py)
 
 TrainRequest, ModelState, FeatureBlock and Gradient are the algorithm: what a deployment would send. The others exist
 because the edge is simulated. The ledger counts the bytes of the two kinds apart.

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from gkt_mpi import startup
 from gkt_mpi.errors import GktError, Interrupted, LostRankError, WireError
-from gkt_mpi.observe.timeline import Timeline
+from gkt_mpi.log.timeline import Timeline
 from gkt_mpi.wire.contract import Contract, at_once
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
 from gkt_mpi.wire.peers import Peers, died, is_death

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gkt_mpi.observe.timeline import Timeline
+from gkt_mpi.log.timeline import Timeline
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import Column, Message
 

@@ -24,11 +24,12 @@ import torch
 from mpi4py import MPI
 
 from gkt_mpi.data import shard
-from gkt_mpi.engine import bank, checkpoint, client, learner, server, teacher, worker
-from gkt_mpi.engine.faults import Interrupt
 from gkt_mpi.errors import LostRankError
+from gkt_mpi.federation import checkpoint, client, learner, server, worker
+from gkt_mpi.federation.faults import Interrupt
+from gkt_mpi.learners import bank, teacher
+from gkt_mpi.log import run_log
 from gkt_mpi.main import main
-from gkt_mpi.observe import run_log
 from gkt_mpi.wire import mpi
 
 gc.freeze()

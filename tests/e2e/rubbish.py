@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from mpi4py import MPI
 
-from gkt_mpi.engine import worker
+from gkt_mpi.federation import worker
 from gkt_mpi.main import main
 from gkt_mpi.wire.transport import SERVER
 

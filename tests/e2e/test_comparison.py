@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
     folders = make_study(root, seeds=3, rounds=40, columns=(("digits", "homo", 0.5), ("cifar10", "hetero", 0.1)))
-    done = run([sys.executable, "-m", "gkt_mpi.observe.report", *map(str, folders)])
+    done = run([sys.executable, "-m", "gkt_mpi.report", *map(str, folders)])
     assert (done.status, done.out) == (0, f"report: {root / 'comparison' / 'report.html'}\n"), done.err
     return root / "comparison" / "report.html"
 

@@ -36,9 +36,9 @@ def test_a_run_in_a_locale_of_ascii_may_have_any_name(is_in_file, tmp_path):
 def test_the_report_program_takes_any_name(tmp_path):
     folders = [str(make_run(tmp_path / f"{NAME}{seed}", "fedgkt", seed)) for seed in range(2)]
     for chosen, page in ((folders[:1], f"{folders[0]}/report.html"), (folders, f"{tmp_path}/comparison/report.html")):
-        done = run([sys.executable, "-m", "gkt_mpi.observe.report", *chosen], timeout_s=60, env=ASCII)
+        done = run([sys.executable, "-m", "gkt_mpi.report", *chosen], timeout_s=60, env=ASCII)
         assert (done.status, done.err) == (0, "")
         assert done.out == f"report: {page}\n"
     assert NAME in (tmp_path / "comparison" / "report.html").read_text(encoding="utf-8")
-    done = run([sys.executable, "-m", "gkt_mpi.observe.report", f"{tmp_path}/{NAME}"], timeout_s=60, env=ASCII)
+    done = run([sys.executable, "-m", "gkt_mpi.report", f"{tmp_path}/{NAME}"], timeout_s=60, env=ASCII)
     assert done.status == 2 and NAME in done.err and len(done.err.splitlines()) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gkt_mpi.config import parse_command
-from gkt_mpi.observe import report
+from gkt_mpi.report import __main__ as report
 from tests.conftest import ROOT
 from tests.launch import run
 from tests.made_runs import make_run
@@ -58,12 +58,12 @@ def test_a_documented_command_works(command, tmp_path, monkeypatch, capsys):
         assert done.status == 0, done.err
         if "--help" not in words:
             check_program(done.out.splitlines())
-    elif words[:3] == ["python", "-m", "gkt_mpi.models.cost"]:
+    elif words[:3] == ["python", "-m", "gkt_mpi.programs.cost"]:
         monkeypatch.setattr(sys, "argv", words[2:])
-        monkeypatch.delitem(sys.modules, "gkt_mpi.models.cost", raising=False)  # run anew, as a program
-        runpy.run_module("gkt_mpi.models.cost", run_name="__main__")
+        monkeypatch.delitem(sys.modules, "gkt_mpi.programs.cost", raising=False)  # run anew, as a program
+        runpy.run_module("gkt_mpi.programs.cost", run_name="__main__")
         assert "fedgkt" in capsys.readouterr().out
-    elif words[:3] == ["python", "-m", "gkt_mpi.observe.report"]:
+    elif words[:3] == ["python", "-m", "gkt_mpi.report"]:
         for name in ("digits", "made"):
             make_run(tmp_path / "runs" / name)
         monkeypatch.chdir(tmp_path)

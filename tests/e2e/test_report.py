@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from gkt_mpi.config import parse
-from gkt_mpi.observe.report import main
+from gkt_mpi.report.__main__ import main
 from tests.conftest import arguments, run_in_threads
 from tests.launch import run
 from tests.made_runs import made_uploads, make_run

@@ -15,9 +15,9 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from gkt_mpi.engine.bank import Bank
-from gkt_mpi.engine.feature_rows import BankConfig
 from gkt_mpi.errors import WireError
+from gkt_mpi.learners.bank import Bank
+from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Header, Kind, to_wire

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from gkt_mpi.engine.trainable import weighted_mean
-from gkt_mpi.engine.worker import Worker
 from gkt_mpi.errors import ConfigError, WireError
-from gkt_mpi.losses import proximal_term
+from gkt_mpi.federation.worker import Worker
 from gkt_mpi.program import run_rank
+from gkt_mpi.training.losses import proximal_term
+from gkt_mpi.training.trainable import weighted_mean
 from gkt_mpi.wire.local import run_local
 from tests.conftest import figures, run_in_threads
 from tests.unit.algorithms.plain import adam, new_model, shards_of, train_epochs

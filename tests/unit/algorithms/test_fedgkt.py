@@ -15,14 +15,14 @@ from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import file_path, prepare
 from gkt_mpi.data.partition import partition
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.engine.client import Client
-from gkt_mpi.engine.teacher import Teacher
 from gkt_mpi.errors import ConfigError, GktError
-from gkt_mpi.losses import distil_loss
+from gkt_mpi.federation.client import Client
+from gkt_mpi.learners.teacher import Teacher
+from gkt_mpi.log.csv_log import ClientRecord, read_records_of
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
-from gkt_mpi.observe.csv_log import ClientRecord, read_records_of
 from gkt_mpi.program import run_rank
 from gkt_mpi.seeding import torch_generator
+from gkt_mpi.training.losses import distil_loss
 from gkt_mpi.wire.local import run_local
 from tests.conftest import figures, run_in_threads, stop_after
 from tests.unit.data.test_datasets import write_cifar

@@ -11,20 +11,20 @@ import torch
 from torch.nn import functional as F
 
 from gkt_mpi import program
-from gkt_mpi.engine.arrivals import Arrivals
-from gkt_mpi.engine.async_teacher import AsyncTeacher
-from gkt_mpi.engine.bank import Bank
-from gkt_mpi.engine.client import Client
-from gkt_mpi.engine.server import Server
-from gkt_mpi.engine.watch import Watch
-from gkt_mpi.engine.worker import Worker
+from gkt_mpi.cost.flops import edge_cost, server_cost
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, WireError
-from gkt_mpi.losses import DistillConfig, distil_loss, server_loss
-from gkt_mpi.models.flops import edge_cost, server_cost
+from gkt_mpi.federation.client import Client
+from gkt_mpi.federation.server import Server
+from gkt_mpi.federation.watch import Watch
+from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.arrivals import Arrivals
+from gkt_mpi.learners.async_teacher import AsyncTeacher
+from gkt_mpi.learners.bank import Bank
+from gkt_mpi.log.csv_log import UploadRecord, read_records_of
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
-from gkt_mpi.observe.csv_log import UploadRecord, read_records_of
 from gkt_mpi.program import run_rank
 from gkt_mpi.seeding import torch_generator
+from gkt_mpi.training.losses import DistillConfig, distil_loss, server_loss
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.local import run_local
 from gkt_mpi.wire.messages import Kind

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from gkt_mpi.data.datasets import DataConfig
 from gkt_mpi.data.partition import MIN_SAMPLES, count_by_class, partition
 from gkt_mpi.errors import ConfigError
-from gkt_mpi.observe.run_log import RunLog
+from gkt_mpi.log.run_log import RunLog
 
 
 def labels_of(size, classes=10, seed=0):

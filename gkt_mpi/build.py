@@ -1,0 +1,144 @@
+"""What a server and a worker are made of, from the configuration and the file of images."""
+
+import hashlib
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from gkt_mpi.algorithms import ALGORITHMS
+from gkt_mpi.config import RunConfig
+from gkt_mpi.cost.devices import load_devices
+from gkt_mpi.cost.virtual_clock import RoundPricer
+from gkt_mpi.cost.work import Prices, Setting, async_prices, round_cost
+from gkt_mpi.data.augment import ImagePipeline, augmentation_for
+from gkt_mpi.data.datasets import ImageFile
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.errors import ConfigError, expand
+from gkt_mpi.federation.client import build_edges
+from gkt_mpi.federation.watch import Watch
+from gkt_mpi.federation.worker import LARGEST_BATCH
+from gkt_mpi.learners.site import Site
+from gkt_mpi.models.resnet import STEM_CHANNELS
+from gkt_mpi.placement import Placement
+from gkt_mpi.seeding import numpy_generator
+from gkt_mpi.training.compute import ComputeConfig
+from gkt_mpi.training.trainable import Edge
+from gkt_mpi.wire.codec import Codec
+
+
+def site_of(
+    config: RunConfig,
+    file: ImageFile,
+    shards: list[np.ndarray],
+    edges: list[Edge[Any]],
+    rounds_done: int,
+    state: dict[str, Any] | None,
+    placement: Placement,
+    watch: Watch,
+    prices: Prices,
+) -> Site:
+    """Return what the learner is made of; `state` is of the checkpoint after `rounds_done` rounds, if there is one."""
+    device = placement.device
+    return Site(
+        file=file,
+        pipeline=pipeline_of(config, file, device),
+        shards=shards,
+        test=Shard.load(file, "test", _test_rows(config, file), pipeline_of(config, file, device), device),
+        edges=edges,
+        folder=expand(f"{config.out}/{config.name}", "out"),
+        seed=config.seed,
+        num_rounds=config.rounds,
+        rounds_left=config.rounds - rounds_done,
+        client=config.client,
+        server=config.server,
+        split=config.split,
+        asynchronous=config.async_,
+        clock=config.clock,
+        prices=prices,
+        distill=config.distill,
+        bank=config.bank,
+        evaluate=config.evaluate,
+        compute=config.compute if state is None else ComputeConfig(**state["compute"]),
+        codec=codec_of(config, file),
+        block_rows=codec_of(config, file).block_rows(config.wire.block_mib),
+        placement=placement,
+        watch=watch,
+        say=watch.progress.say,
+    )
+
+
+def _test_rows(config: RunConfig, file: ImageFile) -> np.ndarray:
+    """Return the test images of the run in a random order, so that any part of them has about the same classes."""
+    return numpy_generator(config.seed, "test images").permutation(len(file.labels("test")))[: config.data.test_limit]
+
+
+def pipeline_of(config: RunConfig, file: ImageFile, device: torch.device) -> ImagePipeline:
+    """Return how images become a network's input, on a device."""
+    augmentation = augmentation_for(config.data.name, file.image_shape[0], config.data.augment)
+    mean, std = torch.from_numpy(file.mean).to(device), torch.from_numpy(file.std).to(device)
+    return ImagePipeline(mean, std, augmentation)
+
+
+def codec_of(config: RunConfig, file: ImageFile) -> Codec:
+    """Return the codec of the features of these images."""
+    height, width, _ = file.image_shape
+    return Codec(config.wire.codec, (height, width, STEM_CHANNELS))
+
+
+def edges_of(config: RunConfig, file: ImageFile, device: torch.device) -> list[Edge[Any]]:
+    """Return what each client's state is loaded into."""
+    part, num_classes = ALGORITHMS[config.algorithm].client_part, len(file.classes)
+    assert config.clients is not None
+    return build_edges(
+        part, config.client, config.server, file.image_shape, num_classes, config.clients, config.seed, device
+    )
+
+
+def prices_of(config: RunConfig, file: ImageFile) -> tuple[RoundPricer, Prices]:
+    """Return what prices the rounds of a run, and the uploads of an asynchronous one.
+
+    Raises `ConfigError` for devices that are none, or with which the run would never end.
+    """
+    codec = codec_of(config, file)
+    setting = Setting(
+        image_shape=file.image_shape,
+        num_classes=len(file.classes),
+        codec=codec,
+        block_rows=min(codec.block_rows(config.wire.block_mib), LARGEST_BATCH),
+        server_model=config.server.model,
+        server_norm=config.server.norm,
+        client_epochs=config.client.epochs,
+        client_batch_size=config.client.batch_size,
+        client_share=config.client.share,
+        client_extract=config.client.extract,
+        client_norm=config.client.norm,
+        server_epochs=config.server.epochs,
+        split_mode=config.split.mode,
+    )
+    devices = load_devices(config.devices)
+    waits_for_all = config.algorithm != "fedgkt_async" and ALGORITHMS[config.algorithm].requests
+    if waits_for_all and config.clients is not None and (leaving := devices.leaving(config.clients)):
+        raise ConfigError(
+            f"devices.edge lets client {leaving[0]} leave for good, for which {config.algorithm} would wait for ever; "
+            "choose another profile, or --algorithm fedgkt_async"
+        )
+    return partial(round_cost, config.algorithm, setting, devices), async_prices(setting, devices)
+
+
+def digest_of(config: RunConfig) -> torch.Tensor:
+    """Return the digest of a configuration as it travels, uint8 (32,)."""
+    return torch.frombuffer(bytearray(config.digest()), dtype=torch.uint8)
+
+
+def what_is_learnt(file: ImageFile, shards: list[np.ndarray]) -> dict[str, str]:
+    """Return what must be the same when a run is resumed, beside its configuration, as one text each.
+
+    training images: differs when any client holds other samples, or samples with other labels. images: when anything
+    differs in the file of images, the test images included.
+    """
+    labels, digest = file.labels("train"), hashlib.sha256()
+    for shard in shards:
+        digest.update(shard.tobytes() + labels[shard].tobytes() + b"next client")
+    return {"training images": digest.hexdigest()[:16], "images": file.digest}

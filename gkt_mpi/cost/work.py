@@ -1,0 +1,219 @@
+"""What a round of each algorithm costs: bytes and operations, from counts alone. No algorithm, and no MPI.
+
+    a client's samples, the networks' counts (cost/flops.py), the messages' layouts (wire/messages.py)  ->  RoundWork
+
+The bytes are those that the ledger of a run counts, to the byte. Operations are those of training, and of the passes
+in between that the algorithm needs; evaluation, averaging and augmentation are not counted. For virtual seconds see
+cost/virtual_clock.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from gkt_mpi.cost import virtual_clock
+from gkt_mpi.cost.devices import Devices
+from gkt_mpi.cost.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
+from gkt_mpi.cost.virtual_clock import ClientCost, Order, Participant, Participants, RoundCost, RoundWork
+from gkt_mpi.errors import require
+from gkt_mpi.models.resnet import EdgeName, NormName, ServerName
+from gkt_mpi.training.trainable import Extract, Share
+from gkt_mpi.wire.codec import Codec, CodecName
+from gkt_mpi.wire.messages import HEADER_BYTES, Header, Kind, payload_size
+
+INTEGER_CODECS: tuple[CodecName, ...] = ("int8", "int4")  # for what follows a ReLU; no gradient travels in them
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the steps of asynchronous training cost, and the devices that do them."""
+
+    devices: Devices
+    client: Callable[[int, Participant], ClientCost]
+    """Of one upload of a client."""
+    training_flops: int
+    """Of the server, a sample."""
+    prediction_flops: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cost of every round of a run depends on."""
+
+    image_shape: ImageShape  # height, width, channels
+    num_classes: int
+    codec: Codec
+    block_rows: int  # samples of the largest FeatureBlock of FedGKT
+    server_model: ServerName = "resnet56"
+    server_norm: NormName = "batch"
+    client_norm: NormName = "batch"
+    client_epochs: int = 1
+    client_batch_size: int = 256
+    client_share: Share = "none"
+    client_extract: Extract = "own"
+    server_epochs: int = 20
+    split_mode: Literal["sequential", "parallel"] = "sequential"
+
+    def edge(self, model: EdgeName) -> NetworkCost:
+        """Return the counts of an edge model."""
+        return edge_cost(model, self.image_shape, self.num_classes, self.client_norm)
+
+    def shared(self, model: EdgeName) -> NetworkCost:
+        """Return the counts of the part of an edge model that clients share."""
+        return self.edge(model) if self.client_share == "edge" else stem_cost(self.image_shape, self.client_norm)
+
+    @property
+    def whole(self) -> NetworkCost:
+        """The counts of the large network with its stem."""
+        return whole_cost(self.server_model, self.image_shape, self.num_classes, self.server_norm)
+
+
+def round_cost(
+    algorithm: str,
+    setting: Setting,
+    devices: Devices,
+    participants: Participants,
+    server_samples: int | None = None,
+    start_s: float = 0.0,
+) -> RoundCost:
+    """Return what metrics.jsonl says of the cost of a round; see `round_work`, and `round_s` for `start_s`."""
+    return virtual_clock.round_cost(round_work(algorithm, setting, participants, server_samples), devices, start_s)
+
+
+def round_work(
+    algorithm: str, setting: Setting, participants: Participants, server_samples: int | None = None
+) -> RoundWork:
+    """Return what a round of an algorithm costs, by client.
+
+    `server_samples` is how many samples the server trains on (fedgkt: those in the bank, absent clients' too;
+    centralized: all images); None for those of the participants.
+    """
+    if server_samples is None:
+        server_samples = sum(its.num_samples for its in participants.values())
+    return ALGORITHM_WORK[algorithm](setting, participants, server_samples)
+
+
+def fedgkt(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of FedGKT: logits down, features up.
+
+    Of no samples on the server it is a round between two uploads (`client.upload_every`): clients only train.
+    The client trains its edge model, then passes every image through it once more, to upload what comes out. With
+    `client.share` weights go up and their mean comes down; with `client.extract shared` before the features.
+    """
+    clients, then = {}, {}
+    for client, its in participants.items():
+        edge, n = setting.edge(its.model), its.num_samples
+        shared = setting.shared(its.model).state_bytes
+        features = sum(_block_bytes(setting, rows, setting.num_classes) for rows in _parts(n, setting.block_rows))
+        weights = 0 if setting.client_share == "none" else _model_state_bytes(shared)
+        logits = _train_bytes(setting, n if its.gets_logits else 0, shared if its.gets_weights else 0)
+        training, extracting = n * setting.client_epochs * edge.training_flops, n * edge.forward_flops
+        if not server_samples:
+            clients[client] = ClientCost(weights, logits, training)
+        elif setting.client_extract == "own":
+            clients[client] = ClientCost(weights + features, logits, training + extracting)
+        else:
+            clients[client] = ClientCost(weights, logits, training)
+            then[client] = ClientCost(features, weights, extracting)
+    server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
+    passes = setting.server_epochs * server.training_flops + server.forward_flops  # the last predicts
+    return RoundWork(clients, server_samples * passes, then=then)
+
+
+def async_prices(setting: Setting, devices: Devices) -> Prices:
+    """Return what the clock of asynchronous FedGKT counts with: the work of `fedgkt`, by upload and by sample."""
+    server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
+
+    def price_of_upload(client: int, participant: Participant) -> ClientCost:
+        """Return the work of one upload."""
+        return fedgkt(setting, {client: participant}, participant.num_samples).clients[client]
+
+    return Prices(devices, price_of_upload, server.training_flops, server.forward_flops)
+
+
+def fedavg(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of FedAvg: the whole large network down and up; the client trains it."""
+    model_bytes = _model_state_bytes(setting.whole.state_bytes)
+    clients = {
+        client: ClientCost(
+            up_bytes=model_bytes,
+            down_bytes=model_bytes,
+            edge_flops=its.num_samples * setting.client_epochs * setting.whole.training_flops,
+        )
+        for client, its in participants.items()
+    }
+    return RoundWork(clients, server_flops=0)
+
+
+def split_learning(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of split learning: the stem down and up, every batch its features up and their gradients down.
+
+    Raises `ConfigError` for an integer codec, in which no gradient can travel.
+    """
+    require(setting.codec.name not in INTEGER_CODECS, "wire.codec", setting.codec.name, "a float codec")
+    stem = stem_cost(setting.image_shape, setting.server_norm)
+    server = server_cost(setting.server_model, setting.image_shape, setting.num_classes, with_input_gradient=True)
+    clients = {}
+    for client, its in participants.items():
+        passes = its.num_samples * setting.client_epochs
+        batches = _parts(its.num_samples, setting.client_batch_size) * setting.client_epochs
+        clients[client] = ClientCost(
+            up_bytes=_model_state_bytes(stem.state_bytes) + sum(_block_bytes(setting, rows, 0) for rows in batches),
+            down_bytes=_model_state_bytes(stem.state_bytes) + sum(_gradient_bytes(setting, rows) for rows in batches),
+            edge_flops=passes * stem.training_flops,
+            served_flops=passes * server.training_flops,
+        )
+    order: Order = "in_turn" if setting.split_mode == "sequential" else "side_by_side"
+    return RoundWork(clients, sum(cost.served_flops for cost in clients.values()), order)
+
+
+def centralized(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of training the whole large network on the server, on all images."""
+    return RoundWork({}, server_samples * setting.server_epochs * setting.whole.training_flops)
+
+
+def standalone(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of training every edge model on its own images; nothing travels."""
+    clients = {
+        client: ClientCost(0, 0, its.num_samples * setting.client_epochs * setting.edge(its.model).training_flops)
+        for client, its in participants.items()
+    }
+    return RoundWork(clients, server_flops=0)
+
+
+ALGORITHM_WORK: dict[str, Callable[[Setting, Participants, int], RoundWork]] = {
+    "fedgkt": fedgkt,
+    "fedgkt_async": fedgkt,  # an upload of every client; where they are not in step, see `async_prices`
+    "fedavg": fedavg,
+    "split_learning": split_learning,
+    "centralized": centralized,
+    "standalone": standalone,
+}
+
+
+def _parts(num_samples: int, rows: int) -> list[int]:
+    """Return the sizes of the blocks or batches of `rows` samples, the last of which may be smaller."""
+    return [min(rows, num_samples - first) for first in range(0, num_samples, rows)]
+
+
+def _block_bytes(setting: Setting, rows: int, num_classes: int) -> int:
+    """Return the bytes of a FeatureBlock."""
+    row_bytes = setting.codec.row_bytes
+    header = Header(Kind.BLOCK, num_samples=rows, num_classes=num_classes, row_bytes=row_bytes)
+    return HEADER_BYTES + payload_size(header)
+
+
+def _train_bytes(setting: Setting, rows: int, weights: int) -> int:
+    """Return the bytes of a TrainRequest with logits for so many samples, and so many bytes of weights."""
+    header = Header(Kind.TRAIN, num_samples=rows, num_classes=setting.num_classes, state_bytes=weights)
+    return HEADER_BYTES + payload_size(header)
+
+
+def _model_state_bytes(weights: int) -> int:
+    """Return the bytes of a ModelState with so many bytes of weights."""
+    return HEADER_BYTES + payload_size(Header(Kind.MODEL, state_bytes=weights))
+
+
+def _gradient_bytes(setting: Setting, rows: int) -> int:
+    """Return the bytes of a Gradient for so many samples."""
+    return HEADER_BYTES + payload_size(Header(Kind.GRADIENT, num_samples=rows, row_bytes=setting.codec.row_bytes))

@@ -1,0 +1,1 @@
+"""Who runs when: the server, its workers and their clients, uploads, faults, checkpoints."""

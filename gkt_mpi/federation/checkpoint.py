@@ -1,0 +1,168 @@
+"""Checkpoints: the whole state of a run, on the server, in RUN/checkpoints/round-NNNNN.pt.
+
+A checkpoint holds tensors, numbers and text only and is loaded with `weights_only=True`: reading one can run
+no code. It is written under another name, flushed to the disk and renamed, so a file with the final name is whole,
+unless the disk has lost something; then the one before is used.
+"""
+
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gkt_mpi.errors import CheckpointError, GktError, require, what_to_do
+from gkt_mpi.training.schedule import FIXED_LENGTH
+
+_NAME = re.compile(r"round-(\d{5,})\.pt")
+_FORMAT = 7  # of what a checkpoint holds
+# Fields a resumed run may change: they do not alter the rounds already done.
+MAY_CHANGE = (
+    *("name", "out", "rounds", "checkpoint", "placement", "faults", "log"),
+    *("data.dir", "data.download", "wire.cuda_aware", "bank.memory_mib", "bank.spill_dir"),
+)
+# But some schedules depend on the number of rounds, and so do rounds already done.
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints in the run folder, and what to do when there is one."""
+
+    every: int = 1
+    """Write a checkpoint after every this many rounds, and after the last; at least 1."""
+    keep: int = 2
+    """Newest checkpoints that are kept; at least 1."""
+    best: bool = False
+    """Also keep, as best.pt, the checkpoint of the round with the best test accuracy so far. It is picked by looking at
+    test images: figures in a paper are the last round's."""
+    grace_s: float = 60.0
+    """After a signal to end: seconds until the job is ended by force, if it has not ended by itself; above 0."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the newest checkpoint of the run folder. never: begin anew and replace what is there."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "checkpoint.every", self.every, "at least 1")
+        require(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1")
+        require(self.grace_s > 0, "checkpoint.grace_s", self.grace_s, "above 0")
+
+
+class CheckpointStore:
+    """The checkpoints of one run folder; `run_config` is what a checkpoint must agree with to be resumed."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig, run_config: dict[str, Any]) -> None:
+        self.folder = folder
+        self.config = config
+        self.run_config = run_config
+
+    def save(self, rounds_done: int, state: dict[str, Any], is_best: bool = False) -> None:
+        """Write the state after `rounds_done` rounds, the best also as best.pt, and delete those beyond `keep`."""
+        path = self.folder / f"round-{rounds_done:05d}.pt"
+        temporary = path.with_suffix(".tmp")
+        try:
+            with open(temporary, "wb") as file:
+                content = {"format": _FORMAT, "config": self.run_config, "rounds_done": rounds_done, "state": state}
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            if is_best:
+                _link(path, temporary)
+                temporary.replace(self.folder / "best.pt")
+            _flush_folder(self.folder)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+            if temporary.is_file():
+                temporary.unlink()
+            raise GktError(f"cannot write {path}: {error}; {what_to_do(self.folder.parent)}") from error
+        for old in self._paths()[: -self.config.keep]:
+            old.unlink()
+
+    def load(self, say: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
+        """Return (rounds done, state) of the newest whole checkpoint, or None where there is none or none is wanted.
+
+        A damaged one is told to `say` and put aside, as NAME.damaged. Raises `CheckpointError` when all are damaged,
+        or the newest whole one belongs to a run of another configuration.
+        """
+        if self.config.resume == "never":
+            self.clear()
+        paths = self._paths()
+        for path in reversed(paths):
+            try:
+                with zipfile.ZipFile(path) as file:  # torch.load looks at no checksum
+                    damaged = file.testzip()
+                if damaged is not None:
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+                saved = torch.load(path, weights_only=True, map_location="cpu")
+                found = saved["config"], saved.get("format"), int(saved["rounds_done"]), saved["state"]
+            except Exception as error:  # a damaged file can raise almost anything
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                say(f"{path} is damaged ({reason}); it is put aside, and the one before is used")
+                path.replace(path.with_suffix(".damaged"))
+                continue
+            self._refuse_other(path, *found[:2])
+            return found[2:]
+        if paths:
+            raise CheckpointError(
+                f"every checkpoint in {self.folder} is damaged; begin anew with --checkpoint.resume never"
+            )
+        return None
+
+    def _refuse_other(self, path: Path, config: dict[str, Any], number: int | None) -> None:
+        """Raise `CheckpointError` unless a checkpoint is of this run's configuration and of today's format."""
+        or_else = "Give this run another name (--name), or begin anew in its place (--checkpoint.resume never)"
+        if number != _FORMAT:
+            raise CheckpointError(f"{path} was written by another version of gkt_mpi. {or_else}")
+        different = differing_fields(config, self.run_config)
+        if different:
+            raise CheckpointError(f"{path} belongs to another configuration: {', '.join(different)}. {or_else}")
+
+    def clear(self) -> None:
+        """Delete every checkpoint, the damaged ones too."""
+        others = (
+            path for pattern in ("round-*.damaged", "round-*.tmp", "best.pt") for path in self.folder.glob(pattern)
+        )
+        for path in (*self._paths(), *others):
+            path.unlink()
+
+    def _paths(self) -> list[Path]:
+        paths = (path for path in self.folder.glob("round-*.pt") if _NAME.fullmatch(path.name))
+        return sorted(paths, key=lambda path: int(path.stem.removeprefix("round-")))
+
+
+def _link(path: Path, other: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such thing."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the disk remember the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def differing_fields(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return "field (found, now wanted)" for each difference between two configurations that matters to a resume."""
+    different = []
+    for key in sorted({*found, *wanted}):
+        name, a, b = prefix + key, found.get(key), wanted.get(key)
+        schedules = {wanted.get(side, {}).get("schedule") for side in ("client", "server")}
+        last_uploads = wanted.get("client", {}).get("upload_every", 1) > 1  # the last round has an upload in any case
+        fixed_rounds = name == "rounds" and (bool(schedules & set(FIXED_LENGTH)) or last_uploads)
+        is_older = name == "images" and key not in found  # it knew no digest of the images
+        if a == b or is_older or (name in MAY_CHANGE and not fixed_rounds):
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            different += differing_fields(a, b, name + ".")
+        else:
+            different.append(f"{name} ({a}, now {b})")
+    return different

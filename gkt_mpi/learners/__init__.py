@@ -1,0 +1,1 @@
+"""What the server trains, one file a learner, and what lies around it: bank, sharing, arrivals."""

@@ -1,0 +1,42 @@
+"""Where the server learns nothing: the clients' edge models are all there is."""
+
+from typing import Any
+
+from torch import Tensor
+
+from gkt_mpi.federation.collect import ReportsOnly
+from gkt_mpi.learners.site import Site
+from gkt_mpi.training.compute import Compute, has_bfloat16
+from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate, num_evaluated
+
+
+class EdgesAlone(ReportsOnly):
+    """The result of a run in which every client learns by itself, and the inbox of the reports on it."""
+
+    samples_trained: int | None = None
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        precision = site.compute.precision
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16(site.device) else "float32"
+        self.compute = Compute(precision)
+
+    def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
+        """Return the accuracy of every client's edge model."""
+        site = self._site
+        return evaluate(None, site.edges, states, site.test, mode, site.evaluate.batch_size, site.watch.advance)
+
+    def num_evaluated(self, mode: EvaluateMode) -> int:
+        """Return how many images an evaluation passes through the networks."""
+        return num_evaluated(mode, len(self._site.shards), len(self._site.test))
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: the clients' states are the whole of it."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""

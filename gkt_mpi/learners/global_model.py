@@ -1,0 +1,106 @@
+"""One large network, stem and all: averaged over the clients that train it (fedavg), or trained here (centralized)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.federation.client import ClientConfig, whole_model
+from gkt_mpi.federation.model_inbox import ModelInbox
+from gkt_mpi.learners.site import ServerConfig, Site, Training
+from gkt_mpi.seeding import torch_generator
+from gkt_mpi.training.compute import choose
+from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate_model
+from gkt_mpi.training.trainable import Trainable, weighted_mean
+
+
+class GlobalModel:
+    """The network and its evaluation; `model` is how training calls it."""
+
+    samples_trained: int | None = None
+
+    def __init__(self, site: Site, side: ClientConfig | ServerConfig) -> None:
+        """`side` is who trains it."""
+        self._site = site
+        num_classes = len(site.file.classes)
+        whole = whole_model(site.server, site.file.image_shape, num_classes, site.seed, site.device)
+        example = site.example(site.file.image_shape[2], side.batch_size)
+        self.compute, self.model = choose(site.compute, whole, example, site.steps_left(side), site.say)
+        self._trained = Trainable(whole, site.server)
+
+    def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
+        """Return the accuracy of the network, the same for every client; always on the whole test set."""
+        site = self._site
+        return evaluate_model(self._trained.model.folded(), site.test, site.evaluate.batch_size, site.watch.advance)
+
+    def num_evaluated(self, mode: EvaluateMode) -> int:
+        """Return how many images an evaluation passes through the network."""
+        return len(self._site.test)
+
+    def close(self) -> None:
+        """Do nothing: all is in memory."""
+
+
+class AveragedModel(GlobalModel):
+    """FedAvg's global model, and the inbox of what the clients have made of it, one model a client."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, site.client)
+        self.weights = self._trained.weights
+        self.inbox = ModelInbox(len(self.weights), list(map(len, site.shards)))
+
+    def update(self) -> None:
+        """Become the mean of what the clients have sent, weighted by their images (McMahan et al. 2017).
+
+        Means and variances of BatchNorm are averaged like weights.
+        """
+        models = self.inbox.models
+        counts = [len(self._site.shards[client]) for client in sorted(models)]
+        self.weights.copy_(weighted_mean([models[client] for client in sorted(models)], counts))
+        models.clear()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {"weights": self.weights.clone()}  # and not the memory around it
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        self.weights.copy_(state["weights"])
+
+
+class CentralModel(GlobalModel):
+    """The large network trained on all images in one place."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, site.server)
+        self.config = site.server
+        rows = np.sort(np.concatenate(site.shards))
+        self._shard = Shard.load(site.file, "train", rows, site.pipeline, site.device)
+        self._training = Training(self._trained.optimizer, site.server, site.num_rounds, site.device)
+        self.samples_trained = len(self._shard)
+        self.step, self.end_round = self._training.step, self._training.end_round
+
+    def begin_round(self, round: int) -> int:
+        """Begin to train; return how many samples the round will pass."""
+        due = len(self._shard) * self.config.epochs
+        self._training.begin_round(round, due)
+        return due
+
+    def batches(self, round: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (augmented images, labels) of one epoch, shuffled: those of a FedAvg client that holds all images."""
+        self._trained.model.train()
+        generator = torch_generator(self._site.seed, "client epoch", 0, round, epoch, device=self._site.device)
+        for row_B, image in self._shard.train_batches(self.config.batch_size, generator):
+            yield image, self._shard.label[row_B]
+            self._site.watch.advance(len(row_B))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {"memory": self._trained.state(), "schedule": self._training.schedule.seen}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        self._trained.load(state["memory"])
+        self._training.schedule.seen.copy_(state["schedule"])

@@ -1,0 +1,168 @@
+"""What clients share: after each round the server averages their stems, or their whole edge models (`client.share`).
+
+As published every client has a stem of its own, and the server learns from as many feature spaces as there are clients.
+SplitFed (Thapa et al., AAAI 2022) and the local-loss split learning of Han et al. (2021) average the clients' part, as
+federated averaging does (McMahan et al. 2017). A stem is 1.9 kB, beside 65 kB for the features of one image.
+
+    extract own      features by the client's weights as trained; then they are averaged    one exchange a round
+    extract shared   the weights are averaged first, then features by the mean              two exchanges a round
+
+Where clients are asynchronous there are no rounds to average in: there it is the mean of everybody's latest (own only).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gkt_mpi.federation.model_inbox import ModelInbox
+from gkt_mpi.learners.bank import Bank
+from gkt_mpi.models.resnet import EdgeModel
+from gkt_mpi.training.trainable import Edge, weighted_mean, weights_of
+from gkt_mpi.wire.messages import FeatureBlock, Header, ModelState
+
+
+class SharedEdges:
+    """The mean of what clients share, on the server, and the inbox of the clients' own.
+
+    Stems are averaged over all clients, heads (where they are shared) over those with the same edge model.
+    """
+
+    def __init__(self, edges: list[Edge[EdgeModel]], num_samples: list[int]) -> None:
+        """`edges[k]` is what client k's state is loaded into, `num_samples[k]` how many images it has."""
+        self._num_samples = num_samples
+        self._stem_bytes = sum(tensor.nbytes for tensor in weights_of(edges[0].model.stem))
+        self._kind = [edges.index(edge) for edge in edges]  # clients with the same edge model have the same number
+        means = {kind: edges[kind].shared_weights.cpu() for kind in set(self._kind)}
+        self._stem = means[0][: self._stem_bytes].clone()
+        self._heads = {kind: mean[self._stem_bytes :].clone() for kind, mean in means.items()}
+        self._has_mean = [True] * len(edges)  # which clients have it already: all begin with the same weights
+        self.inbox = ModelInbox({client: edge.travelling_bytes for client, edge in enumerate(edges)}, num_samples)
+
+    def mean(self, client: int) -> Tensor:
+        """Return the mean as a client takes it over, uint8 (bytes,)."""
+        return torch.cat([self._stem, self._heads[self._kind[client]]])
+
+    def news(self, client: int) -> Tensor:
+        """Return the mean, or nothing, uint8 (0,), if the client has it already."""
+        return self._stem[:0] if self._has_mean[client] else self.mean(client)
+
+    def take_back(self, client: int) -> None:
+        """Note that a client goes on without the mean it was sent, since what it uploaded could not be used."""
+        self._has_mean[client] = False
+
+    def update(self) -> list[int]:
+        """Average what has come, weighted by the clients' images; return whose that was."""
+        models = {client: weights.cpu() for client, weights in sorted(self.inbox.models.items())}
+        self.inbox.models.clear()
+        if models:
+            self._become_mean(models)
+            self._has_mean = [False] * len(self._has_mean)
+        return list(models)
+
+    def _become_mean(self, models: dict[int, Tensor]) -> None:
+        """Average these clients' weights, in the order of the clients."""
+        self._stem = self._average({client: each[: self._stem_bytes] for client, each in models.items()})
+        for kind in {self._kind[client] for client in models}:
+            same = {client: each for client, each in models.items() if self._kind[client] == kind}
+            self._heads[kind] = self._average({client: each[self._stem_bytes :] for client, each in same.items()})
+
+    def _average(self, models: dict[int, Tensor]) -> Tensor:
+        return weighted_mean(list(models.values()), [self._num_samples[client] for client in models])
+
+    def answers(self, round: int) -> Iterator[ModelState]:
+        """Average what has come, and yield to each client it came from the mean, from which it goes on."""
+        for client in self.update():
+            self._has_mean[client] = True
+            yield ModelState(client, round, self.mean(client))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        heads = {str(kind): head for kind, head in self._heads.items()}
+        return {"stem": self._stem, "heads": heads, "has_mean": list(self._has_mean)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        self._stem = state["stem"]
+        self._heads = {int(kind): head for kind, head in state["heads"].items()}
+        self._has_mean = list(state["has_mean"])
+
+
+class StandingEdges(SharedEdges):
+    """The same where clients are asynchronous: the mean of every client's latest weights, those in use.
+
+    Each client is answered with the mean of that moment, and after an interruption with the same one again.
+    """
+
+    def __init__(self, edges: list[Edge[EdgeModel]], num_samples: list[int]) -> None:
+        super().__init__(edges, num_samples)
+        self._latest: dict[int, Tensor] = {}
+        self._sent = [self._stem[:0]] * len(edges)  # nothing at first: all begin with the same weights
+
+    def update(self) -> list[int]:
+        """Do nothing: the mean follows what lands."""
+        return []
+
+    def land(self, client: int) -> None:
+        """Use a client's new weights from now on, in place of those before."""
+        self._latest[client] = self.inbox.models.pop(client).cpu()
+        self._become_mean(dict(sorted(self._latest.items())))
+
+    def answer(self, client: int, is_again: bool) -> Tensor:
+        """Return what a client is sent with its next request, uint8 (bytes,); `is_again` what it was sent last."""
+        if not is_again and self._latest:
+            self._sent[client] = self.mean(client)
+        return self._sent[client]
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds; the clients upload their latest weights anew."""
+        return super().state() | {"sent": list(self._sent)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        super().load(state)
+        self._sent = list(state["sent"])
+
+
+@dataclass(frozen=True)
+class FeaturesAndWeights:
+    """The inbox of uploads that are features and weights both: those of `client.extract own`."""
+
+    features: Bank
+    weights: ModelInbox
+
+    passes, answers = 1, False
+
+    def accepts(self) -> dict[str, Any]:
+        """Return the fields of the contract under which both are taken in."""
+        features, weights = self.features.accepts(), self.weights.accepts()
+        return weights | features | {"kinds": weights["kinds"] | features["kinds"]}
+
+    def admit(self, header: Header, sample_id: Tensor, label: Tensor, logit: Tensor) -> Tensor:
+        """See `Bank.admit`."""
+        return self.features.admit(header, sample_id, label, logit)
+
+    def claim(self, message: FeatureBlock | ModelState) -> int:
+        """Count a message as arrived; return of how many samples. Raises `WireError`, see both inboxes."""
+        if isinstance(message, FeatureBlock):
+            return self.features.claim(message)
+        self.weights.claim(message)
+        return 0
+
+    def check(self, message: FeatureBlock | ModelState) -> None:
+        """Take in a claimed message. Raises `WireError`, see both inboxes."""
+        if isinstance(message, FeatureBlock):
+            self.features.check(message)
+        else:
+            self.weights.check(message)
+
+    def missing(self, client: int) -> str:
+        """Say what of a client's upload is not there, "" when all of it is."""
+        return self.features.missing(client) or self.weights.missing(client)
+
+    def reopen(self, client: int) -> int:
+        """Take out what has come of a client in this round; return how many samples that was."""
+        self.weights.reopen(client)
+        return self.features.reopen(client)

@@ -1,0 +1,166 @@
+"""What a learner is made of (`Site`), and the steps of its optimizer (`Training`).
+
+fedgkt                 teacher.py        the large model on the feature bank
+fedgkt_async           async_teacher.py  the same, on a bank that never stands still
+fedavg, centralized    global_model.py   one whole model for all
+split_learning         split_model.py    one whole model, cut after the stem
+standalone             edges_alone.py    nothing: the edge models are all there is
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gkt_mpi.cost.work import Prices
+from gkt_mpi.data.augment import ImagePipeline
+from gkt_mpi.data.datasets import ImageFile
+from gkt_mpi.data.shard import Shard
+from gkt_mpi.errors import GktError, require
+from gkt_mpi.federation.client import ClientConfig
+from gkt_mpi.federation.watch import Watch
+from gkt_mpi.learners.bank import BatchOrder
+from gkt_mpi.learners.event_clock import ClockName
+from gkt_mpi.learners.feature_rows import BankConfig
+from gkt_mpi.learners.staleness import AsyncConfig
+from gkt_mpi.models.resnet import NormName, ServerName
+from gkt_mpi.placement import Placement
+from gkt_mpi.seeding import torch_generator
+from gkt_mpi.training.compute import ComputeConfig
+from gkt_mpi.training.evaluate import EvaluateConfig
+from gkt_mpi.training.losses import DistillConfig
+from gkt_mpi.training.optimizer import Optimizer, OptimizerConfig
+from gkt_mpi.training.schedule import Schedule, ScheduleName
+from gkt_mpi.training.trainable import Edge
+from gkt_mpi.wire.codec import Codec
+
+
+@dataclass(frozen=True)
+class ServerConfig(OptimizerConfig):
+    """The server, and the large network wherever it is trained."""
+
+    model: ServerName = "resnet56"
+    """The large network: without its stem on the server in fedgkt and split_learning, whole on every client in fedavg,
+    whole on the server in centralized. resnet11 has one bottleneck a stage: quick, for tests and first looks."""
+    norm: NormName = "batch"
+    """Normalisation in it. group: of each image or feature by itself, instead of BatchNorm over a batch."""
+    epochs: int = 20
+    """Passes over the feature bank (centralized: over all images) that the server trains each round; at least 1."""
+    schedule: ScheduleName = "plateau"
+    """As client.schedule."""
+    batch_order: BatchOrder = "mixed"
+    """mixed: batches drawn across all clients. by_client: client after client, as in the paper."""
+
+    group: ClassVar[str] = "server"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epochs >= 1, "server.epochs", self.epochs, "at least 1")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Split learning."""
+
+    mode: Literal["sequential", "parallel"] = "sequential"
+    """sequential: one client after another. parallel (SplitFed): all at once, each with a copy of the server's part; at
+    the end of a round both parts are averaged."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a learner is made of: the run's data, configuration and device."""
+
+    file: ImageFile
+    pipeline: ImagePipeline
+    shards: list[np.ndarray]  # each client's sample ids, int64
+    test: Shard
+    edges: list[Edge[Any]]  # edges[k]: into which client k's state is loaded
+    folder: Path  # of the run
+    seed: int
+    num_rounds: int
+    rounds_left: int
+    client: ClientConfig
+    server: ServerConfig
+    distill: DistillConfig
+    bank: BankConfig
+    evaluate: EvaluateConfig
+    compute: ComputeConfig
+    codec: Codec
+    block_rows: int  # most rows of a FeatureBlock
+    placement: Placement
+    watch: Watch
+    split: SplitConfig
+    asynchronous: AsyncConfig
+    clock: ClockName
+    prices: Prices
+    say: Callable[[str], None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the server computes."""
+        return self.placement.device
+
+    @property
+    def num_samples(self) -> int:
+        """Training images of all clients together."""
+        return sum(map(len, self.shards))
+
+    @property
+    def num_uploads(self) -> int:
+        """Rounds in which features are uploaded."""
+        return math.ceil(self.num_rounds / self.client.upload_every)
+
+    def example(self, channels: int, batch_size: int) -> Tensor:
+        """Return a made-up batch of maps with this many channels, of the images' size, as training meets it."""
+        height, width, _ = self.file.image_shape
+        shape = (min(batch_size, self.num_samples), height, width, channels)
+        return torch.rand(shape, generator=torch_generator(0, "example batch")).permute(0, 3, 1, 2).to(self.device)
+
+    def steps_left(self, side: ClientConfig | ServerConfig) -> int:
+        """Return how many steps of that side's batch size the run still has, if it passes over all images."""
+        rounds = math.ceil(self.rounds_left / self.client.upload_every) if side is self.server else self.rounds_left
+        return math.ceil(self.num_samples / side.batch_size) * side.epochs * rounds
+
+
+class Training:
+    """The steps of the server's optimizer in a round: their learning rate, and their mean loss."""
+
+    def __init__(self, optimizer: Optimizer, config: ServerConfig, num_rounds: int, device: torch.device) -> None:
+        self._optimizer = optimizer
+        self.schedule = Schedule(config.schedule, config.lr, num_rounds, config.warmup_rounds)
+        self._device = device
+        self.begin_round(0, 1)
+
+    def begin_round(self, round: int, due: int) -> None:
+        """Begin a round, in which so many samples are to be trained on, and to sum its losses."""
+        self._round, self._due = round, due
+        self._loss_sum, self.num_samples = torch.zeros((), device=self._device), 0
+
+    def step(self, loss: Tensor, samples: int) -> None:
+        """Take one optimizer step down the gradient of `loss`, the mean over `samples` samples."""
+        self.set_rate((self.num_samples + samples / 2) / self._due)
+        self._optimizer.step(loss)
+        self.count(loss.detach() * samples, samples)
+
+    def set_rate(self, part: float) -> None:
+        """Set the learning rate of a step in whose middle this part of the round is done."""
+        self._optimizer.lr = self.schedule.rate(self._round + min(1.0, part))
+
+    def count(self, loss_sum: Tensor, samples: int) -> None:
+        """Add samples, and the sum of their losses, to the round's figures, without waiting for the device."""
+        self._loss_sum += loss_sum
+        self.num_samples += samples
+
+    def end_round(self) -> dict[str, float]:
+        """Step the schedule; return the round's figures. Raises `GktError` when the training has diverged."""
+        loss = float(self._loss_sum) / self.num_samples
+        if not math.isfinite(loss):
+            raise GktError(f"the server's training has diverged (its loss is {loss}); lower server.lr")
+        self.schedule.end_round(loss)
+        return {"server_train_loss": loss, "server_lr": self._optimizer.lr}

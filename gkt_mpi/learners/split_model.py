@@ -1,0 +1,215 @@
+"""The server's side of split learning: a large network cut after the stem, and the turns of the clients."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gkt_mpi.errors import ConfigError, GktError, WireError
+from gkt_mpi.federation.client import whole_model
+from gkt_mpi.learners.site import Site, Training
+from gkt_mpi.models.resnet import STEM_CHANNELS
+from gkt_mpi.training.compute import choose
+from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate_model
+from gkt_mpi.training.trainable import Trainable, weighted_mean
+from gkt_mpi.wire.messages import FeatureBlock, Gradient, Header, Kind, ModelState
+
+_SIGNED = ("float32", "bfloat16", "float16")  # codecs that can carry a gradient
+
+
+class SplitModel:
+    """The stem's weights, which travel, and the rest, which is trained here; `rest` is how training calls it."""
+
+    samples_trained: int | None = None
+
+    def __init__(self, site: Site) -> None:
+        """Build both parts. Raises `ConfigError` for a codec that cannot carry gradients."""
+        if site.codec.name not in _SIGNED:
+            raise ConfigError(
+                f"split_learning sends gradients, which wire.codec {site.codec.name} cannot carry; choose one of "
+                f"{', '.join(_SIGNED)}"
+            )
+        self.site = site
+        self.whole = whole_model(site.server, site.file.image_shape, len(site.file.classes), site.seed, site.device)
+        stem, rest = self.whole.cut()
+        example = site.example(STEM_CHANNELS, site.client.batch_size)
+        self.compute, self.rest = choose(site.compute, rest, example, site.steps_left(site.client), site.say)
+        self._stem, self.server_part = Trainable(stem, site.client), Trainable(rest, site.server)
+        self._training = Training(self.server_part.optimizer, site.server, site.num_rounds, site.device)
+        self.end_round = self._training.end_round
+
+    def begin_round(self, round: int) -> None:
+        """Begin to train, and to sum the round's losses."""
+        self._training.begin_round(round, due=1)  # every client's copy has done a part of its own, see `step`
+
+    @property
+    def stem_weights(self) -> Tensor:
+        """The stem's weights, uint8 (bytes,)."""
+        return self._stem.weights
+
+    def turns(self, clients: list[int]) -> list[list[int]]:
+        """Return which clients are served at once: one after another, or all in parallel."""
+        return [[client] for client in clients] if self.site.split.mode == "sequential" else [clients]
+
+    def begin_batch(self, part: float) -> None:
+        """Set the learning rate of a batch in whose middle its client has done this part of its turn."""
+        self._training.set_rate(part)
+
+    def step(self, loss: Tensor, samples: int) -> None:
+        """Take one optimizer step down the gradient of `loss`. Raises `GktError` when the training has diverged."""
+        if not bool(loss.isfinite()):
+            raise GktError(f"the server's training has diverged (its loss is {loss.item()}); lower server.lr")
+        self.server_part.optimizer.step(loss)
+        self.loss_sum = loss.detach() * samples
+
+    def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
+        """Return the accuracy of stem and rest together, always on the whole test set."""
+        self.whole.precision = self.compute.precision
+        site = self.site
+        return evaluate_model(self.whole.folded(), site.test, site.evaluate.batch_size, site.watch.advance)
+
+    def num_evaluated(self, mode: EvaluateMode) -> int:
+        """Return how many images an evaluation passes through the network."""
+        return len(self.site.test)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        seen = self._training.schedule.seen
+        return {"stem": self._stem.weights, "rest": self.server_part.state(), "schedule": seen}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        self._stem.weights.copy_(state["stem"])
+        self.server_part.load(state["rest"])
+        self._training.schedule.seen.copy_(state["schedule"])
+
+    def close(self) -> None:
+        """Do nothing: all is in memory."""
+
+
+class Turn:
+    """The inbox of clients that are served at once: each has a copy of the rest, weights and moments, of its own.
+
+    So what one client learns does not depend on when the others' batches come, and a client that is lost begins anew.
+    """
+
+    answers = True
+
+    def __init__(
+        self,
+        model: SplitModel,
+        clients: list[int],
+        train_batch: Callable[[SplitModel, Tensor, Tensor], Tensor],
+        send: Callable[[int, Gradient], None],
+    ) -> None:
+        """`train_batch(model, feature, label)` trains the rest on a batch and returns the features' gradient.
+
+        `send(client, message)` sends it to the client.
+        """
+        self._model, self._train_batch, self._send, self._site = model, train_batch, send, model.site
+        self.passes = model.site.client.epochs
+        self._begin = model.server_part.state()
+        self._copies = dict.fromkeys(clients, self._begin)
+        self._held_by: int | None = None  # whose copy is in the model now
+        self._seen = dict.fromkeys(clients, 0)  # samples so far
+        self._loss_sum = dict.fromkeys(clients, torch.zeros((), device=self._site.device))
+        self._stems: dict[int, Tensor] = {}
+        model.server_part.model.train()
+
+    def end(self) -> None:
+        """Make the weighted mean of the clients' stems, and of their copies of the rest, the model's."""
+        self._hold(None)
+        clients = sorted(self._stems)
+        for client in clients:  # in this order, so that the sum has the same last bit whoever came first
+            self._model._training.count(self._loss_sum[client], self._seen[client])
+        if clients:
+            counts = [len(self._site.shards[client]) for client in clients]
+            self._model.stem_weights.copy_(weighted_mean([self._stems[client] for client in clients], counts))
+            self._begin = self._model.server_part.mean([self._copies[client] for client in clients], counts)
+        self._model.server_part.load(self._begin)
+
+    def accepts(self) -> dict[str, Any]:
+        """Return the fields of the contract under which batches and stems are taken in."""
+        codec = self._site.codec
+        return {
+            "kinds": frozenset({Kind.BLOCK, Kind.MODEL, Kind.REPORT}),
+            "feature_shape": codec.shape,
+            "row_bytes": codec.row_bytes,
+            "codec": codec.code_id,
+            "block_rows": self._site.client.batch_size,
+            "model_bytes": len(self._model.stem_weights),
+            "admit": self._admit,
+        }
+
+    def _admit(self, header: Header, sample_id: Tensor, label: Tensor, logit: Tensor) -> Tensor:
+        """Return memory for a batch's features. Raises `WireError` unless it is the next of its client's epoch."""
+        shard = self._site.shards[header.client]
+        epoch, first = divmod(self._seen[header.client], len(shard))
+        where = f"client {header.client} in round {header.round}"
+        if epoch >= self._site.client.epochs or header.first != first:
+            raise WireError(f"{where} sent a batch from sample {header.first} on that is not its turn")
+        if len(np.unique(sample_id.numpy())) < len(sample_id) or not np.isin(sample_id.numpy(), shard).all():
+            raise WireError(f"{where} sent sample ids that are not those of its shard")
+        num_classes = len(self._site.file.classes)
+        if label.numpy().min() < 0 or label.numpy().max() >= num_classes:
+            raise WireError(f"{where} sent labels outside 0..{num_classes - 1}")
+        return torch.empty(header.num_samples, header.row_bytes, dtype=torch.uint8)
+
+    def claim(self, message: FeatureBlock | ModelState) -> int:
+        """Train on a batch and send its gradient back, or keep a stem; return how many samples that is."""
+        where = f"client {message.client} in round {message.round}"
+        if isinstance(message, ModelState):
+            if message.client in self._stems or not bool(message.weights.view(torch.float32).isfinite().all()):
+                raise _blamed(WireError(f"{where} sent a second stem, or one that is not finite"), message.client)
+            self._stems[message.client] = message.weights
+            return 0
+        if not self._site.codec.is_finite(message.feature):
+            raise _blamed(WireError(f"{where} sent features that are not finite; lower client.lr"), message.client)
+        feature = self._site.codec.decode(message.feature.to(self._site.device))
+        label = message.label.to(self._site.device).long()
+        is_alone = len(self._seen) == 1  # and waits: the server may use its core, too
+        cores = self._site.placement.all_cores() if is_alone else nullcontext()
+        with self._site.watch.transport.timeline.phase("server train"), cores:
+            self._hold(message.client)
+            due = self.passes * len(self._site.shards[message.client])
+            self._model.begin_batch((self._seen[message.client] + len(label) / 2) / due)
+            gradient = self._site.codec.encode(self._train_batch(self._model, feature, label))
+        self._seen[message.client] += len(label)
+        self._loss_sum[message.client] = self._loss_sum[message.client] + self._model.loss_sum
+        self._send(message.client, Gradient(message.client, message.round, message.first, gradient))
+        return len(label)
+
+    def check(self, message: FeatureBlock | ModelState) -> None:
+        """Do nothing: everything is checked before it is trained on."""
+
+    def missing(self, client: int) -> str:
+        """Say what of a client's turn is not there."""
+        missing = self._site.client.epochs * len(self._site.shards[client]) - self._seen[client]
+        return f"{missing} samples" if missing else "" if client in self._stems else "its stem"
+
+    def reopen(self, client: int) -> int:
+        """Undo what a client has done in this turn; return how many samples that was."""
+        self._hold(None)
+        seen, self._seen[client] = self._seen[client], 0
+        self._copies[client] = self._begin
+        self._loss_sum[client] = torch.zeros_like(self._loss_sum[client])
+        self._stems.pop(client, None)
+        return seen
+
+    def _hold(self, client: int | None) -> None:
+        """Have the model be this client's copy; keep the copy that it was."""
+        if client == self._held_by:
+            return
+        if self._held_by is not None:
+            self._copies[self._held_by] = self._model.server_part.state()
+        if client is not None:
+            self._model.server_part.load(self._copies[client])
+        self._held_by = client
+
+
+def _blamed(error: WireError, client: int) -> WireError:
+    error.client = client
+    return error

@@ -1,0 +1,208 @@
+"""The server's side of FedGKT: the large network on the feature bank, teaching the clients by its logits."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gkt_mpi.errors import GktError
+from gkt_mpi.federation.collect import Inbox, ReportsOnly
+from gkt_mpi.federation.server import Server
+from gkt_mpi.learners.bank import Bank, BankBatch
+from gkt_mpi.learners.drift import StemDrift
+from gkt_mpi.learners.sharing import FeaturesAndWeights, SharedEdges
+from gkt_mpi.learners.site import Site, Training
+from gkt_mpi.models.resnet import STEM_CHANNELS, build_server_model
+from gkt_mpi.seeding import torch_generator
+from gkt_mpi.training.compute import choose
+from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate, evaluate_model, num_evaluated
+from gkt_mpi.training.losses import lka_weight
+from gkt_mpi.training.optimizer import Optimizer
+from gkt_mpi.wire.messages import LocalRequest, TrainRequest
+
+
+class Teacher:
+    """The large model without its stem, its training, and the bank; `model` is how training calls the network."""
+
+    def __init__(
+        self, site: Site, bank_class: type[Bank] = Bank, sharing_class: type[SharedEdges] = SharedEdges
+    ) -> None:
+        """Build model and bank. Raises `ConfigError` when the disk cannot hold what `bank` leaves to it."""
+        self._site = site
+        self.config, self.distill = site.server, site.distill
+        num_classes, generator = len(site.file.classes), torch_generator(site.seed, "server model")
+        self._model = build_server_model(site.server.model, num_classes, generator, site.device, site.server.norm)
+        self.compute, self.model = choose(
+            site.compute,
+            self._model,
+            site.example(STEM_CHANNELS, site.server.batch_size),
+            site.steps_left(site.server),
+            site.say,
+        )
+        self.bank = bank_class(
+            site.shards, num_classes, site.codec, site.device, site.bank, site.folder, site.block_rows
+        )
+        self.has_upload = True  # whether this round's clients upload features
+        self._inbox_of_upload: Inbox = self.bank
+        self._inbox_between: Inbox = ReportsOnly()
+        self.sharing: SharedEdges | None = None
+        if site.client.share != "none":
+            self.sharing = sharing_class(site.edges, list(map(len, site.shards)))
+            self._inbox_between = self.sharing.inbox
+            if site.client.extract == "own":
+                self._inbox_of_upload = FeaturesAndWeights(self.bank, self.sharing.inbox)
+        self.drift = StemDrift(site.edges, site.test)
+        self._optimizer = Optimizer(site.server, self._model.parameters())
+        self._training = Training(self._optimizer, site.server, site.num_uploads, site.device)
+        self.step = self._training.step
+        self._is_taught = [False] * len(site.shards)  # clients for whose samples the bank holds the server's logits
+        self._weight_KC: Tensor | None = None  # of the distillation from each client, in this round
+        self._uploaded_in = [-1] * len(site.shards)  # the round of a client's last whole upload
+
+    @property
+    def inbox(self) -> Inbox:
+        """Where what clients upload in this round goes."""
+        return self._inbox_of_upload if self.has_upload else self._inbox_between
+
+    @property
+    def sharing_first(self) -> SharedEdges | None:
+        """What is averaged before the upload, where this round's features are extracted by the mean."""
+        return self.sharing if self._site.client.extract == "shared" and self.has_upload else None
+
+    def request(self, client: int, round: int) -> TrainRequest:
+        """Return a client's training request, with the server's logits for its samples (none before the first).
+
+        Where clients share weights it has their mean, too, unless the client has that already.
+        """
+        rows = self.bank.rows_of(client) if self._is_taught[client] else slice(0, 0)
+        request = TrainRequest(client, round, self.bank.sample_id[rows], self.bank.server_logit[rows], at=round)
+        return request if self.sharing is None else replace(request, weights=self.sharing.news(client))
+
+    def begin_upload(self, server: Server, round: int, clients: list[int]) -> None:
+        """Expect new uploads of these clients, if the round has any.
+
+        In a resumed run the others repeat a last one that is to be kept.
+        """
+        self.has_upload = self._site.client.uploads_in(round, self._site.num_rounds)
+        if not self.has_upload:
+            return
+        absent = set(range(len(self._is_taught))) - set(clients)
+        if self.bank.absent == "keep":
+            self._recall(server, [client for client in absent if self._uploaded_in[client] >= 0])
+        self._participants = clients
+        self.bank.open_round(clients)
+
+    def _recall(self, server: Server, clients: list[int]) -> None:
+        """Have clients send again what the bank held of them before an interruption; their states have not changed."""
+        lost = {client: self._uploaded_in[client] for client in clients if self.bank.num_missing(client)}
+        for round in sorted(set(lost.values())):
+            with server.uncounted():
+                for client in sorted(client for client in lost if lost[client] == round):
+                    server.request(client, LocalRequest(client, round))
+                server.collect(round, self.inbox)
+                if self.sharing is not None:
+                    self.sharing.inbox.models.clear()  # they are in the mean already
+
+    def average(self) -> None:
+        """Average what clients share, unless that has been done before their upload."""
+        if self.sharing is not None:
+            self.sharing.update()
+
+    def begin_round(self, round: int) -> int:
+        """Begin to train on the bank; return how many samples training and prediction will pass."""
+        self._training.begin_round(self._site.client.uploads_before(round), self.bank.num_arrived * self.config.epochs)
+        self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
+        return self.bank.num_arrived * (self.config.epochs + 1)
+
+    def batches(self, round: int, epoch: int) -> Iterator[BankBatch]:
+        """Yield the training batches of one server epoch."""
+        self._model.train()
+        generator = torch_generator(self._site.seed, "server epoch", round, epoch)
+        for batch in self.bank.train_batches(self.config.batch_order, self.config.batch_size, generator):
+            yield batch
+            self._site.watch.advance(len(batch.row))
+
+    def weight(self, batch: BankBatch) -> Tensor | None:
+        """Return the weights (B, C) of the distillation in a batch, or None when it is not weighted."""
+        return None if self._weight_KC is None else self._weight_KC[batch.client]
+
+    @torch.no_grad()
+    def predict(self, clients: list[int] | None = None) -> None:
+        """Fill the bank's `server_logit`, of these clients or of all, by one pass in evaluation mode.
+
+        Raises `GktError` when the training has diverged: no client may learn from such logits.
+        """
+        model = self._model.folded()
+        with self._site.watch.transport.timeline.phase("predict"):
+            for batch in self.bank.all_batches(self._site.evaluate.batch_size, clients):
+                self.bank.server_logit[batch.row] = model(batch.feature).cpu()
+                self._site.watch.advance(len(batch.row))
+        if not bool(self.bank.server_logit.isfinite().all()):
+            raise GktError("the server's training has diverged (its logits are not finite); lower server.lr")
+
+    def end_round(self, round: int) -> dict[str, float]:
+        """Note who has been taught; return the round's figures. Raises `GktError` when the training has diverged."""
+        figures = self._training.end_round()
+        for client in range(len(self._is_taught)):  # one that was dropped keeps the logits it had, if any
+            self._is_taught[client] |= self.bank.num_missing(client) == 0
+        for client in self._participants:
+            self._uploaded_in[client] = -1 if self.bank.num_missing(client) else round
+            if self.sharing is not None and self.bank.num_missing(client):
+                self.sharing.take_back(client)
+        return figures
+
+    def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
+        """Return the accuracy of every client's stem followed by the server's network."""
+        site = self._site
+        batch_size, advance = site.evaluate.batch_size, site.watch.advance
+        found = evaluate(self._model, site.edges, states, site.test, mode, batch_size, advance)
+        if self.sharing is None:
+            return found
+        edge = site.edges[0]
+        edge.adopt(self.sharing.mean(0))
+        edge.model.eval()
+        server = self._model.folded()
+        both = evaluate_model(lambda image: server(edge.model(image)[0]), site.test, batch_size, advance)
+        return replace(found, shared=both.result)
+
+    def num_evaluated(self, mode: EvaluateMode) -> int:
+        """Return how many images an evaluation passes through the networks."""
+        num_test = len(self._site.test)
+        return num_evaluated(mode, len(self._site.shards), num_test) + num_test * (self.sharing is not None)
+
+    @property
+    def samples_trained(self) -> int | None:
+        """Samples that an epoch of the server passes; 0 in a round without an upload."""
+        return self.bank.num_arrived if self.has_upload else 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds: the bank's features are not in it, since clients upload them anew."""
+        return {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state,
+            "schedule": self._training.schedule.seen,
+            "is_taught": list(self._is_taught),
+            "uploaded_in": list(self._uploaded_in),
+            "server_logit": self.bank.server_logit,
+            "sharing": None if self.sharing is None else self.sharing.state(),
+            "drift": self.drift.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned."""
+        self._model.load_state_dict(state["model"])
+        for tensor, saved in zip(self._optimizer.state, state["optimizer"], strict=True):
+            tensor.copy_(saved)
+        self._training.schedule.seen.copy_(state["schedule"])
+        self._is_taught = list(state["is_taught"])
+        self._uploaded_in = list(state["uploaded_in"])
+        self.bank.server_logit.copy_(state["server_logit"])
+        if self.sharing is not None:
+            self.sharing.load(state["sharing"])
+        self.drift.load(state["drift"])
+
+    def close(self) -> None:
+        """Delete the bank's file, if it has one."""
+        self.bank.close()

@@ -1,0 +1,1 @@
+"""What a run writes down as it goes: records, clients, uploads, timeline, progress."""

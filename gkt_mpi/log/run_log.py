@@ -1,0 +1,295 @@
+"""The files that tell what happened in a run: config.yaml, metrics.jsonl, summary.json, trace.json, tensorboard/.
+
+And clients.csv and uploads.csv, see csv_log.py, and at the end confusion.csv.
+
+Every figure of a round is one key of one flat JSON object, a line in metrics.jsonl; docs/metrics.md explains
+each of them.
+"""
+
+import csv
+import fcntl
+import json
+import math
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import yaml
+from torch import Tensor
+
+from gkt_mpi.errors import ConfigError, GktError, what_to_do
+from gkt_mpi.log.csv_log import ClientRecord, CsvLog, UploadRecord
+from gkt_mpi.log.lines import write_whole
+from gkt_mpi.log.resume import Known, agree
+from gkt_mpi.log.seal import Seal, as_line
+from gkt_mpi.log.timeline import Trace
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run leaves besides its figures."""
+
+    report: Literal["auto", "never"] = "auto"
+    """auto: a run that is complete ends with its page, report.html. never: without (python -m gkt_mpi.report
+    RUN draws it at any time)."""
+
+
+_PATIENCE_S = 120.0  # an NFS server forgets the locks of a node that is gone after 90 s
+_LOOK_EVERY_S = 0.5
+
+
+@contextmanager
+def hold_folder(folder: Path, say: Callable[[str], None], patience_s: float = _PATIENCE_S) -> Iterator[None]:
+    """Make a run's folder and keep other runs out of it for the length of a `with`.
+
+    Waits a while for a run that is at work there: it may be about to end, or a file server may not know yet that its
+    node has died. Raises `ConfigError` when it goes on, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - open as long as the folder is held
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with lock:
+        until, has_said = time.monotonic() + patience_s, False
+        while not _is_locked(lock):
+            if time.monotonic() > until:
+                raise ConfigError(f"another run is at work in {folder}; wait for its end, or choose another --name")
+            if not has_said:
+                say(f"another run is at work in {folder}; waiting up to {patience_s:.0f} s for its end")
+                has_said = True
+            time.sleep(_LOOK_EVERY_S)
+        yield
+
+
+def _is_locked(lock: IO[str]) -> bool:
+    """Whether a file is now locked by this process, or cannot be locked at all, as on some file systems."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write the run folder {folder}: {error}; set out to a folder you may write")
+
+
+class RunLog:
+    """Writes the log of one run into its folder; only the server has one."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], note: str, classes: Sequence[str] = ()) -> None:
+        """Make the folder and write config.yaml, with `note` as its first comment line. Raises `ConfigError`.
+
+        `classes` are the names of the data set's classes.
+        """
+        self.folder = folder
+        self._classes = classes
+        self._metrics_path = folder / "metrics.jsonl"
+        self._summary_path = folder / "summary.json"
+        self._trace = Trace(folder / "trace.json")
+        self._uploads = CsvLog(folder / "uploads.csv", UploadRecord)
+        self._clients = CsvLog(folder / "clients.csv", ClientRecord)
+        self._names = ExitStack()  # other names of folders, as long as something is written there
+        self.records: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self._seal = Seal()
+        self.best_accuracy = -1.0  # between rounds so far, if there is any
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            text = f"# {note}\n" + yaml.safe_dump(config, sort_keys=False)
+            (folder / "config.yaml").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+
+    def save_partition(self, shards: list[np.ndarray], counts: np.ndarray, classes: list[str]) -> None:
+        """Write partition.npz: sample_id of all clients, first (where each begins), count by client and class.
+
+        Raises `ConfigError` when it cannot be written.
+        """
+        first = np.cumsum([0, *map(len, shards)])
+        path = self.folder / "partition.npz"
+        try:
+            np.savez_compressed(path, sample_id=np.concatenate(shards), first=first, count=counts, classes=classes)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error}; free some space or set another out") from error
+
+    def begin(
+        self,
+        rounds_done: int,
+        num_ranks: int,
+        saved: Mapping[str, Any] | None = None,
+        uploads: Iterable[Sequence[Any]] = (),
+        clients: Iterable[Sequence[Any]] = (),
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Begin to log after `rounds_done` rounds; `saved` is what `saved()` returned then. Raises `ConfigError`.
+
+        What is there is made to agree with the checkpoint, which also has `uploads` and `clients` of the last round;
+        damage is told to `say` (resume.py).
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        saved = saved or {"newest": [], "sealed": 0, "digest": ""}
+        known = Known(
+            rounds_done,
+            saved["newest"],
+            [UploadRecord(*values) for values in uploads],
+            [ClientRecord(*values) for values in clients],
+            saved["sealed"],
+            saved["digest"],
+        )
+        try:
+            agreed = agree(self.folder, known, say)
+            self.records = agreed.records
+            self._seal = Seal(self.records)
+            self.best_accuracy = max((record.get("test_accuracy", -1.0) for record in self.records), default=-1.0)
+            write_whole(self._metrics_path, "".join(map(as_line, self.records)))
+            self._trace.begin(agreed.events, num_ranks)
+            self._uploads.begin(agreed.uploads)
+            self._clients.begin(agreed.clients)
+            self._summary_path.unlink(missing_ok=True)
+            if rounds_done == 0:
+                shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+            self._scalars = SummaryWriter(self._tensorboard_folder(), purge_step=rounds_done)
+        except OSError as error:
+            raise ConfigError(f"cannot write the run folder {self.folder}: {error}; free or repair it") from error
+        self._earlier_s = sum(record["round_s"] for record in self.records)
+        self._began = time.perf_counter()
+
+    def _tensorboard_folder(self) -> str:
+        """Return the folder of the scalars by a name that TensorBoard can take, which encodes it as UTF-8."""
+        folder = self.folder / "tensorboard"
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:  # the name has bytes that are no letters in this locale
+            folder.mkdir(exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+            self._names.callback(os.close, descriptor)
+            return f"/proc/self/fd/{descriptor}"
+        return str(folder)
+
+    def append(
+        self,
+        record: dict[str, Any],
+        spans: dict[int, Tensor],
+        uploads: Sequence[UploadRecord] = (),
+        clients: Sequence[ClientRecord] = (),
+    ) -> None:
+        """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars, its spans by rank, uploads.
+
+        And what its evaluation says of each client.
+
+        Raises `GktError` when they cannot be written.
+        """
+        self.records.append(record)
+        self.best_accuracy = max(self.best_accuracy, record.get("test_accuracy", -1.0))
+        self._seal.follow(self.records)
+        with self._explained():
+            with open(self._metrics_path, "a", encoding="utf-8") as file:
+                file.write(as_line(record))
+            for name, value in record.items():
+                if name != "round":
+                    self._scalars.add_scalar(_scalar_name(name), value, record["round"])
+            self._scalars.flush()
+            self._trace.append(record["round"], spans)
+            self._uploads.append(uploads)
+            self._clients.append(clients)
+
+    def saved(self, *record: dict[str, Any]) -> dict[str, Any]:
+        """Return what a checkpoint holds of the log, with the record of a round that is not logged yet, if any."""
+        sealed = self._seal.num_rounds
+        return {"newest": [*self.records[sealed:], *record], "sealed": sealed, "digest": self._seal.digest}
+
+    def finish(
+        self,
+        accuracy: dict[str, float],
+        compute: dict[str, Any],
+        clients: Sequence[ClientRecord] = (),
+        confusion: Tensor | None = None,
+    ) -> None:
+        """Write summary.json from all lines of metrics.jsonl, the final accuracies and how the networks computed.
+
+        `accuracy` has their names in a round. The final evaluation's `clients` go to clients.csv, and `confusion`,
+        int64 (C, C), to confusion.csv: a line for each true class, a column for each class that was answered.
+
+        Raises `GktError` when it cannot be written.
+        """
+        evaluated = [record for record in self.records if "test_accuracy" in record]
+        best = max(evaluated, key=lambda record: record["test_accuracy"], default=None)
+        self.summary = {
+            **{f"final_{name}": value for name, value in accuracy.items()},
+            **_spread([client.test_accuracy for client in clients]),
+            "best_test_accuracy": best["test_accuracy"] if best else math.nan,
+            "best_round": best["round"] if best else -1,
+            **self._so_far("completed"),
+            **compute,
+        }
+        with self._explained():
+            self._clients.append(clients)
+            if confusion is not None:
+                lines = [["true class", *self._classes]]
+                lines += [[name, *map(str, row)] for name, row in zip(self._classes, confusion.tolist(), strict=True)]
+                with open(
+                    self.folder / "confusion.csv", "w", newline="", encoding="utf-8", errors="surrogateescape"
+                ) as file:
+                    csv.writer(file, lineterminator="\n").writerows(lines)
+        self._write_summary()
+
+    def interrupt(self, rounds_done: int) -> None:
+        """Write a summary.json that says after how many rounds the run was interrupted.
+
+        Raises `GktError` when it cannot be written.
+        """
+        self.records = self.records[:rounds_done]
+        self.summary = self._so_far("interrupted")
+        self._write_summary()
+
+    def _so_far(self, status: str) -> dict[str, Any]:
+        """Return what a summary says of all runs, completed or not."""
+        sums = ("upload_bytes", "download_bytes", "simulation_bytes", "edge_flops", "virtual_s")
+        return {
+            "rounds": len(self.records),
+            **{name: sum(r[name] for r in self.records) for name in sums if all(name in r for r in self.records)},
+            "total_s": self._earlier_s + time.perf_counter() - self._began,
+            "status": status,
+        }
+
+    def _write_summary(self) -> None:
+        with self._explained():
+            self._summary_path.write_text(json.dumps(self.summary, indent=2) + "\n", encoding="utf-8")
+            self._scalars.close()
+            self._names.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the system says when nothing can be written into an error that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise GktError(f"cannot write the log in {self.folder}: {error}; {what_to_do(self.folder)}") from error
+
+
+def _spread(accuracies: list[float]) -> dict[str, float]:
+    """Return how far the clients' final accuracies lie apart; nothing where there is one or none."""
+    if len(accuracies) < 2:
+        return {}
+    values = {"min": min(accuracies), "max": max(accuracies), "sd": statistics.stdev(accuracies)}
+    return {f"final_test_accuracy_{name}_of_clients": value for name, value in values.items()}
+
+
+def _scalar_name(name: str) -> str:
+    """Return the TensorBoard tag of a metric: figures of one unit share a group."""
+    for suffix, group in (("_s", "seconds"), ("_bytes", "bytes"), ("accuracy", "accuracy"), ("loss", "loss")):
+        if name.endswith(suffix):
+            return f"{group}/{name}"
+    return f"other/{name}"

@@ -1,0 +1,209 @@
+"""What training costs: python -m gkt_mpi.programs.cost [--data cifar100] [--codec int8] [--clients 16] [--help].
+
+Counted, not guessed: parameters, activations and operations of the real modules (cost/flops.py), bytes from the
+layout of the real messages, equal to what a run's ledger says (cost/work.py), and the seconds of a round on real
+devices (cost/virtual_clock.py).
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import get_args
+
+import torch
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from gkt_mpi.cost.devices import Devices, load_profile, packaged_profiles
+from gkt_mpi.cost.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
+from gkt_mpi.cost.virtual_clock import Participant, RoundWork, round_s
+from gkt_mpi.cost.work import ALGORITHM_WORK, INTEGER_CODECS, Setting, round_work
+from gkt_mpi.errors import GktError
+from gkt_mpi.federation.worker import LARGEST_BATCH
+from gkt_mpi.models.resnet import STEM_CHANNELS, EdgeName, ServerName
+from gkt_mpi.wire.codec import Codec, CodecName, WireConfig
+
+_PAPER = "The paper: 54 and 105 times fewer parameters (for an edge of 11 thousand), 9 and 17 times fewer operations."
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """What a data set's cost depends on."""
+
+    train: int
+    classes: int
+    image_shape: ImageShape  # height, width, channels
+
+
+DATA = {
+    "digits": DataSize(1438, 10, (8, 8, 1)),
+    "cifar10": DataSize(50_000, 10, (32, 32, 3)),
+    "cifar100": DataSize(50_000, 100, (32, 32, 3)),
+    "cinic10": DataSize(90_000, 10, (32, 32, 3)),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the tables of rounds: an algorithm, and what is special about this round of it."""
+
+    name: str
+    work: RoundWork
+
+
+def network_costs(data: DataSize) -> dict[str, NetworkCost]:
+    """Return the cost of every network for images of a data set."""
+    shape, classes = data.image_shape, data.classes
+    costs = {f"{name}, edge": edge_cost(name, shape, classes) for name in get_args(EdgeName)}
+    for large in get_args(ServerName):
+        costs[f"{large}, whole"] = whole_cost(large, shape, classes)
+        costs[f"{large}, server's part"] = server_cost(large, shape, classes)
+        costs[f"{large}, server's, split"] = server_cost(large, shape, classes, with_input_gradient=True)
+    return costs | {"stem alone": stem_cost(shape)}
+
+
+def edge_savings(large: ServerName, data: DataSize) -> dict[str, float]:
+    """Return how many times cheaper ResNet-8 is at the edge than a whole large network, by field of `NetworkCost`."""
+    edge = edge_cost("resnet8", data.image_shape, data.classes)
+    whole = whole_cost(large, data.image_shape, data.classes)
+    return {name: value / asdict(edge)[name] for name, value in asdict(whole).items()}
+
+
+def cases(setting: Setting, data: DataSize, num_clients: int, edge: EdgeName) -> Iterator[Case]:
+    """Yield a round of every algorithm, with the training set spread equally over the clients."""
+    clients = dict.fromkeys(range(num_clients), Participant(math.ceil(data.train / num_clients), edge))
+    untaught = {client: replace(its, gets_logits=False) for client, its in clients.items()}
+    for name in ALGORITHM_WORK:
+        if name == "fedgkt":
+            yield Case("fedgkt, first round", round_work(name, setting, untaught, data.train))
+            yield Case("fedgkt, later", round_work(name, setting, clients, data.train))
+        elif name == "fedgkt_async":
+            yield Case("fedgkt_async, in step", round_work(name, setting, clients, data.train))
+        elif name == "split_learning":
+            for mode in ("sequential", "parallel"):
+                in_mode = replace(_in_floats(setting), split_mode=mode)
+                yield Case(f"{name}, {mode}", round_work(name, in_mode, clients, data.train))
+        else:
+            yield Case(name, round_work(name, setting, clients, data.train))
+
+
+def _in_floats(setting: Setting) -> Setting:
+    """Return a setting whose codec can carry gradients."""
+    if setting.codec.name not in INTEGER_CODECS:
+        return setting
+    return replace(setting, codec=replace(setting.codec, name="float32"))
+
+
+def model_table(data: DataSize) -> Table:
+    """Return the table of the networks, with what the edge saves."""
+    table = _table("one image", "network", "parameters", "forward MFLOP", "training MFLOP", "activations")
+    for name, cost in network_costs(data).items():
+        flops = (f"{number / 1e6:,.2f}" for number in (cost.forward_flops, cost.training_flops))
+        table.add_row(name, f"{cost.parameters:,}", *flops, decimal(cost.activation_bytes))
+    for large in get_args(ServerName):
+        times = edge_savings(large, data)
+        columns = ("parameters", "forward_flops", "training_flops", "activation_bytes")
+        table.add_row(f"{large} / resnet8", *(f"{times[name]:.1f} times" for name in columns), style="bold")
+    table.caption, table.caption_justify = _PAPER, "left"
+    return table
+
+
+def round_table(rounds: list[Case], title: str, codec: CodecName) -> Table:
+    """Return the table of what a client sends, receives and computes in a round, and of the server's operations."""
+    table = _table(title, "one client, one round", "up", "down", "edge GFLOP", "server GFLOP, for all")
+    for case in rounds:
+        cells = ["-", "-", "-"]
+        if 0 in case.work.clients:
+            client = case.work.clients[0]
+            cells = [decimal(client.up_bytes), decimal(client.down_bytes), _short(client.edge_flops / 1e9)]
+        table.add_row(case.name, *cells, _short(case.work.server_flops / 1e9))
+    if codec in INTEGER_CODECS:
+        table.caption, table.caption_justify = "split_learning in float32: no gradient travels in integers", "left"
+    return table
+
+
+def seconds_table(rounds: list[Case], num_clients: int, server: str) -> Table:
+    """Return the table of a round's seconds where every client is a device of a packaged profile that never leaves."""
+    profiles = [name for name in packaged_profiles() if not load_profile(name, "profile").away]
+    title = f"virtual seconds of a round of {num_clients} clients on such devices, the server on {server}"
+    table = _table(title, "seconds", *profiles)
+    host = load_profile(server, "--server-device")
+    for case in rounds:
+        devices = (Devices((load_profile(name, "profile"),), host) for name in profiles)
+        table.add_row(case.name, *(_short(round_s(case.work, its)) for its in devices))
+    return table
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}; expected at least 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gkt_mpi.programs.cost", allow_abbrev=False, description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--data", choices=DATA, default="cifar10", help="whose number and shape of images is taken")
+    parser.add_argument("--images", type=_positive, help="training images, instead of the data set's")
+    parser.add_argument("--classes", type=_positive, help="classes, instead of the data set's")
+    parser.add_argument("--size", type=_positive, help="height and width, instead of the data set's")
+    parser.add_argument("--codec", choices=get_args(CodecName), default="float32")
+    parser.add_argument("--clients", type=_positive, default=16)
+    parser.add_argument("--epochs", type=_positive, default=1, help="passes of a client in a round")
+    parser.add_argument("--batch-size", type=_positive, default=256, help="of a client")
+    parser.add_argument("--server-epochs", type=_positive, default=20)
+    parser.add_argument("--edge", choices=get_args(EdgeName), default="resnet8")
+    parser.add_argument("--server", choices=get_args(ServerName), default="resnet56")
+    parser.add_argument("--server-device", default="server_gpu", help="profile of the server's device, or a YAML file")
+    return parser
+
+
+def main() -> None:
+    """Print the tables."""
+    torch.set_num_threads(1)  # counting is too little work to share
+    parser = _parser()
+    options = parser.parse_args()
+    data = DATA[options.data]
+    size = options.size or data.image_shape[0]
+    data = DataSize(options.images or data.train, options.classes or data.classes, (size, size, data.image_shape[2]))
+    codec = Codec(options.codec, (size, size, STEM_CHANNELS))
+    setting = Setting(
+        image_shape=data.image_shape,
+        num_classes=data.classes,
+        codec=codec,
+        block_rows=min(codec.block_rows(WireConfig().block_mib), LARGEST_BATCH),
+        server_model=options.server,
+        client_epochs=options.epochs,
+        client_batch_size=options.batch_size,
+        server_epochs=options.server_epochs,
+    )
+    rounds = list(cases(setting, data, options.clients, options.edge))
+    samples = math.ceil(data.train / options.clients)
+    title = f"one client of {options.clients}, {samples:,} images, {codec.name}, {options.edge} and {options.server}"
+    console = Console(width=None if Console().is_terminal else 110)
+    try:
+        last = seconds_table(rounds, options.clients, options.server_device)
+    except GktError as error:
+        parser.error(str(error))
+    for table in (model_table(data), round_table(rounds, title, codec.name), last):
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

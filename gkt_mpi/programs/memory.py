@@ -1,0 +1,139 @@
+"""What memory the ranks of a node will need, and what limit there is: for the look before a run (check.py).
+
+The need is an estimate from counts, a fifth above what short runs of CIFAR-10's size took on the CPU: resident memory
+of torch, images and messages, the activations of a batch, and on the server the bank of features. On a GPU, where the
+activations are not, it has not been measured.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gkt_mpi.algorithms import ALGORITHMS
+from gkt_mpi.config import RunConfig
+from gkt_mpi.cost.flops import ImageShape, NetworkCost, edge_cost, server_cost, whole_cost
+from gkt_mpi.models.resnet import STEM_CHANNELS
+from gkt_mpi.wire.codec import Codec
+
+_MIB = 2**20
+_LIBRARIES_MIB = 450.0  # torch, MPI and the rest of a rank that has no work
+_CUDA_MIB = 2000.0  # more of them with a GPU
+_ACTIVATIONS = 1.25  # times the activations that are kept: gradients, and what the allocator does not give back
+_BLOCKS = 16  # of features, on their way from the network through the codec to MPI and into the bank
+_UNLIMITED = 2**60  # bytes; control groups of version 1 write a little less than 2^63
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many images there are to train on, and what they are."""
+
+    train: int
+    classes: int
+    shape: ImageShape
+
+
+PUBLISHED = {
+    "digits": Images(1438, 10, (8, 8, 1)),
+    "cifar10": Images(50_000, 10, (32, 32, 3)),
+    "cifar100": Images(50_000, 100, (32, 32, 3)),
+    "cinic10": Images(90_000, 10, (32, 32, 3)),
+}
+
+
+def bank_mib(config: RunConfig, images: Images) -> float:
+    """Return the memory in MiB that all features of a round take on the server, were `bank.memory_mib` no limit."""
+    places = {"fedgkt": 1, "fedgkt_async": 2}.get(config.algorithm, 0)  # of a client's features
+    return places * _used(config, images) * _codec(config, images).row_bytes / _MIB
+
+
+def needed_mib(config: RunConfig, images: Images, is_server: bool, has_gpu: bool) -> float:
+    """Return the memory in MiB that a rank will need, about."""
+    if is_server:
+        limit = config.bank.memory_mib
+        bank = bank_mib(config, images)
+        kept = (bank if limit is None else min(bank, limit)) + _used(config, images) * _image_bytes(images) / _MIB
+        network, batch = _on_server(config, images)
+    else:
+        kept = _used(config, images) * _image_bytes(images) / _MIB / (config.clients or 1)
+        network, batch = _on_worker(config, images)
+    activations = network.activation_bytes * batch / _MIB if network is not None else 0.0
+    features = _used(config, images) * _codec(config, images).row_bytes / _MIB
+    blocks = _BLOCKS * min(config.wire.block_mib, features)
+    return _LIBRARIES_MIB + kept + blocks + (_CUDA_MIB if has_gpu else _ACTIVATIONS * activations)
+
+
+def limit_of_node(
+    environment: Mapping[str, str] = os.environ, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
+) -> tuple[float, str]:
+    """Return the memory in MiB that a job's ranks on this node may have together, and what sets this limit."""
+    return min(_limits(environment, proc, groups), default=(float("inf"), "nothing"))
+
+
+def _limits(environment: Mapping[str, str], proc: Path, groups: Path) -> Iterator[tuple[float, str]]:
+    if node := _number(environment.get("SLURM_MEM_PER_NODE")):
+        yield float(node), "SLURM_MEM_PER_NODE"
+    elif per_cpu := _number(environment.get("SLURM_MEM_PER_CPU")):
+        yield float(per_cpu * (_number(environment.get("SLURM_CPUS_ON_NODE")) or 1)), "SLURM_MEM_PER_CPU"
+    for line in _lines(proc / "self" / "cgroup"):
+        controllers, group = (*line.split(":", 2), "", "")[1:3]
+        is_v1 = "memory" in controllers.split(",")
+        if is_v1 or not controllers:
+            root, name = (groups / "memory", "memory.limit_in_bytes") if is_v1 else (groups, "memory.max")
+            folder = root / group.strip().lstrip("/")
+            for level in (folder, *folder.parents):
+                limit = _number(next(iter(_lines(level / name)), ""))
+                if limit is not None and limit < _UNLIMITED:
+                    yield limit / _MIB, f"its control group's {name}"
+                if level == root:
+                    break
+    for line in _lines(proc / "meminfo"):
+        if line.startswith("MemTotal:"):
+            yield int(line.split()[1]) / 1024, "the node's memory"
+
+
+def _on_server(config: RunConfig, images: Images) -> tuple[NetworkCost | None, int]:
+    """Return what the server trains, and in batches of how many images."""
+    model, norm = config.server.model, config.server.norm
+    if config.algorithm in ("fedgkt", "fedgkt_async"):
+        return server_cost(model, images.shape, images.classes), config.server.batch_size
+    if config.algorithm == "split_learning":
+        return server_cost(model, images.shape, images.classes, with_input_gradient=True), config.client.batch_size
+    if config.algorithm == "centralized":
+        return whole_cost(model, images.shape, images.classes, norm), config.server.batch_size
+    return None, 0
+
+
+def _on_worker(config: RunConfig, images: Images) -> tuple[NetworkCost | None, int]:
+    """Return the largest network that a worker trains, and in batches of how many images."""
+    part, batch = ALGORITHMS[config.algorithm].client_part, config.client.batch_size
+    if part == "whole":
+        return whole_cost(config.server.model, images.shape, images.classes, config.server.norm), batch
+    names = [config.client.model] if isinstance(config.client.model, str) else list(config.client.model)
+    costs = [edge_cost(name, images.shape, images.classes, config.client.norm) for name in names]
+    return max(costs, key=lambda cost: cost.activation_bytes), batch
+
+
+def _used(config: RunConfig, images: Images) -> int:
+    return min(images.train, config.data.limit or images.train)
+
+
+def _image_bytes(images: Images) -> int:
+    height, width, channels = images.shape
+    return height * width * channels
+
+
+def _codec(config: RunConfig, images: Images) -> Codec:
+    return Codec(config.wire.codec, (*images.shape[:2], STEM_CHANNELS))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _number(text: str | None) -> int | None:
+    """Return a whole number that stands in a text, or None for anything else, such as max."""
+    return int(text) if text and text.strip().isdecimal() else None

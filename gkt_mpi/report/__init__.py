@@ -1,0 +1,1 @@
+"""The pages made of run folders; nothing of it is imported while a run trains."""

@@ -1,0 +1,91 @@
+"""The figures of the page of one run (page.py) that tell clients and classes apart."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gkt_mpi.report.figures import COLOURS, new_figure, whole_numbers
+from gkt_mpi.report.run_folder import Run, evaluated_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DRIFT = (
+    ("feature_spread", "between clients", "-", "o"),
+    ("feature_drift", "since the last upload", "--", "s"),
+)
+
+
+def clients_figure(run: Run) -> "Figure":
+    """Draw the accuracy of every client in the last evaluation, from the lowest to the highest."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    last = run.last_evaluation
+    x = range(1, len(last) + 1)
+    lines = [(sorted(record.test_accuracy for record in last), evaluated_model(run.config["algorithm"]), "-", "o")]
+    if run.config["algorithm"] != "standalone":
+        lines.append((sorted(record.client_test_accuracy for record in last), "edge models alone", "--", "s"))
+    for accuracy, name, dashes, marker in lines:
+        size = 4 if len(last) <= 64 else 0
+        axes.plot(x, accuracy, dashes, color=COLOURS[0], marker=marker, markersize=size, label=name)
+    axes.set_xlabel("clients, from the lowest to the highest accuracy")
+    whole_numbers(axes)
+    axes.set_ylabel("test accuracy")
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def drift_figure(run: Run) -> "Figure":
+    """Draw by round how far the clients' features lie apart, and how far they have moved since the last upload."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for (key, name, dashes, marker), colour in zip(_DRIFT, COLOURS, strict=False):
+        points = [(record["round"] + 1, record[key]) for record in run.records if key in record]
+        if points:
+            size = 4 if len(points) <= 60 else 0
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size}
+            axes.plot(*zip(*points, strict=True), dashes, label=name, **look)
+    axes.set_xlabel("round")
+    whole_numbers(axes)
+    axes.set_ylabel("distance of features, relative")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def partition_figure(run: Run) -> "Figure":
+    """Draw the training images of each client by class as a map."""
+    return _map_of_counts(run.counts, run.classes, list(map(str, range(len(run.counts)))), "class", "client", "images")
+
+
+def confusion_figure(run: Run) -> "Figure":
+    """Draw the test images by true class and by what the final model says, as a map."""
+    count, classes = run.confusion
+    return _map_of_counts(count, classes, classes, "what the model says", "true class", "test images")
+
+
+def _map_of_counts(
+    count: np.ndarray, columns: list[str], rows: list[str], x_label: str, y_label: str, unit: str
+) -> "Figure":
+    """Draw counts, int64 (rows, columns), as a map; names and numbers stand in it while they fit."""
+    num_rows, num_columns = count.shape
+    figure = new_figure(6.4, min(9.0, max(2.2, 0.8 + 0.28 * num_rows)))
+    axes = figure.add_subplot()
+    image = axes.imshow(count, cmap="Blues", aspect="auto", vmin=0, interpolation="nearest")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    if num_columns <= 20:
+        axes.set_xticks(range(num_columns), columns, rotation=0 if max(map(len, columns)) <= 2 else 35)
+    if num_rows <= 32:
+        axes.set_yticks(range(num_rows), rows)
+    if num_rows <= 32 and num_columns <= 12:
+        middle = count.max() / 2
+        for (row, column), number in np.ndenumerate(count):
+            colour = "white" if number > middle else "black"
+            axes.text(column, row, str(number), ha="center", va="center", color=colour, fontsize=8)
+    else:
+        figure.colorbar(image, label=unit)
+    return figure

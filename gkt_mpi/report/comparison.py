@@ -1,0 +1,133 @@
+"""The page that compares runs: `python -m gkt_mpi.report RUN RUN...` writes report.html, figures and tables.
+
+report.html loads nothing; beside it lie figures/*.svg and tables/*.csv and *.tex, for a paper.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from gkt_mpi import __version__
+from gkt_mpi.errors import GktError
+from gkt_mpi.log.lines import write_whole
+from gkt_mpi.report.comparison_figures import SCALES, Drawn, Scale, draw_curves, draw_final
+from gkt_mpi.report.comparison_tables import accuracy_table, cost_table, fields_table, left_out_lines, runs_table
+from gkt_mpi.report.figures import svg
+from gkt_mpi.report.groups import Comparison, Row, compare
+from gkt_mpi.report.run_files import utf8
+from gkt_mpi.report.run_folder import Run
+from gkt_mpi.report.tables import Table, to_csv, to_latex
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure as it stands on the page; `svg` is None where nothing can be drawn."""
+
+    name: str
+    caption: str
+    svg: str | None
+    notes: list[str]
+    folded: str = ""
+
+
+def write_comparison(runs: list[Run], page: Path) -> None:
+    """Write the page, and figures/ and tables/ beside it. Raises `GktError` when they cannot be written."""
+    comparison = compare(runs)
+    plots, tables = _plots(comparison), _tables(comparison, page.parent)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        for name in ("figures", "tables"):
+            (page.parent / name).mkdir(exist_ok=True)
+        write_whole(page, _render(comparison, plots, tables))
+        for plot in plots:
+            path = page.parent / "figures" / f"{plot.name}.svg"
+            if plot.svg is None:
+                path.unlink(missing_ok=True)  # of an earlier comparison
+            else:
+                write_whole(path, plot.svg)
+        for table in tables.values():
+            path = page.parent / "tables" / table.name
+            write_whole(path.with_suffix(".csv"), to_csv(table))
+            write_whole(path.with_suffix(".tex"), to_latex(table, __version__))
+    except OSError as error:
+        raise GktError(f"cannot write {page} and what belongs beside it: {error}") from error
+
+
+def _tables(comparison: Comparison, page_folder: Path) -> dict[str, Table]:
+    tables = (
+        accuracy_table(comparison),
+        cost_table(comparison),
+        fields_table(comparison),
+        runs_table(comparison, page_folder),
+    )
+    return {table.name: table for table in tables}
+
+
+def _plots(comparison: Comparison) -> list[Plot]:
+    final = draw_final(comparison)
+    caption = "final test accuracy: mean, one sample standard deviation, and each seed as a ring"
+    plots = [Plot("accuracy_final", caption, svg(final) if final else None, [])]
+    return plots + [_plot(scale, draw_curves(comparison, scale)) for scale in SCALES]
+
+
+def _plot(scale: Scale, drawn: Drawn) -> Plot:
+    """Return a figure with the notes that it needs."""
+    notes, folded = [], ""
+    if drawn.at_zero:
+        notes.append(f"Level lines at their last accuracy, since they stay at zero here: {_names(drawn.at_zero)}.")
+    is_timeless = {id(run): run.has_real_clock and "virtual_s" in scale.keys for run in drawn.unknown}
+    timeless = [run.name for run in drawn.unknown if is_timeless[id(run)]]
+    if timeless:
+        notes.append(f"Left out, since with clock: real there is no virtual time: {', '.join(timeless)}.")
+    names = [run.name for run in drawn.unknown if not is_timeless[id(run)]]
+    if names:
+        lacking = " and ".join(scale.keys)
+        notes.append(f"Left out, since not every round of their metrics.jsonl has {lacking} (an older version): ")
+        if len(names) <= 4:
+            notes[-1] += ", ".join(names) + "."
+        else:
+            notes[-1] += f"{len(names)} runs."
+            folded = ", ".join(names)
+    return Plot(scale.name, scale.caption, svg(drawn.figure) if drawn.figure else None, notes, folded)
+
+
+def _names(rows: Sequence[Row]) -> str:
+    return "; ".join(row.label for row in rows)
+
+
+def _render(comparison: Comparison, plots: list[Plot], tables: dict[str, Table]) -> str:
+    template = resources.files("gkt_mpi.report").joinpath("comparison.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    facts: dict[str, Any] = {
+        "title": f"Comparison of {len(comparison.runs)} runs",
+        "version": __version__,
+        "what": _what(comparison),
+        "damaged": [utf8(line) for run in comparison.runs for line in run.damaged],
+        "final": plots[0],
+        "plots": plots[1:],
+        "tables": tables,
+        "left_out": left_out_lines(comparison),
+        "has_centralized": any(row.algorithm == "centralized" for row in comparison.rows),
+        "has_narrow_plots": len(comparison.columns) == 1,
+    }
+    return environment.from_string(template).render(facts)
+
+
+def _what(comparison: Comparison) -> str:
+    """Return in one line what is compared."""
+    seeds = {run.config.get("seed") for run in comparison.runs}
+
+    def count(number: int, one: str, many: str) -> str:
+        return f"{number} {one if number == 1 else many}"
+
+    return ", ".join(
+        [
+            count(len(comparison.rows), "algorithm and model", "algorithms and models"),
+            count(len(comparison.columns), "data set and partition", "data sets and partitions"),
+            count(len(seeds), "seed", "seeds"),
+        ]
+    )

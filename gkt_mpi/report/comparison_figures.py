@@ -1,0 +1,321 @@
+"""The figures of a comparison: final accuracy, and accuracy by round, bytes, operations and virtual time.
+
+Each is a set of small panels, a data set and partition each; a row of the tables has one colour, marker and dash
+in all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gkt_mpi.report.figures import COLOURS, MARKERS, new_figure, time_unit
+from gkt_mpi.report.groups import Column, Comparison, Row
+from gkt_mpi.report.measures import Curve, curve, final_accuracy
+from gkt_mpi.report.run_folder import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+# Five dashes and seven markers: 35 rows before two have both the same.
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
+_MOST_POINTS, _FEW_POINTS = 100, 12
+_MOST_PANELS = 3  # side by side
+_FEW_DECADES = 10**2.5  # of a logarithmic axis, the largest value over the least
+_LOG_FROM = 5  # a logarithmic axis where the rows end further apart than this
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What accuracy is drawn against: figures of the log that are summed up to each round, or the round itself."""
+
+    name: str
+    caption: str
+    keys: tuple[str, ...]
+    label: str
+
+    def position(self, run: Run) -> list[float] | None:
+        """Return where each round of a run lies; None where its logs do not say."""
+        if not self.keys:
+            return [record["round"] + 1.0 for record in run.records]
+        return run.cumulated(*self.keys)
+
+
+SCALES = (
+    Scale("accuracy_by_round", "by round", (), "round"),
+    Scale(
+        "accuracy_by_bytes",
+        "by bytes, uploaded and downloaded, all clients together",
+        ("upload_bytes", "download_bytes"),
+        "uploaded and downloaded, {}B",
+    ),
+    Scale(
+        "accuracy_by_edge_flops",
+        "by operations at the edge, all clients together",
+        ("edge_flops",),
+        "{}FLOP at the edge",
+    ),
+    Scale(
+        "accuracy_by_virtual_time",
+        "by the time that the devices of the profiles need",
+        ("virtual_s",),
+        "virtual time, {}",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour, marker and dash of a row."""
+
+    colour: str
+    marker: str
+    dashes: Any
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, the rows that lie at zero in it, and the runs whose logs do not say where they lie."""
+
+    figure: "Figure | None"
+    at_zero: list[Row]
+    unknown: list[Run]
+
+
+def styles(rows: Sequence[Row]) -> dict[Row, Style]:
+    """Return a style for each row; black is that of centralized training, what the others are measured by."""
+    colours = COLOURS[:-1]
+    return {
+        row: Style(
+            COLOURS[-1] if row.algorithm == "centralized" else colours[i % len(colours)],
+            MARKERS[i % len(MARKERS)],
+            _DASHES[i % len(_DASHES)],
+        )
+        for i, row in enumerate(rows)
+    }
+
+
+def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
+    """Draw accuracy against a scale, mean over seeds with a band of a sample standard deviation.
+
+    A row that stays at zero, such as centralized training by bytes, becomes a level line. Cells without a completed
+    run show the unfinished ones. The figure is None where no run can be drawn.
+    """
+    curves, unknown = {}, []
+    for key, cell in comparison.cells.items():
+        runs = cell.runs or cell.unfinished
+        unknown += [run for run in runs if not cell.borrowed and scale.position(run) is None]
+        found = curve(runs, scale.position)
+        if found is not None:
+            curves[key] = found
+    if not curves:
+        return Drawn(None, [], unknown)
+    look = styles(comparison.rows)
+    columns = [column for column in comparison.columns if any(place == column for _, place in curves)]
+    rows = [row for row in comparison.rows if any(place == row for place, _ in curves)]
+    names = [_name(comparison, row) for row in rows]
+    figure, panels, fitting = _panels(columns, 2.45, names)
+    size, label = _unit(scale, max(each.x[-1] for each in curves.values()))
+    last = [each.x[-1] for each in curves.values() if each.x[-1] > 0]
+    is_log = bool(scale.keys) and bool(last) and max(last) > _LOG_FROM * min(last)
+    for column, axes in panels.items():
+        for index, row in enumerate(rows):
+            if (row, column) in curves:
+                _draw(axes, curves[row, column], look[row], size, index)
+        axes.set_ylim(0, _top([each for (_, c), each in curves.items() if c.data_label == column.data_label]))
+        _dress(axes, scale, is_log)
+    _align(panels)
+    figure.supxlabel(label, fontsize=9)
+    at_zero = [row for row in rows if any(r == row and each.x[-1] == 0 for (r, _), each in curves.items())]
+    figure.legend(
+        handles=[_handle(look[row], name) for row, name in zip(rows, names, strict=True)],
+        loc="outside upper left",
+        ncols=fitting,
+        frameon=False,
+        fontsize=8,
+        handlelength=3.6,
+    )
+    return Drawn(figure, at_zero, unknown)
+
+
+def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> None:
+    """Draw one curve; those of many rounds are thinned out, so that the page stays light."""
+    look: dict[str, Any] = {"color": style.colour, "linestyle": style.dashes, "linewidth": 1.3, "marker": style.marker}
+    look |= {"markersize": _size(style), "markeredgecolor": "white", "markeredgewidth": 0.4}
+    if found.x[-1] == 0:
+        place = 0.04 + 0.03 * (index % 5)  # x is in parts of the panel here
+        level = [100 * found.mean[-1]] * 4
+        axes.plot([0, place, 1 - place, 1], level, markevery=[1, 2], transform=axes.get_yaxis_transform(), **look)
+        return
+    kept = np.unique(np.linspace(0, len(found.x) - 1, _MOST_POINTS).round().astype(int))
+    x, mean = found.x[kept] / size, 100 * found.mean[kept]
+    marks = (0.03 + 0.02 * (index % 5), 0.16) if len(kept) > _FEW_POINTS else None  # in parts of the panel's diagonal
+    axes.plot(x, mean, markevery=marks, **look)
+    if found.deviation is not None:
+        deviation = 100 * found.deviation[kept]
+        axes.fill_between(x, mean - deviation, mean + deviation, color=style.colour, alpha=0.16, linewidth=0)
+
+
+def _label_log_axis(axes: "Axes") -> None:
+    """Label 1, 2 and 5 of each decade where few are shown, else the decades; matplotlib's own labels may overlap."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    least, most = axes.get_xlim()
+    are_few = most < _FEW_DECADES * least
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if are_few else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _dress(axes: "Axes", scale: Scale, is_log: bool) -> None:
+    """Give a panel its axes and grid."""
+    from matplotlib.ticker import MaxNLocator
+
+    if is_log:
+        axes.set_xscale("log")
+        _label_log_axis(axes)
+    elif scale.keys:
+        axes.set_xlim(left=0)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.3)
+    if _is_leftmost(axes):
+        axes.set_ylabel("test accuracy, %")
+
+
+def _align(panels: dict[Column, "Axes"]) -> None:
+    """Give the panels of one data set one horizontal axis, so that partitions can be compared."""
+    for label in {column.data_label for column in panels}:
+        own = [axes for column, axes in panels.items() if column.data_label == label]
+        low, high = min(axes.get_xlim()[0] for axes in own), max(axes.get_xlim()[1] for axes in own)
+        for axes in own:
+            axes.set_xlim(low, high)
+
+
+def draw_final(comparison: Comparison) -> "Figure | None":
+    """Draw the final accuracies: mean with whiskers of a sample standard deviation, and each seed as a ring."""
+    found = {key: cell for key, cell in comparison.cells.items() if cell.runs}
+    if not found:
+        return None
+    columns = [column for column in comparison.columns if any(place == column for _, place in found)]
+    rows = [row for row in comparison.rows if any(place == row for place, _ in found)]
+    look = styles(comparison.rows)
+    figure, panels, _ = _panels(columns, 0.7 + 0.27 * len(rows), [], label_width=2.2)
+    for column in columns:
+        axes = panels[column]
+        for at, row in enumerate(rows):
+            if (row, column) not in found:
+                continue
+            runs, accuracy = found[row, column].runs, final_accuracy(found[row, column])
+            assert accuracy is not None
+            seeds = [100 * value for run in runs if (value := run.final_accuracy) is not None]
+            if len(seeds) > 1:
+                axes.plot(seeds, [at + 0.22] * len(seeds), "o", color="#777777", markersize=3, fillstyle="none")
+            style, deviation = look[row], 100 * (accuracy.deviation or 0)
+            mean = 100 * accuracy.mean
+            axes.errorbar(
+                mean,
+                at,
+                xerr=deviation,
+                color=style.colour,
+                marker=style.marker,
+                markersize=1.2 * _size(style),
+                capsize=3,
+            )
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.grid(axis="x", alpha=0.3)
+        axes.margins(x=0.08)
+        if not _is_leftmost(axes):
+            axes.set_yticklabels([])
+        axes.set_xlabel("final test accuracy, %")
+    return figure
+
+
+def _panels(
+    columns: Sequence[Column], height: float, names: Sequence[str], label_width: float = 0.0
+) -> tuple["Figure", dict[Column, "Axes"], int]:
+    """Return a figure with a panel for each column, a line or more for each data set.
+
+    It has room for a legend of these names; the last value is how many fit side by side.
+    """
+    lines: list[list[Column]] = []
+    for label in dict.fromkeys(column.data_label for column in columns):
+        own = [column for column in columns if column.data_label == label]
+        lines += [own[i : i + _MOST_PANELS] for i in range(0, len(own), _MOST_PANELS)]
+    if max(map(len, lines)) == 1:  # data sets with one partition each stand side by side
+        lines = [list(columns[i : i + _MOST_PANELS]) for i in range(0, len(columns), _MOST_PANELS)]
+    across = max(map(len, lines))
+    panel_width = {1: 5.0, 2: 3.3}.get(across, 2.6)
+    width = label_width + panel_width * across
+    fitting = _fitting(names, width)
+    above = 0.18 * -(-len(names) // fitting)
+    figure = new_figure(width, 0.35 + above + height * len(lines), font_size=9)
+    grid = figure.subplots(len(lines), across, squeeze=False)
+    panels = {}
+    for y, line in enumerate(lines):
+        for x in range(across):
+            if x < len(line):
+                panels[line[x]] = grid[y, x]
+                grid[y, x].set_title(line[x].label, fontsize=9, loc="left")
+            else:
+                grid[y, x].set_visible(False)
+    return figure, panels, fitting
+
+
+def _size(style: Style) -> float:
+    """Return a marker's size: of one size, a star would look smaller than a square."""
+    return {"*": 8.5, "P": 6.5, "^": 6.0, "v": 6.0}.get(style.marker, 5.0)
+
+
+def _is_leftmost(axes: "Axes") -> bool:
+    place = axes.get_subplotspec()
+    return place is None or place.is_first_col()
+
+
+def _fitting(names: Sequence[str], width: float) -> int:
+    """Return into how many columns a legend of these names can be broken, in a figure of this width in inches."""
+    for number in range(min(4, len(names)), 1, -1):
+        columns = np.array_split([len(name) for name in names], number)
+        if sum(0.65 + 0.063 * lengths.max() for lengths in columns) <= width:
+            return number
+    return 1
+
+
+def _handle(style: Style, label: str) -> "Line2D":
+    from matplotlib.lines import Line2D
+
+    look: dict[str, Any] = {
+        "markersize": _size(style),
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.4,
+        "linewidth": 1.3,
+    }
+    return Line2D([], [], color=style.colour, linestyle=style.dashes, marker=style.marker, label=label, **look)
+
+
+def _name(comparison: Comparison, row: Row) -> str:
+    """Return a row's label; it says so where only unfinished runs are drawn."""
+    done = any(comparison.cell(row, column).runs for column in comparison.columns)
+    return row.label if done else f"{row.label} (not completed)"
+
+
+def _top(curves: Sequence[Curve]) -> float:
+    """Return where the accuracy axis ends: a little over the highest band, so that one data set has one axis."""
+    highest = max(float((each.mean + (0 if each.deviation is None else each.deviation)).max()) for each in curves)
+    return 100 * min(1.02, 1.08 * highest) if highest > 0 else 1.0
+
+
+def _unit(scale: Scale, largest: float) -> tuple[float, str]:
+    """Return by what x is divided, and the label of its axis."""
+    if scale.keys == ("virtual_s",):
+        size, unit = time_unit(largest)
+        return size, scale.label.format(unit)
+    if not scale.keys:
+        return 1.0, scale.label
+    size, prefix = next(((s, p) for s, p in _PREFIXES if largest >= s), (1.0, ""))
+    return size, scale.label.format(prefix)

@@ -1,0 +1,284 @@
+"""Which runs of a comparison belong together: rows are algorithms and models, columns data sets and partitions.
+
+The runs of a cell differ in nothing that decides their result but the seed. Where two runs of one algorithm, with the
+same models, in the same column, differ in more, the fewest fields that tell all such runs apart make rows of their own.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import yaml
+
+from gkt_mpi.report.run_folder import DATA_NAMES, PARTITION_FIELDS, Run, model_label, partition_label
+
+NOT_SET = "not set"  # what a field is in a run whose version does not know it
+# Fields that decide where and how a run computes, not what comes out; a run may be resumed with others.
+_IGNORED = {"seed", "name", "out", "wire.cuda_aware", "bank.memory_mib", "bank.spill_dir", "log.report"}
+_IGNORED |= {"evaluate.every", "evaluate.batch_size", "data.dir", "data.download"}
+_IGNORED_GROUPS = ("placement.", "checkpoint.", "faults.")
+_COLUMN_FIELDS = {"data.name", "data.partition", "data.alpha", "data.classes_per_client"}
+_SIZE_FIELDS = ("data.limit", "data.test_limit", "data.synthetic.")  # of a column, too
+_LABEL_FIELDS = {"algorithm", "client.proximal_mu", "split.mode"}
+
+NOT_FEDERATED = ("standalone", "centralized")
+_ALGORITHMS = ("fedgkt", "fedgkt_async", "fedavg", "split_learning")
+_GKT = {"fedgkt": "FedGKT", "fedgkt_async": "FedGKT async"}
+_DATA_SETS = ("digits", "cifar10", "cifar100", "cinic10", "synthetic")
+_PARTITIONS = ("", "homo", "hetero", "shards", "quantity")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An algorithm with its models, and the values of the fields that tell it from another row with the same ones."""
+
+    algorithm: str
+    name: str
+    models: str
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """What stands before the row."""
+        return ", ".join(filter(None, (self.name, self.models, self.variant)))
+
+    @property
+    def is_federated(self) -> bool:
+        """Whether clients learn from each other without giving their images away."""
+        return self.algorithm not in NOT_FEDERATED
+
+
+@dataclass(frozen=True)
+class Column:
+    """A data set and how it is spread; `sizes` are the fields that make the set smaller, or make it up."""
+
+    data: str
+    kind: str
+    partition: str
+    parameter: float | None
+    sizes: tuple[tuple[str, str], ...] = ()
+    variant: str = ""
+
+    @property
+    def data_label(self) -> str:
+        """The data set in words."""
+        return ", ".join(filter(None, (DATA_NAMES.get(self.data, self.data), self.variant)))
+
+    @property
+    def label(self) -> str:
+        """Data set and partition in words."""
+        return ", ".join(filter(None, (self.data_label, self.partition)))
+
+
+@dataclass
+class Cell:
+    """The completed runs of a row in a column, one a seed; if there are none, the unfinished ones.
+
+    `borrowed`: they ran with another partition of the same data set, which means nothing to their algorithm.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    unfinished: list[Run] = field(default_factory=list)
+    borrowed: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs by row and column; `left_out` are those that no mean contains, each with the reason."""
+
+    runs: list[Run]
+    rows: list[Row]
+    columns: list[Column]
+    cells: dict[tuple[Row, Column], Cell]
+    left_out: list[tuple[Run, str]]
+    places: list[tuple[Row, Column]]
+
+    def cell(self, row: Row, column: Column) -> Cell:
+        """Return a cell, which may have no runs."""
+        return self.cells.get((row, column), Cell())
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a configuration as one level of dotted names; a mapping of models stays one value."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value and name != "model":
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def value_text(value: object) -> str:
+    """Return a field's value as YAML would have it on one line; numbers are equal where their values are."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:.12g}"
+    if isinstance(value, dict | list):
+        return yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False).strip()
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def compare(runs: list[Run]) -> Comparison:
+    """Sort runs into rows and columns."""
+    texts = [_fields(run) for run in runs]
+    columns = _columns(runs, texts)
+    rows = _rows(runs, texts, columns)
+    cells: dict[tuple[Row, Column], Cell] = {}
+    left_out: list[tuple[Run, str]] = []
+    order = sorted(range(len(runs)), key=lambda i: (not runs[i].is_completed, str(runs[i].folder)))
+    for i in order:
+        run, cell = runs[i], cells.setdefault((rows[i], columns[i]), Cell())
+        reason = _reason(run, cell)
+        if reason is None:
+            cell.runs.append(run)
+        else:
+            left_out.append((run, reason))
+            if not run.is_completed and run.records:
+                cell.unfinished.append(run)
+    sorted_rows = sorted(set(rows), key=_row_order)
+    sorted_columns = sorted(set(columns), key=_column_order)
+    _lend(cells, sorted_rows, sorted_columns)
+    places = list(zip(rows, columns, strict=True))
+    return Comparison(runs, sorted_rows, sorted_columns, cells, left_out, places)
+
+
+def _fields(run: Run) -> dict[str, str]:
+    """Return a run's configuration as text by dotted name; how it computed is what `auto` has chosen."""
+    fields = flatten(run.config)
+    for name in ("precision", "compile"):
+        if run.summary and name in run.summary:
+            fields[f"compute.{name}"] = run.summary[name]
+    return {name: value_text(value) for name, value in fields.items()}
+
+
+def _reason(run: Run, cell: Cell) -> str | None:
+    """Return why a run is in no mean, None if it is in one."""
+    if not run.is_completed:
+        return run.status
+    if run.final_accuracy is None:
+        return "completed, but without a test accuracy"
+    for other in cell.runs:
+        if other.config.get("seed") == run.config.get("seed"):
+            return f"the same configuration and seed as {other.name}"
+    return None
+
+
+def _lend(cells: dict[tuple[Row, Column], Cell], rows: list[Row], columns: list[Column]) -> None:
+    """Show centralized training, which no partition concerns, in all columns of its data set."""
+    for row, column in [(r, c) for r in rows if r.algorithm == "centralized" for c in columns]:
+        if cells.get((row, column), Cell()).runs:
+            continue
+        same_data = [c for c in columns if (c.data, c.sizes) == (column.data, column.sizes)]
+        found = [cells[row, c] for c in same_data if (row, c) in cells and not cells[row, c].borrowed]
+        lender = next((cell for cell in found if cell.runs), None)
+        if lender is not None:
+            cells[row, column] = Cell(lender.runs, [], borrowed=True)
+
+
+def _columns(runs: list[Run], texts: list[dict[str, str]]) -> list[Column]:
+    """Return the column of each run; data sets of one name get the fields that tell them apart."""
+    plain = []
+    for run, fields in zip(runs, texts, strict=True):
+        data = run.config.get("data") or {}
+        kind = str(data.get("partition") or "")
+        parameter = data.get(PARTITION_FIELDS[kind][0]) if kind in PARTITION_FIELDS else None
+        sizes = {name: text for name, text in fields.items() if name.startswith(_SIZE_FIELDS)}
+        if data.get("name") != "synthetic":
+            sizes = {name: text for name, text in sizes.items() if not name.startswith("data.synthetic.")}
+        name = str(data.get("name", "unknown data"))
+        plain.append(Column(name, kind, partition_label(data), parameter, tuple(sorted(sizes.items()))))
+    variants = {}
+    for name in {column.data for column in plain}:
+        sizes_of = {column.sizes: dict(column.sizes) for column in plain if column.data == name}
+        apart = _telling_fields(list(combinations(sizes_of.values(), 2)))
+        for key, fields in sizes_of.items():
+            variants[name, key] = _variant(fields, apart)
+    return [Column(c.data, c.kind, c.partition, c.parameter, c.sizes, variants[c.data, c.sizes]) for c in plain]
+
+
+def _rows(runs: list[Run], texts: list[dict[str, str]], columns: list[Column]) -> list[Row]:
+    """Return the row of each run."""
+    plain = [_method(run) for run in runs]
+    deciding = [
+        {name: text for name, text in fields.items() if _decides(name, method.algorithm)}
+        for method, fields in zip(plain, texts, strict=True)
+    ]
+    rows = list(plain)
+    for method in set(plain):
+        own = [i for i, other in enumerate(plain) if other == method]
+        distinct = {(columns[i], *deciding[i].items()): i for i in own}.values()
+        pairs = [(deciding[i], deciding[k]) for i, k in combinations(distinct, 2) if columns[i] == columns[k]]
+        apart = _telling_fields(pairs)
+        for i in own:
+            rows[i] = Row(method.algorithm, method.name, method.models, _variant(deciding[i], apart))
+    return rows
+
+
+def _method(run: Run) -> Row:
+    """Return the algorithm of a run and the models that it trains, as the papers call them."""
+    config = run.config
+    algorithm = str(config["algorithm"])
+    client, server = config.get("client") or {}, config.get("server") or {}
+    edge, whole = model_label(client.get("model", "?")), model_label(server.get("model", "?"))
+    if algorithm == "fedavg":
+        mu = client.get("proximal_mu") or 0
+        return Row(algorithm, f"FedProx (μ = {value_text(mu)})" if mu else "FedAvg", whole)
+    if algorithm == "split_learning":
+        mode = (config.get("split") or {}).get("mode")
+        return Row(algorithm, f"split learning ({mode})" if mode else "split learning", whole)
+    if algorithm == "centralized":
+        return Row(algorithm, "centralized", whole)
+    if algorithm == "standalone":
+        return Row(algorithm, "edge alone", edge)
+    return Row(algorithm, _GKT.get(algorithm, algorithm), f"{edge} / {whole}")
+
+
+def _decides(name: str, algorithm: str) -> bool:
+    """Whether a field, apart from column and label, decides the result of a run of this algorithm."""
+    ignored = name in _IGNORED | _COLUMN_FIELDS | _LABEL_FIELDS or not concerns(name, algorithm)
+    return not ignored and not name.startswith((*_SIZE_FIELDS, *_IGNORED_GROUPS))
+
+
+def concerns(name: str, algorithm: str) -> bool:
+    """Whether a field means anything to an algorithm, as far as this is told apart: clock and async.* are of one."""
+    return algorithm == "fedgkt_async" or not (name == "clock" or name.startswith("async."))
+
+
+def _telling_fields(pairs: Iterable[tuple[dict[str, str], dict[str, str]]]) -> list[str]:
+    """Return few fields of which each pair that differs at all has at least one that differs."""
+    differences = {
+        frozenset(name for name in a.keys() | b.keys() if a.get(name, NOT_SET) != b.get(name, NOT_SET))
+        for a, b in pairs
+    } - {frozenset()}
+    chosen = []
+    while differences:
+        names = sorted(set().union(*differences))
+        best = max(names, key=lambda name: sum(name in each for each in differences))
+        chosen.append(best)
+        differences = {each for each in differences if best not in each}
+    return sorted(chosen)
+
+
+def _variant(fields: dict[str, str], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {fields.get(name, NOT_SET)}" for name in names)
+
+
+def _natural(text: str) -> list[str | float]:
+    """Return a key that sorts 0.02 before 0.1, and 9 before 10; text and numbers take turns in it."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def _row_order(row: Row) -> tuple[bool, int, list[str | float]]:
+    known = _ALGORITHMS.index(row.algorithm) if row.algorithm in _ALGORITHMS else len(_ALGORITHMS)
+    return (row.algorithm == "centralized", known + len(_ALGORITHMS) * (not row.is_federated), _natural(row.label))
+
+
+def _column_order(column: Column) -> tuple[int, str, str, int, float, str]:
+    data = _DATA_SETS.index(column.data) if column.data in _DATA_SETS else len(_DATA_SETS)
+    kind = _PARTITIONS.index(column.kind) if column.kind in _PARTITIONS else len(_PARTITIONS)
+    return (data, column.data, column.variant, kind, -(column.parameter or 0), column.partition)

@@ -1,0 +1,277 @@
+"""The files of a run folder, read for the reports and checked: what they hold may be damaged, or of an older version.
+
+What cannot be used is left out and told in a line, which goes into the list that each function takes. Only without a
+configuration, or a single whole round, there is nothing to report: then these raise `DataError`.
+"""
+
+import csv
+import json
+import math
+import zipfile
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from gkt_mpi.errors import DataError
+from gkt_mpi.log.lines import Found, name_lines
+from gkt_mpi.log.records import find_records
+
+_LARGEST = 1e60  # of any number: far more than anything counts, and far less than what overflows in a figure
+_LARGEST_COUNT = 10**7  # of clients or rounds
+_LONGEST_S = 1e15
+_DEEPEST = 20  # groups within groups of a configuration; ours have 3
+
+Check = tuple[str, Callable[[Any], bool]]  # what is expected, and whether a value is it
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a number, maybe infinite or none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= _LARGEST or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _is_amount(value: object) -> bool:
+    return _is_number(value) and 0 <= value < math.inf  # type: ignore[operator]
+
+
+def _is_time(value: object) -> bool:
+    """Whether a value is seconds; a difference of two clocks may lie below 0."""
+    return _is_number(value) and abs(value) < _LONGEST_S  # type: ignore[arg-type]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_COUNT
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and (0 <= value <= 1 or math.isnan(value))  # type: ignore[operator, arg-type]
+
+
+def _are_models(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_number(share) for name, share in value.items())
+    return all(isinstance(name, str) for name in value) if isinstance(value, list) else isinstance(value, str)
+
+
+_TEXT: Check = ("text", lambda value: isinstance(value, str))
+_TEXT_OR_NONE: Check = ("text or null", lambda value: value is None or isinstance(value, str))
+_GROUP: Check = ("a group of fields", lambda value: value is None or isinstance(value, dict))
+_NUMBER: Check = ("a number", _is_number)
+_NUMBER_OR_NONE: Check = ("a number or null", lambda value: value is None or _is_number(value))
+_AMOUNT: Check = ("a number from 0 on", _is_amount)
+_TIME: Check = ("seconds", _is_time)
+_COUNT: Check = ("a whole number from 0 on", _is_count)
+_COUNT_OR_NONE: Check = ("a whole number from 0 on, or null", lambda value: value is None or _is_count(value))
+_SHARE: Check = ("a number from 0 to 1", _is_share)
+_SHARE_OR_NONE: Check = ("a number from 0 to 1, or null", lambda value: value is None or _is_share(value))
+_MODELS: Check = ("a model, or a list or mapping of models", _are_models)
+
+# What the reports read, if it is there; the rest may be anything.
+_CONFIG: dict[str, Check] = {
+    "algorithm": _TEXT,
+    "clients": _COUNT_OR_NONE,
+    "rounds": _COUNT,
+    "seed": _NUMBER_OR_NONE,
+    "clock": _TEXT,
+    **dict.fromkeys(("data", "client", "server", "split", "evaluate"), _GROUP),
+    "data.name": _TEXT,
+    "data.partition": _TEXT_OR_NONE,
+    "data.alpha": _NUMBER_OR_NONE,
+    "data.classes_per_client": _NUMBER_OR_NONE,
+    "client.model": _MODELS,
+    "client.proximal_mu": _NUMBER_OR_NONE,
+    "server.model": _TEXT,
+    **{f"{side}.{name}": _NUMBER for side in ("client", "server") for name in ("lr", "warmup_rounds")},
+    **dict.fromkeys(("client.schedule", "server.schedule", "split.mode", "evaluate.mode"), _TEXT),
+}
+_RECORD: dict[str, Check] = {
+    "round": _COUNT,
+    **dict.fromkeys(("upload_bytes", "download_bytes", "simulation_bytes", "edge_flops"), _AMOUNT),
+    **dict.fromkeys(("participants", "uploads"), _AMOUNT),
+    **dict.fromkeys(("virtual_s", "client_s", "wire_s", "server_s", "evaluate_s", "checkpoint_s", "round_s"), _TIME),
+    **dict.fromkeys(("virtual_server_idle", "virtual_client_idle"), _AMOUNT),
+    **dict.fromkeys(("test_accuracy", "client_test_accuracy", "global_test_accuracy"), _SHARE),
+    **dict.fromkeys(("server_train_loss", "client_train_loss", "feature_spread", "feature_drift"), _NUMBER),
+}
+_SUMMARY: dict[str, Check] = {
+    "status": _TEXT,
+    "total_s": _TIME,
+    "best_round": ("a whole number", lambda value: _is_count(value) or value == -1),
+    **dict.fromkeys(("best_test_accuracy", "final_test_accuracy", "final_client_test_accuracy"), _SHARE_OR_NONE),
+    "final_global_test_accuracy": _SHARE_OR_NONE,
+    **{f"final_test_accuracy_{name}_of_clients": _SHARE_OR_NONE for name in ("min", "max")},
+    **dict.fromkeys(("precision", "compile"), ("text or a number", lambda value: isinstance(value, str | int | float))),
+}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a run, which has at least name and algorithm. Raises `DataError`."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise DataError(f"{folder} is not the folder of a run: there is no config.yaml")
+    try:
+        config = _plain(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if not isinstance(config, dict) or not {"name", "algorithm"} <= config.keys():
+            raise ValueError("expected fields, among them name and algorithm")
+        _check(config, _CONFIG)
+    except Exception as error:  # a damaged file can raise almost anything
+        raise DataError(f"{path} is damaged: {_reason(error)}; write it anew, or leave the run out") from error
+    return config
+
+
+def _plain(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - whatever YAML may be
+    """Return what YAML has read, with text that UTF-8 can hold. Raises `ValueError` for what is no configuration."""
+    if depth > _DEEPEST:
+        raise ValueError(f"more than {_DEEPEST} groups within groups")
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            raise ValueError("a field whose name is no text")
+        return {utf8(name): _plain(each, depth + 1) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each, depth + 1) for each in value]
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError(f"a number of {len(str(value))} digits")
+    return utf8(value) if isinstance(value, str) else value
+
+
+def utf8(text: str) -> str:
+    """Return text as UTF-8 can hold it; a file's name may have bytes that are none, which are replaced."""
+    return text.encode("utf-8", "surrogateescape" if _is_of_bytes(text) else "replace").decode("utf-8", "replace")
+
+
+def _is_of_bytes(text: str) -> bool:
+    """Whether surrogates in a text all stand for bytes, as `os.fsdecode` has them."""
+    return all("\udc80" <= letter <= "\udcff" for letter in text if "\ud800" <= letter <= "\udfff")
+
+
+def _check(found: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+    """Raise `ValueError` for the first value that is not as expected; a name may have dots."""
+    for name, (expected, is_right) in checks.items():
+        group, _, last = name.rpartition(".")
+        place = (found.get(group) or {}) if group else found
+        if last in place and not is_right(place[last]):
+            raise ValueError(f"{name} is {_shortened(place[last])}; expected {expected}")
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:36]} ..."
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line what an error says."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_figures(folder: Path, damaged: list[str]) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl that can be used, rounds ascending; without the file there are none."""
+    path = folder / "metrics.jsonl"
+    try:
+        found = find_records(path)
+    except OSError as error:
+        damaged.append(f"{path} cannot be read: {error}")
+        return []
+    whole, bad = [], list(found.damaged)
+    for number, record in found.numbered:
+        try:
+            _check(record, _RECORD)
+        except ValueError:
+            bad.append(number)
+        else:
+            whole.append((number, record))
+    kept = _ascending([record["round"] for _, record in whole])
+    bad += [number for i, (number, _) in enumerate(whole) if i not in kept]
+    tell(damaged, path, sorted(bad))
+    return [record for i, (_, record) in enumerate(whole) if i in kept]
+
+
+def _ascending(values: list[int]) -> set[int]:
+    """Return where a longest ascending part of these values stands: a wrong round among right ones is not in it."""
+    lasts: list[int] = []  # of an ascending part of each length, the smallest value it can end with
+    ends: list[int] = []  # and where that stands
+    before: list[int] = []
+    for i, value in enumerate(values):
+        length = bisect_left(lasts, value)
+        lasts[length : length + 1], ends[length : length + 1] = [value], [i]
+        before.append(ends[length - 1] if length else -1)
+    kept, at = set(), ends[-1] if ends else -1
+    while at >= 0:
+        kept.add(at)
+        at = before[at]
+    return kept
+
+
+def tell(damaged: list[str], path: Path, lines: list[int]) -> None:
+    """Add a line on the damaged lines of a file, if there are any."""
+    if lines:
+        damaged.append(f"{path}: {name_lines(lines)} {'is' if len(lines) == 1 else 'are'} damaged, and left out")
+
+
+def lines_of(find: Callable[[Path], Found[Any]], path: Path, damaged: list[str]) -> list[Any]:
+    """Return what the whole lines of a file say, and tell which are damaged."""
+    try:
+        found = find(path)
+    except OSError as error:
+        damaged.append(f"{path} cannot be read: {error}")
+        return []
+    tell(damaged, path, found.damaged)
+    return found.items
+
+
+def read_summary(folder: Path, damaged: list[str]) -> dict[str, Any] | None:
+    """Return summary.json; None where there is none that can be used."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            raise ValueError("expected a mapping")
+        _check(summary, _SUMMARY)
+    except Exception as error:  # a damaged file can raise almost anything
+        damaged.append(f"{path} is damaged, and left out: {_reason(error)}")
+        return None
+    return summary
+
+
+def read_partition(folder: Path, damaged: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Return images by client and class, int64, and the classes' names; (0, 0) where there is nothing to be used."""
+    path = folder / "partition.npz"
+    if path.exists():
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if (part := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {part} is wrong")
+            with np.load(path) as stored:
+                return _checked_counts(stored["count"], [utf8(str(name)) for name in stored["classes"]])
+        except Exception as error:  # a damaged file can raise almost anything
+            damaged.append(f"{path} is damaged, and left out: {_reason(error)}")
+    return np.zeros((0, 0), np.int64), []
+
+
+def read_confusion(folder: Path, damaged: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Return counts by true and predicted class, int64, and the classes' names; (0, 0) where there is nothing."""
+    path = folder / "confusion.csv"
+    if path.exists():
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                (_, *classes), *rows = csv.reader(file)
+            count = np.array([row[1:] for row in rows], np.int64).reshape(len(classes), len(classes))
+            return _checked_counts(count, classes)
+        except Exception as error:  # a damaged file can raise almost anything
+            damaged.append(f"{path} is damaged, and left out: {_reason(error)}")
+    return np.zeros((0, 0), np.int64), []
+
+
+def _checked_counts(count: np.ndarray, classes: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Return counts by row and class as int64, with the classes' names. Raises `ValueError` when they are none."""
+    if count.ndim != 2 or count.shape[1] != len(classes) or count.dtype.kind not in "iu":
+        raise ValueError("expected a whole number for each class in each line")
+    if count.size and not 0 <= count.min() <= count.max() < 2**62:
+        raise ValueError("expected numbers from 0 on")
+    return count.astype(np.int64), classes

@@ -1,0 +1,178 @@
+"""What a run folder holds, for the reports: also of a run that goes on, was cut short, or is of an older version."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gkt_mpi.errors import DataError
+from gkt_mpi.log.csv_log import ClientRecord, UploadRecord, find_records_of
+from gkt_mpi.log.timeline import find_events
+from gkt_mpi.report.run_files import (
+    lines_of,
+    read_config,
+    read_confusion,
+    read_figures,
+    read_partition,
+    read_summary,
+    utf8,
+)
+
+DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cinic10": "CINIC-10"}
+# The field that tells one partition of a kind from another, and the letter or word that stands for it.
+PARTITION_FIELDS = {
+    "hetero": ("alpha", "α = {}"),
+    "quantity": ("alpha", "α = {}"),
+    "shards": ("classes_per_client", "{} classes a client"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run; `counts` is int64 (clients, classes), (0, 0) where no images were spread over clients.
+
+    `damaged` has a line for each part of its files that had to be left out, of those that have been read so far.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    counts: np.ndarray
+    classes: list[str]
+    damaged: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, folder: Path, may_be_empty: bool = False) -> "Run":
+        """Read a run folder. Raises `DataError` when it is none, or has no round yet unless it `may_be_empty`."""
+        config = read_config(folder)
+        damaged: list[str] = []
+        records = read_figures(folder, damaged)
+        if not records and not may_be_empty:
+            why = f": {damaged[0]}" if damaged else ""
+            raise DataError(f"{folder} has no finished round yet{why}")
+        counts, classes = read_partition(folder, damaged)
+        summary = read_summary(folder, damaged)
+        return cls(folder, utf8(str(config["name"])), config, records, summary, counts, classes, damaged)
+
+    @cached_property
+    def trace(self) -> list[dict[str, Any]]:
+        """The spans of its timeline; only read when asked for, since it may be 20 MB."""
+        events = lines_of(find_events, self.folder / "trace.json", self.damaged)
+        return [event for event in events if event["ph"] == "X"]
+
+    @cached_property
+    def uploads(self) -> list[UploadRecord]:
+        """Its uploads, where clients are not in step; else none."""
+        return lines_of(partial(find_records_of, UploadRecord), self.folder / "uploads.csv", self.damaged)
+
+    @cached_property
+    def last_evaluation(self) -> list[ClientRecord]:
+        """What the last evaluation says of each client; nothing where the algorithm has no client's own model."""
+        records = lines_of(partial(find_records_of, ClientRecord), self.folder / "clients.csv", self.damaged)
+        return [r for r in records if (r.round, r.is_final) == (records[-1].round, records[-1].is_final)]
+
+    @cached_property
+    def confusion(self) -> tuple[np.ndarray, list[str]]:
+        """Test images of the final evaluation by true and predicted class, int64 (C, C), and the classes' names.
+
+        (0, 0) before the run is completed.
+        """
+        return read_confusion(self.folder, self.damaged)
+
+    def group(self, name: str) -> dict[str, Any]:
+        """Return a group of fields of its configuration, empty where it has none."""
+        return self.config.get(name) or {}
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are; 0 where nothing says."""
+        return self.config.get("clients") or len(self.counts)
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether the server waits for all clients of a round."""
+        return self.config["algorithm"] != "fedgkt_async"
+
+    @property
+    def has_real_clock(self) -> bool:
+        """Whether what arrives first decides, not the times of the devices: then there is no virtual time."""
+        return not self.is_in_step and self.config.get("clock") == "real"
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether the run has done all its rounds and its final evaluation."""
+        return self._summary.get("status") == "completed"
+
+    @property
+    def status(self) -> str:
+        """How far the run has come, in words."""
+        status = self._summary.get("status", "not finished")
+        return f"{status}, {len(self.records)} of {self.config.get('rounds', '?')} rounds"
+
+    @property
+    def final_accuracy(self) -> float | None:
+        """The final test accuracy of what the algorithm yields, from 0 to 1; of an unfinished run the latest."""
+        return self._final("test_accuracy")
+
+    @property
+    def final_client_accuracy(self) -> float | None:
+        """The same of the edge models alone, where the algorithm has them."""
+        return self._final("client_test_accuracy")
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far."""
+        return self._summary.get("total_s") or sum(record.get("round_s", 0.0) for record in self.records)
+
+    def total(self, *keys: str) -> float | None:
+        """Return the sum of these figures over all rounds; None where a round lacks one, as in an older version."""
+        if not self.records or any(key not in record for record in self.records for key in keys):
+            return None
+        return sum(record[key] for record in self.records for key in keys)
+
+    def cumulated(self, *keys: str) -> list[float] | None:
+        """Return the sum of these figures from the first round to each round; None where a round lacks one."""
+        if self.total(*keys) is None:
+            return None
+        return [float(x) for x in np.cumsum([sum(record[key] for key in keys) for record in self.records])]
+
+    @property
+    def _summary(self) -> dict[str, Any]:
+        return self.summary or {}
+
+    def _final(self, key: str) -> float | None:
+        evaluated = [record[key] for record in self.records if key in record]
+        value = self._summary.get(f"final_{key}", evaluated[-1] if evaluated else None)
+        return None if value is None or math.isnan(value) else value
+
+
+def partition_label(data: dict[str, Any]) -> str:
+    """Return the partition of a data configuration in words, such as hetero (α = 0.5); empty where it has none."""
+    kind = data.get("partition")
+    field, words = PARTITION_FIELDS.get(str(kind), ("", ""))
+    if field and data.get(field) is not None:
+        return f"{kind} ({words.format(data[field])})"
+    return str(kind) if kind else ""
+
+
+def evaluated_model(algorithm: str) -> str:
+    """Return what a run's `test_accuracy` is the accuracy of."""
+    models = {"fedgkt": "server model", "fedgkt_async": "server model", "standalone": "edge models alone"}
+    return models.get(algorithm, "model")
+
+
+def model_label(model: object) -> str:
+    """Return what the papers call a model; of a list or a mapping of models, all with their number or share."""
+    if isinstance(model, dict):
+        return " + ".join(f"{share} × {model_label(name)}" for name, share in model.items())
+    if isinstance(model, list):
+        counts = {name: model.count(name) for name in dict.fromkeys(model)}
+        each = set(counts.values()) == {1}
+        return " + ".join(model_label(name) if each else f"{n} × {model_label(name)}" for name, n in counts.items())
+    return re.sub(r"^resnet(?=\d)", "ResNet-", str(model))

@@ -1,0 +1,1 @@
+"""Training without federation: losses, optimizer, schedules, precision, evaluation."""

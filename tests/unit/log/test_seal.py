@@ -1,0 +1,73 @@
+"""What a checkpoint knows of a long log: of any length the same, and enough to notice every change."""
+
+import json
+
+import pytest
+
+from gkt_mpi.log.run_log import RunLog
+from gkt_mpi.log.seal import NEWEST
+
+ROUNDS = 3 * NEWEST + 7
+
+
+def record(round):
+    return {"round": round, "round_s": 1.5, "test_accuracy": round / 10_000, "upload_bytes": 7}
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = RunLog(tmp_path / "run", {}, "")
+    log.begin(0, 2)
+    for round in range(ROUNDS):
+        log.append(record(round), {})
+    return log
+
+
+def lines_of(log):
+    return (log.folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_a_checkpoint_has_the_newest_records_and_those_of_twice_as_long_a_run_no_more(log):
+    saved = log.saved(record(ROUNDS))
+    assert [each["round"] for each in saved["newest"]] == list(range(2 * NEWEST, ROUNDS + 1))
+    for round in range(ROUNDS, 7 * NEWEST):
+        log.append(record(round), {})
+    assert len(log.saved()["newest"]) == NEWEST
+
+
+def test_a_whole_log_is_gone_on_with_and_sealed_as_one_that_was_never_closed(log):
+    before, saved = lines_of(log), log.saved()
+    again = RunLog(log.folder, {}, "")
+    again.begin(ROUNDS, 2, saved, say=pytest.fail)
+    assert lines_of(again) == before
+    assert again.saved() == saved
+    assert again.best_accuracy == log.best_accuracy == (ROUNDS - 1) / 10_000
+
+
+def test_a_change_of_a_new_line_is_undone(log):
+    before, saved, said = lines_of(log), log.saved(), []
+    change(log, ROUNDS - 5)
+    again = RunLog(log.folder, {}, "")
+    again.begin(ROUNDS, 2, saved, say=said.append)
+    assert lines_of(again) == before
+    assert len(said) == 1 and "its figures come from the checkpoint" in said[0]
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_a_change_of_an_old_line_is_told(log, remove):
+    saved, said = log.saved(), []
+    change(log, 3, remove)
+    again = RunLog(log.folder, {}, "")
+    again.begin(ROUNDS, 2, saved, say=said.append)
+    assert len(said) == 1 and f"its first {2 * NEWEST} lines are not as they were written" in said[0]
+    assert (log.folder / "metrics.jsonl.damaged").exists()
+    assert len(lines_of(again)) == ROUNDS - remove
+    assert [json.loads(line)["round"] for line in lines_of(again)][-1] == ROUNDS - 1
+
+
+def change(log, line, remove=False):
+    lines = lines_of(log)
+    lines[line] = lines[line].replace('"round_s": 1.5', '"round_s": 1.6')
+    if remove:
+        del lines[line]
+    (log.folder / "metrics.jsonl").write_text("".join(f"{each}\n" for each in lines))

@@ -1,0 +1,263 @@
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from gkt_mpi.log.timeline import idle_shares
+from gkt_mpi.report.__main__ import main
+from gkt_mpi.report.client_figures import clients_figure, confusion_figure, drift_figure
+from gkt_mpi.report.page import render
+from gkt_mpi.report.run_figures import (
+    accuracy_figure,
+    events_of,
+    rounds,
+    shown_round,
+    timeline_figure,
+    uploaded_mb,
+)
+from gkt_mpi.report.run_folder import Run
+from tests.conftest import ROOT, run_in_threads
+from tests.launch import run as run_program
+from tests.made_runs import make_run, make_study
+
+
+class Page(HTMLParser):
+    """Collects the text, counts the pictures, and notes whatever the page would load from elsewhere."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.pictures, self.loads, self.words = 0, [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.pictures += tag == "svg"
+        attributes = dict(attributes)
+        self.loads += [attributes[key] for key in ("src", "data") if key in attributes]
+        if tag in ("link", "script", "iframe", "img"):
+            self.loads.append(tag)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from gkt_mpi.config import parse
+    from tests.conftest import arguments
+
+    path = tmp_path_factory.mktemp("report")
+    config = parse(arguments(path, name="first", data__partition="hetero", rounds=3, evaluate__every=2))
+    run_in_threads(config, 3)
+    return path / "runs" / "first"
+
+
+def test_the_report_shows_the_run_and_loads_nothing(folder, capsys):
+    assert main([str(folder)]) == 0
+    assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
+    page = Page((folder / "report.html").read_text())
+    text = " ".join(" ".join(page.words).split())
+    # Accuracy by round, bytes and time; losses; time by phase; partition; timeline; accuracy by client, classes, drift.
+    assert page.pictures == 10
+    assert page.loads == []
+    for expected in (
+        "hetero, alpha 0.5",
+        "4 clients",
+        "completed, 3 of 3 rounds",
+        "server model",
+        "batch_size: 8",
+        "0.003 constant",
+    ):
+        assert expected in text
+
+
+def test_the_curves_are_those_of_the_metrics(folder):
+    run = Run.load(folder)
+    expected = [record["test_accuracy"] for record in run.records if "test_accuracy" in record]
+    assert len(expected) == 2  # evaluated after rounds 2 and 3
+    server, edge = accuracy_figure(run, "round", rounds).axes[0].lines
+    assert list(server.get_ydata()) == expected
+    assert list(server.get_xdata()) == [2, 3]
+    assert list(edge.get_ydata()) == [r["client_test_accuracy"] for r in run.records if "test_accuracy" in r]
+    by_bytes = accuracy_figure(run, "MB", uploaded_mb).axes[0].lines[0]
+    assert by_bytes.get_xdata()[-1] == pytest.approx(sum(r["upload_bytes"] for r in run.records) / 1e6)
+
+
+def test_clients_and_classes_are_drawn_as_the_run_has_them(folder):
+    """The clients' accuracies from lowest to highest, and of all test images, each once a client, the classes."""
+    run = Run.load(folder)
+    with open(folder / "clients.csv") as file:
+        final = [row for row in csv.DictReader(file) if row["is_final"] == "1"]
+    server, edge = clients_figure(run).axes[0].lines
+    assert list(server.get_ydata()) == sorted(float(row["test_accuracy"]) for row in final)
+    assert list(edge.get_ydata()) == sorted(float(row["client_test_accuracy"]) for row in final)
+    axes = confusion_figure(run).axes[0]
+    numbers = np.array([int(text.get_text()) for text in axes.texts]).reshape(10, 10)
+    assert numbers.sum() == 4 * 20
+    assert np.trace(numbers) / numbers.sum() == pytest.approx(run.final_accuracy)
+    spread, drift = drift_figure(run).axes[0].lines
+    assert list(spread.get_xdata()) == [1, 2, 3]
+    assert list(drift.get_ydata()) == [record["feature_drift"] for record in run.records[1:]]
+
+
+def test_the_accuracy_of_one_model_for_everybody_is_drawn_where_it_is_another(tmp_path):
+    figures = {"global_test_accuracy": 0.25}
+    run = Run.load(make_run(tmp_path / "shared", figures=figures))
+    assert list(accuracy_figure(run, "round", rounds).axes[0].lines[2].get_ydata()) == [0.25, 0.25]
+    same = Run.load(make_run(tmp_path / "same", accuracy=(0.25, 0.25), figures=figures))
+    assert len(accuracy_figure(same, "round", rounds).axes[0].lines) == 2
+
+
+def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder, tmp_path):
+    run = Run.load(folder)
+    axes = timeline_figure(run, shown_round(run)).axes[0]
+    shares = idle_shares(event for event in run.trace if event["args"]["round"] == 2)
+    names = ["server", "worker 1", "worker 2"]
+    assert all(0 < shares[rank] < 1 for rank in range(3))
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        f"{name}, {100 * shares[rank]:.0f} % idle" for rank, name in enumerate(names)
+    ]
+    assert len(axes.collections) == sum(event["args"]["round"] == 2 for event in run.trace)
+    without = tmp_path / "without"
+    shutil.copytree(folder, without)
+    (without / "trace.json").unlink()  # a run of an earlier version
+    assert Page(render(Run.load(without))).pictures == 9
+
+
+def test_where_clients_are_not_in_step_the_timeline_is_what_all_did_in_a_round_of_the_server(tmp_path):
+    from gkt_mpi.config import parse
+    from tests.conftest import arguments
+
+    run_in_threads(parse(arguments(tmp_path, name="async", algorithm="fedgkt_async", rounds=3)), 3)
+    run = Run.load(tmp_path / "runs" / "async")
+    assert shown_round(run) == 1
+    events, (began, ended) = events_of(run, 1)
+    ends = {n: max(e["ts"] + e["dur"] for e in run.trace if (e["args"]["round"], e["tid"]) == (n, 0)) for n in (0, 1)}
+    assert (began, ended) == (ends[0], ends[1])
+    assert all(e["ts"] < ended and e["ts"] + e["dur"] > began for e in events)
+    assert sum(e["tid"] == 0 for e in events) >= sum((e["args"]["round"], e["tid"]) == (1, 0) for e in run.trace)
+    assert timeline_figure(run, 1).axes[0].get_xlim() == pytest.approx((0, (ended - began) / 1e6))
+    assert Page(render(run)).pictures == 12
+
+
+def test_a_run_of_each_algorithm_has_a_page(tmp_path):
+    pictures = {"fedgkt": 6, "fedgkt_async": 6, "fedavg": 6, "split_learning": 6, "standalone": 5, "centralized": 4}
+    for folder in make_study(tmp_path, seeds=1, rounds=4, columns=(("digits", "homo", 0.5),)):
+        page = Page(render(Run.load(folder)))
+        text = " ".join(" ".join(page.words).split())
+        algorithm = Run.load(folder).config["algorithm"]
+        # Without uploads no curve by bytes, without a partition no map; none of these has a timeline.
+        assert page.pictures == pictures[algorithm]
+        assert ("server model" in text.split("Test accuracy")[0]) == algorithm.startswith("fedgkt")
+        assert ("with 40 training images" in text) == (algorithm != "centralized")
+
+
+def test_a_page_needs_no_figures_but_rounds_and_time(tmp_path):
+    keep = ("round", "round_s")
+    lacking = [key for key in Run.load(make_run(tmp_path / "full")).records[0] if key not in keep]
+    bare = make_run(tmp_path / "bare", lacking=tuple(lacking), status=None, client__model=["resnet4", "resnet8"])
+    page = Page(render(Run.load(bare)))
+    assert "not evaluated" in " ".join(page.words)
+    assert "ResNet-4 + ResNet-8 at the edge" in " ".join(page.words)
+    assert page.pictures == 4  # accuracy by round and time, both empty; time by phase; partition
+
+
+def test_an_unfinished_run_has_a_report_and_no_run_is_one_line(folder, tmp_path, capsys):
+    cut = tmp_path / "cut"
+    shutil.copytree(folder, cut)
+    (cut / "summary.json").unlink()
+    assert "not finished" in render(Run.load(cut))
+    (cut / "metrics.jsonl").write_text("")
+    assert main([str(cut)]) == 2
+    assert main([str(tmp_path / "nothing")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "no finished round" in errors[0]
+    assert "nothing" in errors[1]
+
+
+def test_names_cannot_break_the_page(folder, tmp_path):
+    strange = tmp_path / "strange"
+    shutil.copytree(folder, strange)
+    text = (strange / "config.yaml").read_text().replace("name: first", "name: <script>x</script> & co")
+    (strange / "config.yaml").write_text(text)
+    page = Page(render(Run.load(strange)))
+    assert page.loads == []
+    assert "<script>x</script> & co" in " ".join(page.words)
+
+
+MATH = r"$\frac$"  # to matplotlib the beginning of a formula that never ends
+
+
+def test_names_that_look_like_formulas_stand_in_the_figures_as_they_are(tmp_path):
+    folder = make_run(tmp_path / MATH)
+    with np.load(folder / "partition.npz") as stored:
+        classes = [MATH, "a$b", *(str(digit) for digit in range(8))]
+        np.savez_compressed(folder / "partition.npz", **{**stored, "classes": classes})
+    rows = [["true class", *classes], *([name, *"1" * 10] for name in classes)]
+    with open(folder / "confusion.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    run = Run.load(folder)
+    words = Page(render(run)).words
+    assert words.count(MATH) == 1 + 1 + 2  # heading, map of clients, columns and rows of the map of classes
+    assert words.count("a$b") == 3
+
+
+def test_a_timeline_of_impossible_times_is_drawn_without_them(tmp_path):
+    folder = make_run(tmp_path / "late")
+    event = {"name": "load", "ph": "X", "pid": 0, "tid": 0, "ts": 1e15, "dur": 5e5, "args": {"round": 0}}
+    late = [event | {"ts": 1e305, "tid": 1}, event | {"dur": 1e308}, event | {"ts": float("nan")}]
+    lines = "".join(json.dumps(each) + ",\n" for each in (event, *late))
+    (folder / "trace.json").write_text("[\n" + lines, encoding="utf-8")
+    run = Run.load(folder)
+    assert run.trace == [event]
+    assert Page(render(run)).pictures == 7
+
+
+@pytest.mark.parametrize("error", [ValueError("first\nsecond"), MemoryError(), ImportError("no jinja2")])
+def test_whatever_goes_wrong_in_the_report_of_a_complete_run_is_one_line(error, tiny, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("gkt_mpi.report.page.write_report", fail)
+    run_in_threads(tiny(algorithm="standalone", rounds=1, log__report="auto"), 2)  # which looks at the statuses: 0
+    out = capsys.readouterr().out
+    said = [line for line in out.splitlines() if "no report" in line]
+    reason = {ValueError: "ValueError: first second", MemoryError: "MemoryError", ImportError: "no jinja2"}[type(error)]
+    assert len(said) == 1 and reason in said[0]
+    assert "completed after 1 rounds" in out
+
+
+@pytest.mark.parametrize("module", ["numpy", "matplotlib.figure"])
+def test_ctrl_c_is_one_line_and_status_130_also_while_libraries_are_imported(module, tmp_path):
+    folder = make_run(tmp_path / "x")
+    program = f"""
+import os, runpy, signal, sys
+
+class Press:
+    def find_spec(self, name, *others):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Press())
+sys.argv = ["report", {str(folder)!r}]
+runpy.run_module("gkt_mpi.report", run_name="__main__")
+"""
+    done = run_program([sys.executable, "-c", program], timeout_s=60)
+    assert (done.status, done.out) == (130, "")
+    assert done.err == "gkt_mpi: interrupted before the report was written\n"
+    assert not (folder / "report.html").exists()
+
+
+def test_where_no_home_can_be_written_the_report_program_says_nothing_of_it(folder):
+    """As a user without a home, or in a container that is read-only."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MPLCONFIGDIR", "XDG_CONFIG_HOME")}
+    program = [sys.executable, "-m", "gkt_mpi.report", str(folder)]
+    environment |= {"HOME": "/proc/nowhere", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
