@@ -25,12 +25,15 @@ from gkt_mpi.cost.virtual_clock import RoundPricer
 from gkt_mpi.data.datasets import ImageFile, file_path, prepare
 from gkt_mpi.data.partition import count_by_class, partition
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, LostRankError, expand, is_out_of_memory
+from gkt_mpi.federation.books import RoundBooks
 from gkt_mpi.federation.checkpoint import CheckpointStore
 from gkt_mpi.federation.client import edge_names
 from gkt_mpi.federation.faults import Interrupt, ignore_signals
+from gkt_mpi.federation.hosting import Hosting
 from gkt_mpi.federation.learner import Learner
 from gkt_mpi.federation.roster import Roster
-from gkt_mpi.federation.server import Server
+from gkt_mpi.federation.round_end import RoundEnd
+from gkt_mpi.federation.server import Plan, Server
 from gkt_mpi.federation.watch import Watch
 from gkt_mpi.federation.worker import Worker, receive_setup
 from gkt_mpi.learners.site import Site
@@ -176,7 +179,9 @@ def serve(
         _say_what_runs(config, file, counts, transport.size, placement, console)
 
         edges = edges_of(config, file, placement.device)
-        watch = Watch(Progress(config.rounds, console, ALGORITHMS[config.algorithm].last_phase), interrupt, transport)
+        watch = Watch(
+            Progress(config.rounds, console, ALGORITHMS[config.algorithm].last_phase), interrupt, transport, placement
+        )
         site = site_of(config, file, shards, edges, rounds_done, state, placement, watch, prices)
         with placement.all_cores():
             learner = at_the_end.enter_context(contextlib.closing(ALGORITHMS[config.algorithm].learner(site)))
@@ -206,22 +211,12 @@ def _server_of(
 ) -> Server:
     """Return the server of a run; where nobody is asked for anything, one without clients."""
     has_clients = bool(ALGORITHMS[config.algorithm].requests)
-    return Server(
-        watch=site.watch,
-        roster=Roster(site.shards if has_clients else [], site.watch.transport.size),
-        learner=learner,
-        edges=site.edges if has_clients else [],
-        models=edge_names(config.client.model, len(site.shards)),
-        price=price,
-        evaluate_config=config.evaluate,
-        num_rounds=config.rounds,
-        participation=config.participation,
-        seed=config.seed,
-        faults=config.faults,
-        placement=site.placement,
-        checkpoints=checkpoints,
-        log=log,
-    )
+    watch, models = site.watch, edge_names(config.client.model, len(site.shards))
+    roster = Roster(site.shards if has_clients else [], watch.transport.size)
+    hosting = Hosting(watch.transport, roster, site.edges if has_clients else [], models)
+    round_end = RoundEnd(learner, hosting, watch, checkpoints, log, config.evaluate, config.rounds)
+    plan = Plan(config.rounds, config.participation, config.seed, config.faults)
+    return Server(plan, learner, hosting, RoundBooks(watch.transport, price), round_end, watch)
 
 
 def _report(folder: Path, say: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ from gkt_mpi.learners.global_model import CentralModel
 def run_server(server: Server, central: CentralModel) -> None:
     """Train; a round is `server.epochs` passes over all images."""
     for round in server.rounds():
+        server.end_last_round()
         with server.server_phase(central.begin_round(round)):
             for epoch in range(central.config.epochs):
                 for image, label_B in central.batches(round, epoch):

@@ -24,6 +24,7 @@ def run_server(server: Server, average: AveragedModel) -> None:
         with server.clients_phase():
             for client in server.participants(round):
                 server.request(client, ModelState(client, round, average.weights))
+            server.end_last_round()
             server.collect(round, average.inbox)
         with server.server_phase(samples=0):
             average.update()

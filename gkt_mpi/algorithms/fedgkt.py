@@ -32,6 +32,7 @@ def run_server(server: Server, teacher: Teacher) -> None:
         with server.clients_phase():
             for client in clients:  # the workers train their clients at the same time
                 server.request(client, teacher.request(client, round))  # the server's logits, keyed by sample id
+            server.end_last_round()  # evaluate, save and log it while the clients of this one are at work
             if teacher.sharing_first is not None:  # client.extract shared: weights first, then features by their mean
                 server.collect(round, teacher.sharing_first.inbox)
                 for mean in teacher.sharing_first.answers(round):
@@ -52,7 +53,7 @@ def run_server(server: Server, teacher: Teacher) -> None:
             # DIFFERS: the released code returns the training-mode logits of the last epoch, each batch's from
             # another state of the model. These come from one pass of the trained model in evaluation mode.
             teacher.predict()
-        server.note(teacher.end_round(round) | teacher.drift.measure(server.states))
+        server.note(teacher.end_round(round) | teacher.drift.measure(server.hosting.states))
 
 
 def run_client(worker: Worker, client: Client, request: TrainRequest | ModelState | LocalRequest) -> None:

@@ -33,7 +33,7 @@ def run_server(server: Server, teacher: AsyncTeacher) -> None:
             arrivals.answer(teacher.fresh)  # with the server's logits; they train on, and so does the server
             with server.training(others_are_at_work=True):
                 train(teacher, teacher.overtime_batches())
-        server.note(teacher.end_round(round) | teacher.drift.measure(server.states))
+        server.note(teacher.end_round(round) | teacher.drift.measure(server.hosting.states))
 
 
 def train(teacher: AsyncTeacher, batches: Iterator[BankBatch]) -> None:

@@ -26,9 +26,10 @@ def run_server(server: Server, split: SplitModel) -> None:
         split.begin_round(round)
         with server.clients_phase():
             for clients in split.turns(server.participants(round)):
-                turn = Turn(split, clients, train_batch, server.send)
+                turn = Turn(split, clients, train_batch, server.hosting.send)
                 for client in clients:
                     server.request(client, ModelState(client, round, split.stem_weights))
+                server.end_last_round()
                 server.collect(round, turn)  # trains on each batch as it comes
                 turn.end()
         server.note(split.end_round())

@@ -22,6 +22,7 @@ def run_server(server: Server, edges: EdgesAlone) -> None:
         with server.clients_phase():
             for client in server.participants(round):
                 server.request(client, LocalRequest(client, round))
+            server.end_last_round()
             server.collect(round, edges)
 
 

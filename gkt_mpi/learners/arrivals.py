@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from gkt_mpi.cost.work import Prices
+from gkt_mpi.federation.books import BYTES
 from gkt_mpi.federation.collect import Inbox
-from gkt_mpi.federation.server import BYTES, Server
+from gkt_mpi.federation.server import Server
 from gkt_mpi.learners.event_clock import EventClock
 from gkt_mpi.log.csv_log import UploadRecord
 from gkt_mpi.wire.messages import LocalRequest, Message, Request, TrainRequest
@@ -39,7 +40,7 @@ class Arrivals:
     ) -> None:
         self._server, self._clock, self._prices = server, clock, prices
         self._buffer, self._request, self._land = buffer, request, land
-        self._timeline = server.transport.timeline
+        self._timeline = server.watch.transport.timeline
         self.num_clients = num_clients
         self._num_taken = 0  # uploads of all clients that the server has learnt from
         self._number = [0] * self.num_clients  # of the upload that a client has been asked for
@@ -73,17 +74,17 @@ class Arrivals:
 
     def _open(self) -> None:
         self._is_open = True
-        self._server.costs, self._server.watch.meanwhile = self._costs, self._listen
+        self._server.watch.listen(self._listen)
         self._bytes_of = [[0] * len(BYTES) for _ in range(self.num_clients)]
         if self._saved is not None:
             self._recall(self._saved)
-        self._bytes_before = self._server.bytes()
+        self._bytes_before = self._server.books.bytes()
         for client in range(self.num_clients):
             self._ask(client, is_resumed=self._saved is not None)
 
     def _recall(self, saved: dict[str, Any]) -> None:
         """Have clients send again what was in use of them before an interruption; their states have not changed."""
-        with self._server.uncounted():
+        with self._server.books.uncounted():
             for client, number in enumerate(saved["in_use"]):
                 if number is not None:
                     self._send(client, LocalRequest(client, number))
@@ -99,19 +100,19 @@ class Arrivals:
         """Ask a client for its next upload; after an interruption the clock goes on as it was."""
         taken = self._asked_at[client] if is_resumed else self._num_taken
         request = replace(self._request(client, self._number[client], is_resumed), at=taken / self.num_clients)
-        cost = self._prices.client(client, self._server.participant(client, request))
+        cost = self._prices.client(client, self._server.hosting.participant(client, request))
         self._edge_flops[client] = cost.edge_flops
         if not is_resumed:
             self._clock.ask(client, cost)
             self._asked_at[client] = self._num_taken
-        is_last = self._num_taken >= self._server.num_rounds * self.num_clients
+        is_last = self._num_taken >= self._server.plan.num_rounds * self.num_clients
         if self._clock.is_coming(client) and not is_last:
             self._send(client, request)
             self._count(client)
 
     def _send(self, client: int, request: Request) -> None:
         self._out.add(client)
-        self._expected[client] = len(self._server.roster.shards[client])
+        self._expected[client] = self._server.hosting.num_samples(client)
         self._rounds[client] = request.round
         self._server.request(client, request)
 
@@ -137,7 +138,7 @@ class Arrivals:
             self._clock.note_complete(client)
 
     def _count(self, client: int | None) -> None:
-        now = self._server.bytes()
+        now = self._server.books.bytes()
         into = self._round_bytes if client is None else self._bytes_of[client]
         for k, (before, after) in enumerate(zip(self._bytes_before, now, strict=True)):
             into[k] += after - before
@@ -198,7 +199,7 @@ class Arrivals:
         """Note the round's uploads and its figures."""
         ages = [record.staleness for record in self._records]
         received_s, trained_s = (b - a for a, b in zip(self._seconds_before, self._seconds(), strict=True))
-        figures = self._server.sum_reports() | {
+        figures = self._server.books.sum_reports() | {
             "uploads": len(ages),
             "staleness_mean": sum(ages) / len(ages),
             "staleness_max": max(ages),
@@ -206,12 +207,9 @@ class Arrivals:
             "wire_s": received_s,
             "server_s": trained_s - self._listened_s,
         }
-        self._server.note(figures, self._records)
-
-    def _costs(self) -> dict[str, float]:
-        """Return what the round has cost."""
+        costs = {"edge_flops": self._round_flops, **self._clock.end_round()}
         moved = dict(zip(BYTES, self._round_bytes, strict=True))
-        return {"edge_flops": self._round_flops, **self._clock.end_round(), **moved}
+        self._server.note(figures | costs | moved, self._records)
 
     def _seconds(self) -> tuple[float, float]:
         """Return the seconds of receiving and of training so far."""

@@ -98,7 +98,7 @@ class Teacher:
         """Have clients send again what the bank held of them before an interruption; their states have not changed."""
         lost = {client: self._uploaded_in[client] for client in clients if self.bank.num_missing(client)}
         for round in sorted(set(lost.values())):
-            with server.uncounted():
+            with server.books.uncounted():
                 for client in sorted(client for client in lost if lost[client] == round):
                     server.request(client, LocalRequest(client, round))
                 server.collect(round, self.inbox)

@@ -25,9 +25,9 @@ from mpi4py import MPI
 
 from gkt_mpi.data import shard
 from gkt_mpi.errors import LostRankError
-from gkt_mpi.federation import checkpoint, client, learner, server, worker
+from gkt_mpi.federation import checkpoint, client, round_end, server, worker
 from gkt_mpi.federation.faults import Interrupt
-from gkt_mpi.learners import bank, teacher
+from gkt_mpi.learners import bank, site, teacher
 from gkt_mpi.log import run_log
 from gkt_mpi.main import main
 from gkt_mpi.wire import mpi
@@ -39,12 +39,12 @@ PLACES = {
     "server before training": (server.Server, "__init__"),
     "server while receiving": (server.Server, "collect"),
     "server while taking a block in": (bank.Bank, "claim"),
-    "server while training": (learner.Training, "step"),
+    "server while training": (site.Training, "step"),
     "server while predicting": (bank.Bank, "all_batches"),
     "server while evaluating": (teacher, "evaluate"),
     "server while saving": (checkpoint.os, "fsync"),
     "server while logging": (run_log.RunLog, "append"),
-    "server at the end": (server.Server, "finish"),
+    "server at the end": (round_end.RoundEnd, "finish"),
     "rank before it connects": (mpi.MpiTransport, "__init__"),
     "rank after it has connected": (mpi.MpiTransport, "first_with"),
     "worker while reporting": (worker, "ClientReport"),

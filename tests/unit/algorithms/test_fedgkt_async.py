@@ -17,7 +17,6 @@ from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.watch import Watch
 from gkt_mpi.federation.worker import Worker
-from gkt_mpi.learners.arrivals import Arrivals
 from gkt_mpi.learners.async_teacher import AsyncTeacher
 from gkt_mpi.learners.bank import Bank
 from gkt_mpi.log.csv_log import UploadRecord, read_records_of
@@ -447,7 +446,7 @@ def test_at_the_end_nobody_is_waited_for_nor_listened_to(skewed, monkeypatch):
 
     def evaluate(teacher, states, mode, original=AsyncTeacher.evaluate):
         (watch,) = watches
-        listens.append(isinstance(getattr(watch.meanwhile, "__self__", None), Arrivals))
+        listens.append(watch.is_listening)
         return original(teacher, states, mode)
 
     monkeypatch.setattr(program, "Watch", remembered)

@@ -1,0 +1,148 @@
+"""The books of a round: what its line in metrics.jsonl will say, while it goes on."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gkt_mpi.cost.virtual_clock import Participant, RoundPricer
+from gkt_mpi.errors import WireError
+from gkt_mpi.log.csv_log import UploadRecord
+from gkt_mpi.wire.messages import ClientReport
+from gkt_mpi.wire.transport import Transport
+
+BYTES = ("upload_bytes", "download_bytes", "simulation_bytes")
+_COUNTS = ("participants", "refused_messages", "lost_workers", "dropped_clients")
+
+
+@dataclass(frozen=True)
+class FinishedRound:
+    """A round whose training is done: its record so far, the spans of each rank, its uploads where they are listed."""
+
+    record: dict[str, Any]
+    spans: dict[int, list[Tensor]]
+    uploads: list[UploadRecord]
+    virtual_s: float  # of the run so far
+
+
+class RoundBooks:
+    """Counts what happens in the round that is going on; what happens between two rounds counts for the next."""
+
+    def __init__(self, transport: Transport, price: RoundPricer) -> None:
+        self.virtual_s = 0.0  # of all rounds so far, where the server waits for all clients
+        self._ledger, self._timeline, self._price = transport.ledger, transport.timeline, price
+        self._record: dict[str, Any] = dict.fromkeys(_COUNTS, 0)
+        self._taking_part: dict[int, Participant] = {}
+        self._reports: list[ClientReport] = []  # in the order in which they count
+        self._spans: dict[int, list[Tensor]] = {}
+        self._uploads: list[UploadRecord] = []
+        self._bytes_before = self.bytes()
+        self._clients_began = 0.0
+
+    def begin(self, round: int) -> None:
+        """Begin a round."""
+        self._bytes_before = self.bytes()
+        self._record = {"round": round} | self._record
+        self._taking_part = {}
+
+    def bytes(self) -> list[int]:
+        """Return what has been moved since the start of this process, in the order of `BYTES`."""
+        return [self._ledger.received["algorithm"], self._ledger.sent["algorithm"], self._ledger.simulation_bytes]
+
+    def note(self, figures: dict[str, float], uploads: Sequence[UploadRecord] = ()) -> None:
+        """Add figures to the round's line in metrics.jsonl, and lines to uploads.csv."""
+        self._record |= figures
+        self._uploads += uploads
+
+    def count(self, name: str) -> int:
+        """Count one more of what goes wrong; return how many that makes in this round."""
+        self._record[name] += 1
+        return int(self._record[name])
+
+    def take_part(self, client: int, participant: Participant) -> None:
+        """Note that a client takes part; its first request of the round says what it costs."""
+        self._taking_part.setdefault(client, participant)
+
+    def take_in(self, report: ClientReport, rank: int) -> None:
+        """Count a client's report, which has come from this rank."""
+        self._spans.setdefault(rank, []).append(report.spans)
+        self._reports.append(report)
+
+    def take_out(self, client: int, round: int) -> None:
+        """Count no report of a client for a round: what it sent later could not be used."""
+        self._reports = [report for report in self._reports if (report.client, report.round) != (client, round)]
+
+    def sum_reports(self) -> dict[str, float]:
+        """Return the figures of the reports so far, and begin anew; none when nothing could be used."""
+        reports, self._reports = self._reports, []
+        return sums(reports) if reports else {}
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave what happens inside out of the round's figures: uploads that an interruption made necessary again."""
+        before, taking_part, reports = self.bytes(), dict(self._taking_part), list(self._reports)
+        yield
+        self._taking_part, self._reports = taking_part, reports
+        moved = (b - a for a, b in zip(before, self.bytes(), strict=True))
+        self._bytes_before = [a + b for a, b in zip(self._bytes_before, moved, strict=True)]
+
+    @contextmanager
+    def clients_phase(self) -> Iterator[None]:
+        """Time the clients' part of the round: `wire_s` is the server's receiving of payloads, `client_s` the rest.
+
+        Raises `WireError` when nothing can be used of what the clients have sent.
+        """
+        received_s, trained_s = (self._timeline.seconds(phase) for phase in ("receive", "server train"))
+        self.begin_clients_time()
+        yield
+        if not self._reports:
+            raise WireError(f"no client has uploaded anything that can be used in round {self._record['round']}")
+        self._record |= self.sum_reports()
+        trained_s = self._timeline.seconds("server train") - trained_s  # in split learning
+        if trained_s:
+            self._record["server_s"] = trained_s
+        self._record["wire_s"] = self._timeline.seconds("receive") - received_s
+        elapsed_s = time.perf_counter() - self._clients_began
+        self._record["client_s"] = elapsed_s - self._record["wire_s"] - trained_s
+
+    def begin_clients_time(self) -> None:
+        """Let the clients' part begin only now."""
+        self._clients_began = time.perf_counter()
+
+    def end(self, server_samples: int | None) -> FinishedRound:
+        """End the round, in which an epoch of the server had so many samples (None: those of the participants).
+
+        Unless costs have been noted, as where clients are asynchronous, they are those of a synchronous round.
+        """
+        record = self._record
+        if BYTES[0] not in record:
+            cost = asdict(self._price(self._taking_part, server_samples, self.virtual_s))
+            self.virtual_s += cost["virtual_s"]
+            moved = (b - a for a, b in zip(self._bytes_before, self.bytes(), strict=True))
+            record |= cost | dict(zip(BYTES, moved, strict=True))
+        finished = FinishedRound(record, self._spans, self._uploads, self.virtual_s)
+        self._record, self._spans, self._uploads = dict.fromkeys(_COUNTS, 0), {}, []
+        return finished
+
+
+def sums(reports: Sequence[ClientReport]) -> dict[str, float]:
+    """Return the figures of these reports as metrics.jsonl has them.
+
+    Of one round a client may have reported twice: that it has trained, and that it has uploaded.
+    """
+    metrics = [report.metrics for report in reports]
+    samples = sum(m.samples for m in metrics)
+    figures: dict[str, float] = {"participants": len({report.client for report in reports})}
+    if samples:  # none with client.epochs 0, or where the server has the losses
+        figures["client_train_loss"] = sum(m.loss_sum for m in metrics) / samples
+        figures["client_train_accuracy"] = sum(m.correct for m in metrics) / samples
+    figures["worker_peak_mib"] = max(m.peak_mib for m in metrics)
+    seconds: dict[tuple[int, int], float] = {}
+    for report in reports:
+        key = report.client, report.round
+        seconds[key] = seconds.get(key, 0.0) + report.metrics.train_s + report.metrics.upload_s
+    figures["slowest_client_s"] = max(seconds.values())
+    return figures
