@@ -14,7 +14,6 @@ from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.global_model import AveragedModel
-from gkt_mpi.training.losses import count_correct
 from gkt_mpi.wire.messages import ModelState
 
 
@@ -36,10 +35,10 @@ def run_client(worker: Worker, client: Client, request: ModelState) -> None:
     with worker.timed("client train"):
         client.model.train()
         for epoch in range(client.config.epochs):
-            for row_B, image, label_B in client.batches(request.round, epoch):
+            for _, image, label_B in client.batches(request.round, epoch):
                 logit_BC = client.model(image)
                 loss = F.cross_entropy(logit_BC, label_B) + client.proximal_term()
                 # DIFFERS from FedML's FedAvg: the client keeps its optimizer's moments from round to round.
                 client.step(loss)
-                client.count(loss, count_correct(logit_BC, label_B), len(row_B))
+                client.count(loss, logit_BC, label_B)
     worker.send_weights(client, request.round, client.weights)

@@ -20,7 +20,7 @@ from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.teacher import Teacher
-from gkt_mpi.training.losses import client_loss, count_correct, fpkd_weight, server_loss
+from gkt_mpi.training.losses import client_loss, fpkd_weight, server_loss
 from gkt_mpi.wire.messages import LocalRequest, ModelState, TrainRequest
 
 
@@ -92,4 +92,4 @@ def train(worker: Worker, client: Client, request: TrainRequest) -> None:
                 teacher_BC = None if server_logit_NC is None else server_logit_NC[row_B]
                 loss = client_loss(logit_BC, label_B, teacher_BC, worker.distill, weight_C)
                 client.step(loss)
-                client.count(loss, count_correct(logit_BC, label_B), len(row_B))
+                client.count(loss, logit_BC, label_B)

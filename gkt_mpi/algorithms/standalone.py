@@ -12,7 +12,6 @@ from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.edges_alone import EdgesAlone
-from gkt_mpi.training.losses import count_correct
 from gkt_mpi.wire.messages import LocalRequest
 
 
@@ -31,8 +30,8 @@ def run_client(worker: Worker, client: Client, request: LocalRequest) -> None:
     with worker.timed("client train"):
         client.model.train()
         for epoch in range(client.config.epochs):
-            for row_B, image, label_B in client.batches(request.round, epoch):
+            for _, image, label_B in client.batches(request.round, epoch):
                 _, logit_BC = client.model(image)
                 loss = F.cross_entropy(logit_BC, label_B)
                 client.step(loss)
-                client.count(loss, count_correct(logit_BC, label_B), len(row_B))
+                client.count(loss, logit_BC, label_B)

@@ -15,6 +15,7 @@ from gkt_mpi.wire.messages import ClientReport
 from gkt_mpi.wire.transport import Transport
 
 BYTES = ("upload_bytes", "download_bytes", "simulation_bytes")
+_ROUNDING = 1e-5  # of a loss: so far the sum of its parts may be off
 _COUNTS = ("participants", "refused_messages", "lost_workers", "dropped_clients")
 
 
@@ -137,7 +138,10 @@ def sums(reports: Sequence[ClientReport]) -> dict[str, float]:
     samples = sum(m.samples for m in metrics)
     figures: dict[str, float] = {"participants": len({report.client for report in reports})}
     if samples:  # none with client.epochs 0, or where the server has the losses
-        figures["client_train_loss"] = sum(m.loss_sum for m in metrics) / samples
+        figures["client_train_loss"] = loss = sum(m.loss_sum for m in metrics) / samples
+        figures["client_cross_entropy"] = sum(m.cross_entropy_sum for m in metrics) / samples
+        if loss - figures["client_cross_entropy"] > _ROUNDING * loss:
+            figures["client_distillation"] = loss - figures["client_cross_entropy"]
         figures["client_train_accuracy"] = sum(m.correct for m in metrics) / samples
     figures["worker_peak_mib"] = max(m.peak_mib for m in metrics)
     seconds: dict[tuple[int, int], float] = {}

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.errors import WireError, require
@@ -25,7 +26,7 @@ from gkt_mpi.models.resnet import (
     build_whole_model,
 )
 from gkt_mpi.seeding import torch_generator
-from gkt_mpi.training.losses import proximal_term
+from gkt_mpi.training.losses import count_correct, proximal_term
 from gkt_mpi.training.optimizer import OptimizerConfig
 from gkt_mpi.training.schedule import Schedule
 from gkt_mpi.training.trainable import Edge, Extract, Share
@@ -181,6 +182,7 @@ class Client:
         self._schedule = Schedule(config.schedule, config.lr, num_rounds, config.warmup_rounds, edge.plateau)
         self.samples = 0
         self.loss_sum = torch.zeros((), device=self._device)
+        self.cross_entropy_sum = torch.zeros((), device=self._device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self._device)
 
     def align(self, sample_id: Tensor, logit: Tensor) -> Tensor | None:
@@ -253,10 +255,12 @@ class Client:
         """Take one optimizer step down the gradient of `loss`."""
         self._optimizer.step(loss)
 
-    def count(self, loss: Tensor, correct: Tensor, samples: int) -> None:
+    def count(self, loss: Tensor, logit_BC: Tensor, label_B: Tensor) -> None:
         """Add a batch to the client's metrics of this round, without waiting for the device."""
+        samples = len(label_B)
         self.loss_sum += loss.detach() * samples
-        self.correct += correct
+        self.cross_entropy_sum += F.cross_entropy(logit_BC.detach(), label_B, reduction="sum")
+        self.correct += count_correct(logit_BC, label_B)
         self.samples += samples
 
     def upload_views(self, round: int, block_rows: int) -> Iterator[tuple[slice, Tensor]]:

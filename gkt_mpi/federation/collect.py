@@ -262,7 +262,7 @@ def _are_possible(metrics: ClientMetrics, num_samples: int) -> bool:
         all(math.isfinite(value) and value >= 0 for value in astuple(metrics))
         and metrics.samples % num_samples == 0
         and metrics.correct <= metrics.samples
-        and metrics.loss_sum <= metrics.samples * _LARGEST_LOSS
+        and max(metrics.loss_sum, metrics.cross_entropy_sum) <= metrics.samples * _LARGEST_LOSS
         and metrics.train_s + metrics.upload_s <= _LONGEST_S
         and metrics.peak_mib <= _MOST_MIB
     )

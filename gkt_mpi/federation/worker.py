@@ -149,7 +149,10 @@ class Worker:
         client.end_round()
         state = edge.state()
         self.hosted[client.id] = Hosted(sample_id, state)
-        counted = client.samples, float(client.loss_sum), float(client.correct)
+        counted = (
+            *(client.samples, float(client.loss_sum), float(client.cross_entropy_sum)),
+            float(client.correct),
+        )
         metrics = ClientMetrics(*counted, self._seconds["client train"], self._seconds["extract"], peak_mib())
         self.transport.send(SERVER, ClientReport(client.id, request.round, metrics, state, self.timeline.take()))
 

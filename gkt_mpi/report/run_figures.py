@@ -86,7 +86,14 @@ def loss_figure(run: Run) -> "Figure":
     """Draw the training losses of both sides by round, those that the algorithm has."""
     figure = new_figure()
     axes = figure.add_subplot()
-    for key, name, dashes in (("server_train_loss", "server", "-"), ("client_train_loss", "clients, mean", "--")):
+    has_parts = any("client_cross_entropy" in record for record in run.records)
+    clients = [("client_train_loss", "clients, mean", "--")]
+    if has_parts:  # their sum leaps in round 2, when the distillation begins, and looks like divergence
+        clients = [
+            ("client_cross_entropy", "clients, cross-entropy", "--"),
+            ("client_distillation", "clients, distillation", ":"),
+        ]
+    for key, name, dashes in (("server_train_loss", "server", "-"), *clients):
         points = [(record["round"] + 1, record[key]) for record in run.records if key in record]
         if points:
             axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=name)

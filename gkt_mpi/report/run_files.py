@@ -96,7 +96,17 @@ _RECORD: dict[str, Check] = {
     **dict.fromkeys(("virtual_s", "client_s", "wire_s", "server_s", "evaluate_s", "checkpoint_s", "round_s"), _TIME),
     **dict.fromkeys(("virtual_server_idle", "virtual_client_idle"), _AMOUNT),
     **dict.fromkeys(("test_accuracy", "client_test_accuracy", "global_test_accuracy"), _SHARE),
-    **dict.fromkeys(("server_train_loss", "client_train_loss", "feature_spread", "feature_drift"), _NUMBER),
+    **dict.fromkeys(
+        (
+            "server_train_loss",
+            "client_train_loss",
+            "client_cross_entropy",
+            "client_distillation",
+            "feature_spread",
+            "feature_drift",
+        ),
+        _NUMBER,
+    ),
 }
 _SUMMARY: dict[str, Check] = {
     "status": _TEXT,

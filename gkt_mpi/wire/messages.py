@@ -30,7 +30,7 @@ from torch import Tensor
 from gkt_mpi.errors import WireError
 
 MAGIC = 0x474B54  # "GKT"
-VERSION = 5
+VERSION = 6
 DIGEST_BYTES = 32
 _MILLION = 1_000_000
 Column = Literal["algorithm", "simulation"]
@@ -304,6 +304,7 @@ class ClientMetrics:
 
     samples: float  # trained on, over all epochs
     loss_sum: float  # of the client's loss over these samples
+    cross_entropy_sum: float  # of the part of it that is cross-entropy with the labels
     correct: float  # of these samples, while training
     train_s: float
     upload_s: float

@@ -30,7 +30,7 @@ HEADER_TAG, PAYLOAD_TAG = 1, 2
 CODEC = Codec("float32", (4, 4, 4))
 CLASSES, ROWS, ROUND, STATE = 10, 40, 3, torch.arange(33, dtype=torch.uint8)
 ARRIVED = 20  # rows of each client that are in the bank before the attack
-METRICS = ClientMetrics(1, 2, 3, 4, 5)
+METRICS = ClientMetrics(1, 2, 2, 1, 4, 5)
 
 
 def ids_of(client):

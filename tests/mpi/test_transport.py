@@ -104,7 +104,7 @@ def test_blocks_of_all_workers_land_in_their_own_memory(transport):
         for first in range(0, 1000, 100):
             transport.send(0, block(RANK, first, 100))
             transport.flush(pending=1)
-        transport.send(0, ClientReport(RANK, 0, ClientMetrics(1, 2, 3, 4, 5), torch.ones(33, dtype=torch.uint8)))
+        transport.send(0, ClientReport(RANK, 0, ClientMetrics(1, 2, 2, 1, 4, 5), torch.ones(33, dtype=torch.uint8)))
         return
     bank = {rank: torch.zeros(1000, 256, dtype=torch.uint8) for rank in WORKERS}
     accepted = contract(lambda header, *_: bank[header.client][header.first : header.first + header.num_samples])
@@ -135,7 +135,7 @@ def test_large_blocks_cross_both_ways_at_the_same_time_without_a_deadlock(transp
 def test_a_message_that_breaks_the_contract_is_refused_by_rank_and_field_and_the_next_is_received(transport):
     if RANK > 0:
         for round in (1, 0):
-            metrics = ClientMetrics(1, 2, 3, 4, 5)
+            metrics = ClientMetrics(1, 2, 2, 1, 4, 5)
             transport.send(0, ClientReport(RANK, round, metrics, torch.ones(33, dtype=torch.uint8)))
         return
     refused, received = [], []
@@ -154,7 +154,7 @@ def test_a_buffer_larger_than_one_send_goes_in_pieces(largest_send):
     transport = MpiTransport(largest_send=largest_send)
     if RANK > 0:
         transport.send(0, block(RANK, 0, 10))
-        transport.send(0, ClientReport(RANK, 0, ClientMetrics(1, 2, 3, 4, 5), torch.ones(33, dtype=torch.uint8)))
+        transport.send(0, ClientReport(RANK, 0, ClientMetrics(1, 2, 2, 1, 4, 5), torch.ones(33, dtype=torch.uint8)))
         transport.flush()
     for _ in range(2 * len(WORKERS)) if RANK == 0 else ():
         source, message = transport.receive(contract())
@@ -166,7 +166,7 @@ def test_a_buffer_larger_than_one_send_goes_in_pieces(largest_send):
 def test_the_ledger_of_the_receiver_equals_that_of_the_senders(transport):
     if RANK > 0:
         transport.send(0, block(RANK, 0, 10))
-        transport.send(0, ClientReport(RANK, 0, ClientMetrics(1, 2, 3, 4, 5), torch.ones(33, dtype=torch.uint8)))
+        transport.send(0, ClientReport(RANK, 0, ClientMetrics(1, 2, 2, 1, 4, 5), torch.ones(33, dtype=torch.uint8)))
     else:
         for _ in range(2 * len(WORKERS)):
             transport.receive(contract())

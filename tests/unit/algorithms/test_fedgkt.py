@@ -130,8 +130,13 @@ def test_the_run_is_fedgkt_as_a_plain_loop_computes_it(tiny, share, extract, upl
     spread = {"data__partition": "quantity", "data__alpha": 1.0, "client__share": share, "client__extract": extract}
     config = tiny(rounds=4, client__epochs=2, server__epochs=2, client__upload_every=upload_every, **spread)
     expected = plain_fedgkt(config)
-    found = [[r["client_train_loss"], r.get("server_train_loss", 0.0)] for r in run_in_threads(config, 3)]
+    records = run_in_threads(config, 3)
+    found = [[r["client_train_loss"], r.get("server_train_loss", 0.0)] for r in records]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-6, atol=0)
+    for record in records:
+        parts = record["client_cross_entropy"], record.get("client_distillation", 0.0)
+        assert sum(parts) == pytest.approx(record["client_train_loss"], rel=1e-5)
+        assert (parts[1] > 0) == (record["round"] >= min(upload_every, 4))
     # The distillation is in the loss of the round after the first upload, if there is such a round.
     assert upload_every > 3 or abs(expected[upload_every][0] - expected[upload_every - 1][0]) > 0.02
 

@@ -29,7 +29,7 @@ def block(first, feature=FEATURE):
     return FeatureBlock(0, 0, first, *parts, CODEC.shape, CODEC.code_id)
 
 
-def report(metrics=(24, 2, 3, 4, 5)):
+def report(metrics=(24, 2, 1, 3, 4, 5)):
     return ClientReport(0, 0, ClientMetrics(*metrics), STATE)
 
 
@@ -114,12 +114,13 @@ def test_a_client_that_sends_too_few_samples_is_bad(tmp_path):
 @pytest.mark.parametrize(
     "metrics",
     [
-        *((24, value, 3, 4, 5) for value in (float("nan"), float("inf"), -1.0, 1e308)),
-        (0, 2, 0, 4, 5),  # a loss of no samples
-        (25, 2, 3, 4, 5),  # no whole passes over its 12 samples
-        (24, 2, 25, 4, 5),  # more were right than there were
-        (24, 2, 3, 1e300, 5),
-        (24, 2, 3, 4, 5, 1e200),
+        *((24, value, 1, 3, 4, 5) for value in (float("nan"), float("inf"), -1.0, 1e308)),
+        (24, 2, 1e308, 3, 4, 5),
+        (0, 2, 1, 0, 4, 5),  # a loss of no samples
+        (25, 2, 1, 3, 4, 5),  # no whole passes over its 12 samples
+        (24, 2, 1, 25, 4, 5),  # more were right than there were
+        (24, 2, 1, 3, 1e300, 5),
+        (24, 2, 1, 3, 4, 5, 1e200),
     ],
 )
 def test_a_client_that_reports_figures_that_cannot_be_is_bad(tmp_path, metrics):

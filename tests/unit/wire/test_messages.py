@@ -42,7 +42,7 @@ MESSAGES = [
     HostClient(2, torch.arange(9), torch.ones(33, dtype=torch.uint8)),
     TrainRequest(1, 3, torch.arange(9), torch.rand(9, 10)),
     BLOCK,
-    ClientReport(1, 3, ClientMetrics(1, 2.5, 3, 4.25, 5), torch.ones(33, dtype=torch.uint8)),
+    ClientReport(1, 3, ClientMetrics(1, 2.5, 2, 3, 4.25, 5), torch.ones(33, dtype=torch.uint8)),
     ModelState(1, 3, torch.arange(48, dtype=torch.uint8)),
     LocalRequest(1, 3),
     Gradient(1, 3, 4, torch.ones(6, 64, dtype=torch.uint8)),
