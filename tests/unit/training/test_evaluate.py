@@ -50,6 +50,21 @@ def test_every_stem_is_followed_by_the_server_model_on_its_part_or_on_all(settin
     assert sum(advanced) == total
 
 
+def test_clients_with_the_same_model_are_evaluated_once_and_each_counts(setting, monkeypatch):
+    """As where edge models are shared: the figures are those of evaluating every client."""
+    test, edges, server_model = setting
+    states = [edges[k].state() for k in (0, 1, 0, 0)]
+    images, advanced = [], []
+    spare = build_edge(ClientConfig(), 1, 10, 9, CPU, "resnet8")
+    spare.model.register_forward_hook(lambda model, inputs, output: images.append(len(inputs[0])))
+    found = evaluate(server_model, [spare] * 4, states, test, "full", 7, advanced.append)
+    assert sum(images) == 2 * 50 and sum(advanced) == 4 * 50
+    by_hand = [accuracy_by_hand(test, edges[k], server_model, range(50)) for k in (0, 1, 0, 0)]
+    assert [[score.correct, score.correct_alone] for score in found.by_client] == by_hand
+    assert int(found.confusion.sum()) == 4 * 50
+    assert int(found.confusion.trace()) == sum(right for right, _ in by_hand)
+
+
 def test_more_clients_than_test_images_leaves_some_stems_out(setting):
     test, edges, server_model = setting
     states = [edges[k % 3].state() for k in range(60)]
