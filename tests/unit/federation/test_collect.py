@@ -140,6 +140,15 @@ def test_a_client_that_reports_a_timeline_that_cannot_be_is_bad(tmp_path, span):
     assert is_bad(tmp_path, [*WHOLE, nonsense], "reported no valid timeline", [0])
 
 
+@pytest.mark.parametrize("jump_s", [-1e7, 1e7])
+def test_a_clock_that_is_set_meanwhile_makes_no_client_bad(tmp_path, monkeypatch, jump_s):
+    now = time.time()
+    spans = torch.tensor([[0, now, 0.5]], dtype=torch.float64)
+    monkeypatch.setattr(time, "time", lambda: now + jump_s)
+    reports, _, _, bad, _ = collect(tmp_path, [*WHOLE, replace(report(), spans=spans)])
+    assert list(reports) == [0] and not bad
+
+
 def test_a_report_that_is_refused_ends_the_wait_for_its_client(tmp_path):
     assert is_bad(
         tmp_path, [*WHOLE, replace(report(), state=torch.zeros(6, dtype=torch.uint8))], "state_bytes is 6", [1]
