@@ -464,7 +464,7 @@ def test_uploaded_and_downloaded_bytes_are_those_counted_by_hand(tiny):
     assert first["download_bytes"] == 4 * header
     assert second["download_bytes"] == 4 * header + 66 * (8 + 4 * 10)
     spans = 6 * 3 * 8  # receive, load, client train, extract, and of its one block encode and send
-    assert second["simulation_bytes"] == 4 * (header + 6 * 8 + STATE_BYTES + spans)
+    assert second["simulation_bytes"] == 4 * (header + 7 * 8 + STATE_BYTES + spans)
 
 
 def test_accuracies_by_client_and_the_confusion_are_those_of_the_run(tiny):

@@ -9,7 +9,7 @@ import pytest
 from gkt_mpi.cost.devices import packaged_profiles
 from gkt_mpi.cost.flops import whole_cost
 from gkt_mpi.cost.work import ALGORITHM_WORK
-from gkt_mpi.models import cost
+from gkt_mpi.programs import cost
 from gkt_mpi.programs.cost import DATA, edge_savings
 from tests.conftest import ROOT
 

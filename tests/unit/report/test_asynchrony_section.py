@@ -7,7 +7,7 @@ from gkt_mpi.report.asynchrony_section import describe_asynchrony, draw_lanes, d
 from gkt_mpi.report.page import render
 from gkt_mpi.report.run_folder import Run
 from tests.made_runs import made_uploads, make_run
-from tests.unit.observe.test_report import Page
+from tests.unit.report.test_report import Page
 
 IDLE = {"virtual_s": 20.0, "virtual_server_idle": 0.25, "virtual_client_idle": 0.5}
 

@@ -11,7 +11,7 @@ from gkt_mpi.report.comparison_figures import SCALES, draw_curves, draw_final
 from gkt_mpi.report.groups import compare
 from gkt_mpi.report.run_folder import Run
 from tests.made_runs import change_config, make_run, make_study
-from tests.unit.observe.test_report import Page
+from tests.unit.report.test_report import Page
 
 BY_ROUND, BY_BYTES, BY_FLOPS, BY_TIME = SCALES
 

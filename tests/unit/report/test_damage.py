@@ -1,6 +1,6 @@
 """Run folders with damage of every kind: each gets a page without what is damaged, and a line that says so, or a line.
 
-By hand, with more of it: `python -m tests.unit.observe.test_damage 2000`, after it a seed for others, and "draw" for
+By hand, with more of it: `python -m tests.unit.report.test_damage 2000`, after it a seed for others, and "draw" for
 what matplotlib draws, which takes most of the time and else is left out.
 """
 
