@@ -89,7 +89,7 @@ def codec_of(config: RunConfig, file: ImageFile) -> Codec:
 
 def edges_of(config: RunConfig, file: ImageFile, device: torch.device) -> list[Edge[Any]]:
     """Return what each client's state is loaded into."""
-    part, num_classes = ALGORITHMS[config.algorithm].client_part, len(file.classes)
+    part, num_classes = ALGORITHMS[config.algorithm].facts.client_part, len(file.classes)
     assert config.clients is not None
     return build_edges(
         part, config.client, config.server, file.image_shape, num_classes, config.clients, config.seed, device
@@ -118,13 +118,15 @@ def prices_of(config: RunConfig, file: ImageFile) -> tuple[RoundPricer, Prices]:
         split_mode=config.split.mode,
     )
     devices = load_devices(config.devices)
-    waits_for_all = config.algorithm != "fedgkt_async" and ALGORITHMS[config.algorithm].requests
+    algorithm = ALGORITHMS[config.algorithm]
+    waits_for_all = algorithm.facts.is_synchronous and algorithm.facts.has_clients
     if waits_for_all and config.clients is not None and (leaving := devices.leaving(config.clients)):
+        waiting_for_none = [its.name for its in ALGORITHMS.values() if not its.facts.is_synchronous]
         raise ConfigError(
             f"devices.edge lets client {leaving[0]} leave for good, for which {config.algorithm} would wait for ever; "
-            "choose another profile, or --algorithm fedgkt_async"
+            f"choose another profile, or --algorithm {' or '.join(waiting_for_none)}"
         )
-    return partial(round_cost, config.algorithm, setting, devices), async_prices(setting, devices)
+    return partial(round_cost, algorithm.work, setting, devices), async_prices(setting, devices)
 
 
 def digest_of(config: RunConfig) -> torch.Tensor:

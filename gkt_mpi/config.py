@@ -89,24 +89,25 @@ class RunConfig:
         require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         require(self.clients is None or self.clients >= 1, "clients", self.clients, "at least 1, or null")
         require(0 < self.participation <= 1, "participation", self.participation, "above 0 and at most 1")
-        has_edges = ALGORITHMS[self.algorithm].client_part == "edge"
+        algorithm = ALGORITHMS[self.algorithm]
+        has_edges = algorithm.facts.client_part == "edge"
         if not has_edges and not isinstance(self.client.model, str):
             raise ConfigError(
                 f"in {self.algorithm} all clients train one network, {self.server.model}, and cannot have different "
-                f"ones, as client.model {self.client.model} says; leave it out, or choose fedgkt or standalone"
+                f"ones, as client.model {self.client.model} says; leave it out, or choose {_with_edges()}"
             )
         if not has_edges and self.client.epochs == 0:
             raise ConfigError(f"client.epochs is 0, with which {self.algorithm} learns nothing; expected at least 1")
         if self.client.upload_every > 1:
-            instead = "; let clients train longer instead, by client.epochs" if self.algorithm == "fedgkt_async" else ""
+            instead = "" if algorithm.facts.is_synchronous else "; let clients train longer instead, by client.epochs"
             expected = f"1 in {self.algorithm}{instead}"
-            require(self.algorithm == "fedgkt", "client.upload_every", self.client.upload_every, expected)
+            require(algorithm.may_skip_uploads, "client.upload_every", self.client.upload_every, expected)
         if self.client.share != "none":
-            can_share = self.algorithm in ("fedgkt", "fedgkt_async")
-            require(can_share, "client.share", self.client.share, f"none in {self.algorithm}")
-            waits = self.algorithm == "fedgkt" or self.client.extract == "own"
-            require(waits, "client.extract", self.client.extract, "own in fedgkt_async, where nobody waits for all")
-        if self.algorithm == "fedgkt_async":
+            require(algorithm.may_share, "client.share", self.client.share, f"none in {self.algorithm}")
+            waits = algorithm.facts.is_synchronous or self.client.extract == "own"
+            expected = f"own in {self.algorithm}, where nobody waits for all"
+            require(waits, "client.extract", self.client.extract, expected)
+        if not algorithm.facts.is_synchronous:
             require(self.participation == 1, "participation", self.participation, "1: no client is ever left out")
             self._check_buffer()
 
@@ -124,7 +125,7 @@ class RunConfig:
 
         Raises `ConfigError` for a single rank, where clients have work.
         """
-        if num_ranks < 2 and ALGORITHMS[self.algorithm].requests:
+        if num_ranks < 2 and ALGORITHMS[self.algorithm].facts.has_clients:
             ranks = 5 if self.clients is None else self.clients + 1
             raise ConfigError(
                 f"{self.algorithm} needs 1 server and at least 1 worker, but MPI started {num_ranks} rank; "
@@ -135,6 +136,14 @@ class RunConfig:
     def digest(self) -> bytes:
         """Return 32 bytes that differ for different configurations."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).digest()
+
+
+def _with_edges() -> str:
+    """Return the synchronous algorithms whose clients have edge models, in words."""
+    facts = [its.facts for its in ALGORITHMS.values()]
+    return " or ".join(
+        its.name for its in facts if its.client_part == "edge" and its.has_clients and its.is_synchronous
+    )
 
 
 class _Parser(ArgumentParser):

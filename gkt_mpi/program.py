@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from gkt_mpi import __version__, startup
-from gkt_mpi.algorithms import ALGORITHMS
+from gkt_mpi.algorithms import ALGORITHMS, client_side
 from gkt_mpi.build import codec_of, digest_of, edges_of, pipeline_of, prices_of, site_of, what_is_learnt
 from gkt_mpi.config import RunConfig, parse_command
 from gkt_mpi.cost.virtual_clock import RoundPricer
@@ -210,7 +210,7 @@ def _server_of(
     config: RunConfig, site: Site, learner: Learner, price: RoundPricer, checkpoints: CheckpointStore, log: RunLog
 ) -> Server:
     """Return the server of a run; where nobody is asked for anything, one without clients."""
-    has_clients = bool(ALGORITHMS[config.algorithm].requests)
+    has_clients = ALGORITHMS[config.algorithm].facts.has_clients
     watch, models = site.watch, edge_names(config.client.model, len(site.shards))
     roster = Roster(site.shards if has_clients else [], watch.transport.size)
     hosting = Hosting(watch.transport, roster, site.edges if has_clients else [], models)
@@ -278,7 +278,7 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
         num_rounds=config.rounds,
         device=placement.device,
     )
-    worker.run(algorithm.run_client)
+    worker.run(client_side(algorithm))
 
 
 def _prepare_and_say(config: RunConfig) -> int:
@@ -335,14 +335,7 @@ def _networks(config: RunConfig) -> str:
     """Return which network is trained where, in words."""
     edge, large = config.client.model, config.server.model
     names = edge if isinstance(edge, str) else " and ".join(dict.fromkeys(edge))
-    return {
-        "fedgkt": f"{names} at the edge, {large} on the server",
-        "fedgkt_async": f"{names} at the edge, {large} on the server, {config.clock} clock",
-        "fedavg": f"{large} on every client",
-        "split_learning": f"{large}, its stem on every client ({config.split.mode})",
-        "centralized": f"{large} on the server",
-        "standalone": f"{names} on every client",
-    }[config.algorithm]
+    return ALGORITHMS[config.algorithm].networks.format(edge=names, large=large, config=config)
 
 
 def _refuse(error: GktError | Interrupted, rank: int) -> int:

@@ -5,9 +5,12 @@ rank 0      run_server      learners/global_model.py   CentralModel: the network
 
 from torch.nn import functional as F
 
+from gkt_mpi.cost.work import central_training
+from gkt_mpi.facts import CENTRALIZED
 from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.global_model import CentralModel
 
 
@@ -26,3 +29,14 @@ def run_server(server: Server, central: CentralModel) -> None:
 def run_client(worker: Worker, client: Client, request: object) -> None:
     """Never called: nobody is asked for anything."""
     raise AssertionError(request)
+
+
+ALGORITHM = Algorithm(
+    facts=CENTRALIZED,
+    run_server=run_server,
+    run_client=run_client,
+    learner=CentralModel,
+    requests=frozenset(),
+    work=central_training,
+    networks="{large} on the server",
+)

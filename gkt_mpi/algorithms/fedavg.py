@@ -10,11 +10,15 @@ that the server sent.
 
 from torch.nn import functional as F
 
+from gkt_mpi.cost.work import model_averaging
+from gkt_mpi.facts import FEDAVG
 from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.global_model import AveragedModel
-from gkt_mpi.wire.messages import ModelState
+from gkt_mpi.log.progress import CLIENTS_TRAIN
+from gkt_mpi.wire.messages import Kind, ModelState
 
 
 def run_server(server: Server, average: AveragedModel) -> None:
@@ -42,3 +46,15 @@ def run_client(worker: Worker, client: Client, request: ModelState) -> None:
                 client.step(loss)
                 client.count(loss, logit_BC, label_B)
     worker.send_weights(client, request.round, client.weights)
+
+
+ALGORITHM = Algorithm(
+    facts=FEDAVG,
+    run_server=run_server,
+    run_client=run_client,
+    learner=AveragedModel,
+    requests=frozenset({Kind.MODEL}),
+    work=model_averaging,
+    networks="{large} on every client",
+    last_phase=CLIENTS_TRAIN,
+)

@@ -16,12 +16,15 @@ B is the batch, C classes, N a client's samples, KHW a feature (16x32x32 for ima
 
 import torch
 
+from gkt_mpi.cost.work import RoundCase, knowledge_transfer
+from gkt_mpi.facts import FEDGKT
 from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.teacher import Teacher
 from gkt_mpi.training.losses import client_loss, fpkd_weight, server_loss
-from gkt_mpi.wire.messages import LocalRequest, ModelState, TrainRequest
+from gkt_mpi.wire.messages import Kind, LocalRequest, ModelState, TrainRequest
 
 
 def run_server(server: Server, teacher: Teacher) -> None:
@@ -93,3 +96,18 @@ def train(worker: Worker, client: Client, request: TrainRequest) -> None:
                 loss = client_loss(logit_BC, label_B, teacher_BC, worker.distill, weight_C)
                 client.step(loss)
                 client.count(loss, logit_BC, label_B)
+
+
+ALGORITHM = Algorithm(
+    facts=FEDGKT,
+    run_server=run_server,
+    run_client=run_client,
+    learner=Teacher,
+    requests=frozenset({Kind.TRAIN, Kind.MODEL, Kind.LOCAL}),
+    work=knowledge_transfer,
+    networks="{edge} at the edge, {large} on the server",
+    cases=(RoundCase("first round", gets_logits=False), RoundCase("later")),
+    may_share=True,
+    may_skip_uploads=True,
+    bank_places=1,
+)

@@ -14,10 +14,14 @@ in FedAsync, Xie et al. 2019). A round is as many uploads as there are clients, 
 
 from collections.abc import Iterator
 
+from gkt_mpi.cost.work import RoundCase, knowledge_transfer
+from gkt_mpi.facts import FEDGKT, FEDGKT_ASYNC
 from gkt_mpi.federation.server import Server
+from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.async_teacher import AsyncTeacher
 from gkt_mpi.learners.bank import BankBatch
 from gkt_mpi.training.losses import server_loss
+from gkt_mpi.wire.messages import Kind
 
 
 def run_server(server: Server, teacher: AsyncTeacher) -> None:
@@ -43,3 +47,17 @@ def train(teacher: AsyncTeacher, batches: Iterator[BankBatch]) -> None:
         weight_BC, age_weight_B = teacher.weight(batch), teacher.age_weight(batch)  # None where all count alike
         loss = server_loss(logit_BC, batch.label, batch.client_logit, teacher.distill, weight_BC, age_weight_B)
         teacher.step(loss, len(batch.label))
+
+
+ALGORITHM = Algorithm(
+    facts=FEDGKT_ASYNC,
+    run_server=run_server,
+    run_client=FEDGKT.name,
+    learner=AsyncTeacher,
+    requests=frozenset({Kind.TRAIN, Kind.LOCAL}),
+    work=knowledge_transfer,  # an upload of every client; one upload is priced by `async_prices`
+    networks="{edge} at the edge, {large} on the server, {config.clock} clock",
+    cases=(RoundCase("in step"),),
+    may_share=True,
+    bank_places=2,  # the one it trains on, and the one that is being received
+)

@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gkt_mpi.cost.work import RoundCase, split_training
+from gkt_mpi.facts import SPLIT_LEARNING
 from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.split_model import SplitModel, Turn
-from gkt_mpi.wire.messages import ModelState
+from gkt_mpi.log.progress import CLIENTS_TRAIN
+from gkt_mpi.wire.messages import Kind, ModelState
 
 
 def run_server(server: Server, split: SplitModel) -> None:
@@ -57,3 +61,19 @@ def run_client(worker: Worker, client: Client, request: ModelState) -> None:
                 client.step(torch.sum(feature_BKHW * gradient_BKHW))  # whose gradient is the one that came
                 first += len(row_B)
     worker.send_weights(client, request.round, client.weights)
+
+
+ALGORITHM = Algorithm(
+    facts=SPLIT_LEARNING,
+    run_server=run_server,
+    run_client=run_client,
+    learner=SplitModel,
+    requests=frozenset({Kind.MODEL}),
+    work=split_training,
+    networks="{large}, its stem on every client ({config.split.mode})",
+    cases=(
+        RoundCase("sequential", {"split_mode": "sequential"}),
+        RoundCase("parallel", {"split_mode": "parallel"}),
+    ),
+    last_phase=CLIENTS_TRAIN,
+)

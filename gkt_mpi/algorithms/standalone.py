@@ -8,11 +8,15 @@ What FedGKT's edge models are worth without the server. With `clients: 1` it is 
 
 from torch.nn import functional as F
 
+from gkt_mpi.cost.work import local_training
+from gkt_mpi.facts import STANDALONE
 from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
+from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.edges_alone import EdgesAlone
-from gkt_mpi.wire.messages import LocalRequest
+from gkt_mpi.log.progress import CLIENTS_TRAIN
+from gkt_mpi.wire.messages import Kind, LocalRequest
 
 
 def run_server(server: Server, edges: EdgesAlone) -> None:
@@ -35,3 +39,15 @@ def run_client(worker: Worker, client: Client, request: LocalRequest) -> None:
                 loss = F.cross_entropy(logit_BC, label_B)
                 client.step(loss)
                 client.count(loss, logit_BC, label_B)
+
+
+ALGORITHM = Algorithm(
+    facts=STANDALONE,
+    run_server=run_server,
+    run_client=run_client,
+    learner=EdgesAlone,
+    requests=frozenset({Kind.LOCAL}),
+    work=local_training,
+    networks="{edge} on every client",
+    last_phase=CLIENTS_TRAIN,
+)

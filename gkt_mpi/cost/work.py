@@ -1,15 +1,17 @@
-"""What a round of each algorithm costs: bytes and operations, from counts alone. No algorithm, and no MPI.
+"""What a round costs: bytes and operations, from counts alone, without running an algorithm and without MPI.
 
     a client's samples, the networks' counts (cost/flops.py), the messages' layouts (wire/messages.py)  ->  RoundWork
+
+One function for each way of training; an algorithm's specification names its own (gkt_mpi/algorithms/).
 
 The bytes are those that the ledger of a run counts, to the byte. Operations are those of training, and of the passes
 in between that the algorithm needs; evaluation, averaging and augmentation are not counted. For virtual seconds see
 cost/virtual_clock.py.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from gkt_mpi.cost import virtual_clock
 from gkt_mpi.cost.devices import Devices
@@ -68,8 +70,23 @@ class Setting:
         return whole_cost(self.server_model, self.image_shape, self.num_classes, self.server_norm)
 
 
+WorkOf = Callable[[Setting, Participants, int], RoundWork]
+"""Returns the work of a round, given the number of samples that the server trains on."""
+
+
+@dataclass(frozen=True)
+class RoundCase:
+    """A round of an algorithm as the table of costs shows it (programs/cost.py)."""
+
+    label: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the `Setting`, and their values in this round."""
+    gets_logits: bool = True
+    """Whether clients receive the server's logits in it."""
+
+
 def round_cost(
-    algorithm: str,
+    work: WorkOf,
     setting: Setting,
     devices: Devices,
     participants: Participants,
@@ -77,24 +94,24 @@ def round_cost(
     start_s: float = 0.0,
 ) -> RoundCost:
     """Return what metrics.jsonl says of the cost of a round; see `round_work`, and `round_s` for `start_s`."""
-    return virtual_clock.round_cost(round_work(algorithm, setting, participants, server_samples), devices, start_s)
+    return virtual_clock.round_cost(round_work(work, setting, participants, server_samples), devices, start_s)
 
 
 def round_work(
-    algorithm: str, setting: Setting, participants: Participants, server_samples: int | None = None
+    work: WorkOf, setting: Setting, participants: Participants, server_samples: int | None = None
 ) -> RoundWork:
-    """Return what a round of an algorithm costs, by client.
+    """Return what a round costs, by client; `work` is that of the algorithm.
 
-    `server_samples` is how many samples the server trains on (fedgkt: those in the bank, absent clients' too;
-    centralized: all images); None for those of the participants.
+    `server_samples` is how many samples the server trains on: those in the bank, absent clients' too, or all images
+    where there are no clients; None for those of the participants.
     """
     if server_samples is None:
         server_samples = sum(its.num_samples for its in participants.values())
-    return ALGORITHM_WORK[algorithm](setting, participants, server_samples)
+    return work(setting, participants, server_samples)
 
 
-def fedgkt(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
-    """Return the work of FedGKT: logits down, features up.
+def knowledge_transfer(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+    """Return the work of group knowledge transfer: logits down, features up.
 
     Of no samples on the server it is a round between two uploads (`client.upload_every`): clients only train.
     The client trains its edge model, then passes every image through it once more, to upload what comes out. With
@@ -121,17 +138,17 @@ def fedgkt(setting: Setting, participants: Participants, server_samples: int) ->
 
 
 def async_prices(setting: Setting, devices: Devices) -> Prices:
-    """Return what the clock of asynchronous FedGKT counts with: the work of `fedgkt`, by upload and by sample."""
+    """Return the prices of asynchronous training: the work of `knowledge_transfer`, by upload and by sample."""
     server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
 
     def price_of_upload(client: int, participant: Participant) -> ClientCost:
         """Return the work of one upload."""
-        return fedgkt(setting, {client: participant}, participant.num_samples).clients[client]
+        return knowledge_transfer(setting, {client: participant}, participant.num_samples).clients[client]
 
     return Prices(devices, price_of_upload, server.training_flops, server.forward_flops)
 
 
-def fedavg(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+def model_averaging(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
     """Return the work of FedAvg: the whole large network down and up; the client trains it."""
     model_bytes = _model_state_bytes(setting.whole.state_bytes)
     clients = {
@@ -145,7 +162,7 @@ def fedavg(setting: Setting, participants: Participants, server_samples: int) ->
     return RoundWork(clients, server_flops=0)
 
 
-def split_learning(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+def split_training(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
     """Return the work of split learning: the stem down and up, every batch its features up and their gradients down.
 
     Raises `ConfigError` for an integer codec, in which no gradient can travel.
@@ -167,28 +184,18 @@ def split_learning(setting: Setting, participants: Participants, server_samples:
     return RoundWork(clients, sum(cost.served_flops for cost in clients.values()), order)
 
 
-def centralized(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+def central_training(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
     """Return the work of training the whole large network on the server, on all images."""
     return RoundWork({}, server_samples * setting.server_epochs * setting.whole.training_flops)
 
 
-def standalone(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
+def local_training(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
     """Return the work of training every edge model on its own images; nothing travels."""
     clients = {
         client: ClientCost(0, 0, its.num_samples * setting.client_epochs * setting.edge(its.model).training_flops)
         for client, its in participants.items()
     }
     return RoundWork(clients, server_flops=0)
-
-
-ALGORITHM_WORK: dict[str, Callable[[Setting, Participants, int], RoundWork]] = {
-    "fedgkt": fedgkt,
-    "fedgkt_async": fedgkt,  # an upload of every client; where they are not in step, see `async_prices`
-    "fedavg": fedavg,
-    "split_learning": split_learning,
-    "centralized": centralized,
-    "standalone": standalone,
-}
 
 
 def _parts(num_samples: int, rows: int) -> list[int]:

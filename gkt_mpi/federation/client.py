@@ -7,7 +7,7 @@ loaded into the worker's edge. The server uses an `Edge` too, to evaluate each c
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.errors import WireError, require
+from gkt_mpi.facts import ClientPart
 from gkt_mpi.models.resnet import (
     EdgeModel,
     EdgeName,
@@ -32,7 +33,6 @@ from gkt_mpi.training.schedule import Schedule
 from gkt_mpi.training.trainable import Edge, Extract, Share
 
 EdgeChoice = EdgeName | list[EdgeName] | dict[EdgeName, float]
-ClientPart = Literal["edge", "whole", "stem"]
 _SHARES_ADD_UP = 1e-6  # how far from 1 the shares may sum
 
 

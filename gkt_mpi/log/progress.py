@@ -12,6 +12,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from gkt_mpi.facts import facts_of
 from gkt_mpi.log.output import ERRORS
 
 _PLAIN_WIDTH = 100  # columns, where there is no terminal or it does not tell
@@ -186,7 +187,7 @@ def summary_table(summary: dict[str, Any], name: str, algorithm: str) -> Table:
     total_s = round(summary["total_s"])
     final = {"final test accuracy": summary["final_test_accuracy"]}
     edge = summary.get("final_client_test_accuracy")
-    if edge is not None and algorithm != "standalone":  # there are two kinds of models
+    if edge is not None and not facts_of(algorithm).has_edges_alone:  # there are two kinds of models
         final = {f"server model, {name}": value for name, value in final.items()}
         final["edge models alone, final test accuracy"] = edge
     if "final_global_test_accuracy" in summary:

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.cost.devices import Devices, load_profile, packaged_profiles
 from gkt_mpi.cost.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
 from gkt_mpi.cost.virtual_clock import Participant, RoundWork, round_s
-from gkt_mpi.cost.work import ALGORITHM_WORK, INTEGER_CODECS, Setting, round_work
+from gkt_mpi.cost.work import INTEGER_CODECS, Setting, round_work
 from gkt_mpi.errors import GktError
 from gkt_mpi.federation.worker import LARGEST_BATCH
 from gkt_mpi.models.resnet import STEM_CHANNELS, EdgeName, ServerName
@@ -75,18 +76,12 @@ def cases(setting: Setting, data: DataSize, num_clients: int, edge: EdgeName) ->
     """Yield a round of every algorithm, with the training set spread equally over the clients."""
     clients = dict.fromkeys(range(num_clients), Participant(math.ceil(data.train / num_clients), edge))
     untaught = {client: replace(its, gets_logits=False) for client, its in clients.items()}
-    for name in ALGORITHM_WORK:
-        if name == "fedgkt":
-            yield Case("fedgkt, first round", round_work(name, setting, untaught, data.train))
-            yield Case("fedgkt, later", round_work(name, setting, clients, data.train))
-        elif name == "fedgkt_async":
-            yield Case("fedgkt_async, in step", round_work(name, setting, clients, data.train))
-        elif name == "split_learning":
-            for mode in ("sequential", "parallel"):
-                in_mode = replace(_in_floats(setting), split_mode=mode)
-                yield Case(f"{name}, {mode}", round_work(name, in_mode, clients, data.train))
-        else:
-            yield Case(name, round_work(name, setting, clients, data.train))
+    for algorithm in ALGORITHMS.values():
+        able = _in_floats(setting) if algorithm.facts.sends_gradients else setting
+        for case in algorithm.cases:
+            name = f"{algorithm.name}, {case.label}" if case.label else algorithm.name
+            participants = clients if case.gets_logits else untaught
+            yield Case(name, round_work(algorithm.work, replace(able, **case.changes), participants, data.train))
 
 
 def _in_floats(setting: Setting) -> Setting:
@@ -120,7 +115,8 @@ def round_table(rounds: list[Case], title: str, codec: CodecName) -> Table:
             cells = [decimal(client.up_bytes), decimal(client.down_bytes), _short(client.edge_flops / 1e9)]
         table.add_row(case.name, *cells, _short(case.work.server_flops / 1e9))
     if codec in INTEGER_CODECS:
-        table.caption, table.caption_justify = "split_learning in float32: no gradient travels in integers", "left"
+        names = ", ".join(its.name for its in ALGORITHMS.values() if its.facts.sends_gradients)
+        table.caption, table.caption_justify = f"{names} in float32: no gradient travels in integers", "left"
     return table
 
 

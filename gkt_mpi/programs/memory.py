@@ -43,7 +43,7 @@ PUBLISHED = {
 
 def bank_mib(config: RunConfig, images: Images) -> float:
     """Return the memory in MiB that all features of a round take on the server, were `bank.memory_mib` no limit."""
-    places = {"fedgkt": 1, "fedgkt_async": 2}.get(config.algorithm, 0)  # of a client's features
+    places = ALGORITHMS[config.algorithm].bank_places
     return places * _used(config, images) * _codec(config, images).row_bytes / _MIB
 
 
@@ -95,18 +95,18 @@ def _limits(environment: Mapping[str, str], proc: Path, groups: Path) -> Iterato
 def _on_server(config: RunConfig, images: Images) -> tuple[NetworkCost | None, int]:
     """Return what the server trains, and in batches of how many images."""
     model, norm = config.server.model, config.server.norm
-    if config.algorithm in ("fedgkt", "fedgkt_async"):
-        return server_cost(model, images.shape, images.classes), config.server.batch_size
-    if config.algorithm == "split_learning":
-        return server_cost(model, images.shape, images.classes, with_input_gradient=True), config.client.batch_size
-    if config.algorithm == "centralized":
+    facts = ALGORITHMS[config.algorithm].facts
+    if facts.server_part == "none":
+        return None, 0
+    if facts.server_part == "whole":
         return whole_cost(model, images.shape, images.classes, norm), config.server.batch_size
-    return None, 0
+    batch = config.client.batch_size if facts.sends_gradients else config.server.batch_size
+    return server_cost(model, images.shape, images.classes, with_input_gradient=facts.sends_gradients), batch
 
 
 def _on_worker(config: RunConfig, images: Images) -> tuple[NetworkCost | None, int]:
     """Return the largest network that a worker trains, and in batches of how many images."""
-    part, batch = ALGORITHMS[config.algorithm].client_part, config.client.batch_size
+    part, batch = ALGORITHMS[config.algorithm].facts.client_part, config.client.batch_size
     if part == "whole":
         return whole_cost(config.server.model, images.shape, images.classes, config.server.norm), batch
     names = [config.client.model] if isinstance(config.client.model, str) else list(config.client.model)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gkt_mpi.report.figures import COLOURS, new_figure, whole_numbers
-from gkt_mpi.report.run_folder import Run, evaluated_model
+from gkt_mpi.report.run_folder import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +22,8 @@ def clients_figure(run: Run) -> "Figure":
     axes = figure.add_subplot()
     last = run.last_evaluation
     x = range(1, len(last) + 1)
-    lines = [(sorted(record.test_accuracy for record in last), evaluated_model(run.config["algorithm"]), "-", "o")]
-    if run.config["algorithm"] != "standalone":
+    lines = [(sorted(record.test_accuracy for record in last), run.facts.evaluated_model, "-", "o")]
+    if not run.facts.has_edges_alone:
         lines.append((sorted(record.client_test_accuracy for record in last), "edge models alone", "--", "s"))
     for accuracy, name, dashes, marker in lines:
         size = 4 if len(last) <= 64 else 0

@@ -111,7 +111,7 @@ def _render(comparison: Comparison, plots: list[Plot], tables: dict[str, Table])
         "plots": plots[1:],
         "tables": tables,
         "left_out": left_out_lines(comparison),
-        "has_centralized": any(row.algorithm == "centralized" for row in comparison.rows),
+        "has_centralized": any(not row.facts.has_clients for row in comparison.rows),
         "has_narrow_plots": len(comparison.columns) == 1,
     }
     return environment.from_string(template).render(facts)

@@ -91,7 +91,7 @@ def styles(rows: Sequence[Row]) -> dict[Row, Style]:
     colours = COLOURS[:-1]
     return {
         row: Style(
-            COLOURS[-1] if row.algorithm == "centralized" else colours[i % len(colours)],
+            COLOURS[-1] if not row.facts.has_clients else colours[i % len(colours)],
             MARKERS[i % len(MARKERS)],
             _DASHES[i % len(_DASHES)],
         )

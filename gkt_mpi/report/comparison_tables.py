@@ -42,7 +42,7 @@ def accuracy_table(comparison: Comparison) -> Table:
         rows = [
             [Text(row.label), *(_accuracy_cell(comparison, row, column, best) for column in comparison.columns)]
             for row in comparison.rows
-            if row.is_federated == is_federated
+            if row.facts.is_federated == is_federated
         ]
         if rows:
             sections.append(Section(title, rows))

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from gkt_mpi.facts import ALGORITHM_FACTS, AlgorithmFacts, facts_of
 from gkt_mpi.report.run_folder import DATA_NAMES, PARTITION_FIELDS, Run, model_label, partition_label
 
 NOT_SET = "not set"  # what a field is in a run whose version does not know it
@@ -23,11 +24,8 @@ _IGNORED |= {"evaluate.every", "evaluate.batch_size", "data.dir", "data.download
 _IGNORED_GROUPS = ("placement.", "checkpoint.", "faults.")
 _COLUMN_FIELDS = {"data.name", "data.partition", "data.alpha", "data.classes_per_client"}
 _SIZE_FIELDS = ("data.limit", "data.test_limit", "data.synthetic.")  # of a column, too
-_LABEL_FIELDS = {"algorithm", "client.proximal_mu", "split.mode"}
-
-NOT_FEDERATED = ("standalone", "centralized")
-_ALGORITHMS = ("fedgkt", "fedgkt_async", "fedavg", "split_learning")
-_GKT = {"fedgkt": "FedGKT", "fedgkt_async": "FedGKT async"}
+_LABEL_FIELDS = {"algorithm"} | {its.variant.field for its in ALGORITHM_FACTS.values() if its.variant}
+_ALGORITHMS = tuple(ALGORITHM_FACTS)
 _DATA_SETS = ("digits", "cifar10", "cifar100", "cinic10", "synthetic")
 _PARTITIONS = ("", "homo", "hetero", "shards", "quantity")
 
@@ -47,9 +45,9 @@ class Row:
         return ", ".join(filter(None, (self.name, self.models, self.variant)))
 
     @property
-    def is_federated(self) -> bool:
-        """Whether clients learn from each other without giving their images away."""
-        return self.algorithm not in NOT_FEDERATED
+    def facts(self) -> AlgorithmFacts:
+        """What is known of its algorithm."""
+        return facts_of(self.algorithm)
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ def _reason(run: Run, cell: Cell) -> str | None:
 
 def _lend(cells: dict[tuple[Row, Column], Cell], rows: list[Row], columns: list[Column]) -> None:
     """Show centralized training, which no partition concerns, in all columns of its data set."""
-    for row, column in [(r, c) for r in rows if r.algorithm == "centralized" for c in columns]:
+    for row, column in [(r, c) for r in rows if not r.facts.has_clients for c in columns]:
         if cells.get((row, column), Cell()).runs:
             continue
         same_data = [c for c in columns if (c.data, c.sizes) == (column.data, column.sizes)]
@@ -222,19 +220,13 @@ def _method(run: Run) -> Row:
     """Return the algorithm of a run and the models that it trains, as the papers call them."""
     config = run.config
     algorithm = str(config["algorithm"])
-    client, server = config.get("client") or {}, config.get("server") or {}
-    edge, whole = model_label(client.get("model", "?")), model_label(server.get("model", "?"))
-    if algorithm == "fedavg":
-        mu = client.get("proximal_mu") or 0
-        return Row(algorithm, f"FedProx (μ = {value_text(mu)})" if mu else "FedAvg", whole)
-    if algorithm == "split_learning":
-        mode = (config.get("split") or {}).get("mode")
-        return Row(algorithm, f"split learning ({mode})" if mode else "split learning", whole)
-    if algorithm == "centralized":
-        return Row(algorithm, "centralized", whole)
-    if algorithm == "standalone":
-        return Row(algorithm, "edge alone", edge)
-    return Row(algorithm, _GKT.get(algorithm, algorithm), f"{edge} / {whole}")
+    edge, large = (model_label(run.group(side).get("model", "?")) for side in ("client", "server"))
+    facts, title, models = run.facts, run.facts.title, large
+    if facts.variant and (value := flatten(config).get(facts.variant.field)):
+        title = facts.variant.label.format(value_text(value))
+    if facts.has_server_model or facts.has_edges_alone:
+        models = f"{edge} / {large}" if facts.has_server_model else edge
+    return Row(algorithm, title, models)
 
 
 def _decides(name: str, algorithm: str) -> bool:
@@ -245,7 +237,7 @@ def _decides(name: str, algorithm: str) -> bool:
 
 def concerns(name: str, algorithm: str) -> bool:
     """Whether a field means anything to an algorithm, as far as this is told apart: clock and async.* are of one."""
-    return algorithm == "fedgkt_async" or not (name == "clock" or name.startswith("async."))
+    return not facts_of(algorithm).is_synchronous or not (name == "clock" or name.startswith("async."))
 
 
 def _telling_fields(pairs: Iterable[tuple[dict[str, str], dict[str, str]]]) -> list[str]:
@@ -275,7 +267,7 @@ def _natural(text: str) -> list[str | float]:
 
 def _row_order(row: Row) -> tuple[bool, int, list[str | float]]:
     known = _ALGORITHMS.index(row.algorithm) if row.algorithm in _ALGORITHMS else len(_ALGORITHMS)
-    return (row.algorithm == "centralized", known + len(_ALGORITHMS) * (not row.is_federated), _natural(row.label))
+    return (not row.facts.has_clients, known + len(_ALGORITHMS) * (not row.facts.is_federated), _natural(row.label))
 
 
 def _column_order(column: Column) -> tuple[int, str, str, int, float, str]:

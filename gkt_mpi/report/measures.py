@@ -60,7 +60,7 @@ def final_accuracy(cell: Cell) -> Spread | None:
 
 def best_rows(comparison: Comparison, column: Column) -> set[Row]:
     """Return the federated rows with the highest mean of a column: none where only one has a mean."""
-    found = {row: final_accuracy(comparison.cell(row, column)) for row in comparison.rows if row.is_federated}
+    found = {row: final_accuracy(comparison.cell(row, column)) for row in comparison.rows if row.facts.is_federated}
     means = {row: accuracy.mean for row, accuracy in found.items() if accuracy is not None}
     return {row for row, mean in means.items() if len(means) > 1 and mean == max(means.values())}
 

@@ -27,13 +27,11 @@ from gkt_mpi.report.run_figures import (
     uploaded_mb,
 )
 from gkt_mpi.report.run_files import utf8
-from gkt_mpi.report.run_folder import Run, evaluated_model, model_label
+from gkt_mpi.report.run_folder import Run, model_label
 from gkt_mpi.report.tables import amount, duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_HAVE_SERVER_MODEL = ("fedgkt", "fedgkt_async")
 
 
 def render(run: Run) -> str:
@@ -49,7 +47,7 @@ def render(run: Run) -> str:
     has_loss = any(key in record for key in ("server_train_loss", "client_train_loss") for record in run.records)
     return environment.from_string(template).render(
         title=run.name,
-        has_server_model=run.config["algorithm"] in _HAVE_SERVER_MODEL,
+        has_server_model=run.facts.has_server_model,
         version=__version__,
         what=_sentence(run),
         facts=_facts(run),
@@ -86,9 +84,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     """Return the figures at the top of the page."""
     summary = run.summary or {}
     megabytes = {key: (run.total(key) or 0) / 1e6 for key in ("upload_bytes", "download_bytes", "simulation_bytes")}
-    algorithm, edge_accuracy = run.config["algorithm"], run.final_client_accuracy
-    facts = [(f"{evaluated_model(algorithm)}, test accuracy", _accuracy_text(run.final_accuracy))]
-    if algorithm in _HAVE_SERVER_MODEL or (edge_accuracy is not None and algorithm != "standalone"):
+    edge_accuracy = run.final_client_accuracy
+    facts = [(f"{run.facts.evaluated_model}, test accuracy", _accuracy_text(run.final_accuracy))]
+    if run.facts.has_server_model or (edge_accuracy is not None and not run.facts.has_edges_alone):
         facts.append(("edge models alone, test accuracy", _accuracy_text(edge_accuracy)))
     if (shared := summary.get("final_global_test_accuracy")) is not None:
         facts.append(("one model for everybody, test accuracy", _accuracy_text(shared)))
@@ -136,12 +134,13 @@ def _sentence(run: Run) -> str:
     if partition in ("hetero", "quantity"):
         partition += f", alpha {data.get('alpha', '?')}"
     edge, server = (model_label(run.group(side).get("model", "?")) for side in ("client", "server"))
-    both = f"{edge} at the edge and {server} on the server"
-    models = dict.fromkeys(_HAVE_SERVER_MODEL, both) | {"standalone": f"{edge} at the edge"}
+    models = f"{edge} at the edge and {server} on the server" if run.facts.has_server_model else server
+    if run.facts.has_edges_alone:
+        models = f"{edge} at the edge"
     return (
         f"{algorithm} on {data.get('name', '?')}{f' ({partition})' if partition else ''}, "
         f"{run.num_clients} clients{f' with {run.counts.sum():,} training images' if run.counts.size else ''}, "
-        f"{models.get(algorithm, server)}, seed {run.config.get('seed', '?')}"
+        f"{models}, seed {run.config.get('seed', '?')}"
     )
 
 

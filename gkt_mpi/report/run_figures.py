@@ -7,7 +7,7 @@ import numpy as np
 
 from gkt_mpi.log.timeline import Span, clip_spans, idle_shares
 from gkt_mpi.report.figures import COLOURS, new_figure, whole_numbers
-from gkt_mpi.report.run_folder import Run, evaluated_model
+from gkt_mpi.report.run_folder import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,9 +58,8 @@ def accuracy_figure(run: Run, label: str, position: Callable[[Run], list[float]]
     figure = new_figure()
     axes = figure.add_subplot()
     x = position(run)
-    algorithm = run.config["algorithm"]
-    lines = [("test_accuracy", evaluated_model(algorithm), "-", COLOURS[0])]
-    if algorithm != "standalone":
+    lines = [("test_accuracy", run.facts.evaluated_model, "-", COLOURS[0])]
+    if not run.facts.has_edges_alone:
         lines.append(("client_test_accuracy", "edge models alone", "--", "white"))
     evaluated = [record for record in run.records if "global_test_accuracy" in record]
     if any(record["global_test_accuracy"] != record["test_accuracy"] for record in evaluated):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gkt_mpi.errors import DataError
+from gkt_mpi.facts import AlgorithmFacts, facts_of
 from gkt_mpi.log.csv_log import ClientRecord, UploadRecord, find_records_of
 from gkt_mpi.log.timeline import find_events
 from gkt_mpi.report.run_files import (
@@ -95,9 +96,14 @@ class Run:
         return self.config.get("clients") or len(self.counts)
 
     @property
+    def facts(self) -> AlgorithmFacts:
+        """What is known of its algorithm."""
+        return facts_of(str(self.config["algorithm"]))
+
+    @property
     def is_in_step(self) -> bool:
         """Whether the server waits for all clients of a round."""
-        return self.config["algorithm"] != "fedgkt_async"
+        return self.facts.is_synchronous
 
     @property
     def has_real_clock(self) -> bool:
@@ -159,12 +165,6 @@ def partition_label(data: dict[str, Any]) -> str:
     if field and data.get(field) is not None:
         return f"{kind} ({words.format(data[field])})"
     return str(kind) if kind else ""
-
-
-def evaluated_model(algorithm: str) -> str:
-    """Return what a run's `test_accuracy` is the accuracy of."""
-    models = {"fedgkt": "server model", "fedgkt_async": "server model", "standalone": "edge models alone"}
-    return models.get(algorithm, "model")
 
 
 def model_label(model: object) -> str:

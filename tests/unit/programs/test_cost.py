@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.cost.devices import packaged_profiles
 from gkt_mpi.cost.flops import whole_cost
-from gkt_mpi.cost.work import ALGORITHM_WORK
 from gkt_mpi.programs import cost
 from gkt_mpi.programs.cost import DATA, edge_savings
 from tests.conftest import ROOT
@@ -57,7 +57,7 @@ def test_the_program_prints_every_algorithm_and_profile_for_every_data_set(data,
     assert (status, err) == (0, "")
     assert "one client of 8" in out
     profiles = [name for name in packaged_profiles() if name not in ("phone_leaving", "phone_silent")]
-    for name in ("resnet110 / resnet8", *ALGORITHM_WORK, *profiles):
+    for name in ("resnet110 / resnet8", *ALGORITHMS, *profiles):
         assert name in out
 
 

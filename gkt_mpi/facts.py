@@ -1,0 +1,92 @@
+"""Facts about the algorithms as plain data, for whoever may not import the algorithms: reports, progress, clients.
+
+Each algorithm's specification (gkt_mpi/algorithms/) embeds its facts, so a fact is stated once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ClientPart = Literal["edge", "whole", "stem"]  # of the networks, what a client trains: its edge model, or of the large
+ServerPart = Literal["rest", "whole", "none"]  # what the server trains: the large network after its stem, all of it
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A field of the configuration that tells one variant of a thing from another, and how reports show it."""
+
+    field: str  # dotted, within the configuration or the group that the thing belongs to
+    label: str  # with {} for the field's value
+
+
+@dataclass(frozen=True)
+class AlgorithmFacts:
+    """What is known of an algorithm without its code."""
+
+    name: str  # in configurations
+    title: str  # in comparisons of runs
+    client_part: ClientPart
+    server_part: ServerPart
+    variant: Parameter | None = None
+    """The title where this field is set."""
+    is_synchronous: bool = True
+    """Whether the server waits for all clients of a round."""
+    is_federated: bool = True
+    """Whether clients learn from each other without giving their images away."""
+    has_clients: bool = True
+    """Whether images are spread over clients; without clients the server has all images, and no partition matters."""
+
+    @property
+    def has_server_model(self) -> bool:
+        """Whether clients train edge models of their own, and the server trains another network on their features."""
+        return self.client_part == "edge" and self.server_part == "rest"
+
+    @property
+    def has_edges_alone(self) -> bool:
+        """Whether the clients' edge models are all that is trained."""
+        return self.client_part == "edge" and self.server_part == "none"
+
+    @property
+    def sends_gradients(self) -> bool:
+        """Whether the gradient of the features travels back to the client."""
+        return self.client_part == "stem"
+
+    @property
+    def evaluated_model(self) -> str:
+        """What a run's `test_accuracy` is the accuracy of, in words."""
+        return "server model" if self.has_server_model else "edge models alone" if self.has_edges_alone else "model"
+
+
+FEDGKT = AlgorithmFacts("fedgkt", "FedGKT", client_part="edge", server_part="rest")
+FEDGKT_ASYNC = AlgorithmFacts(
+    "fedgkt_async", "FedGKT async", client_part="edge", server_part="rest", is_synchronous=False
+)
+FEDAVG = AlgorithmFacts(
+    "fedavg",
+    "FedAvg",
+    client_part="whole",
+    server_part="none",
+    variant=Parameter("client.proximal_mu", "FedProx (μ = {})"),
+)
+SPLIT_LEARNING = AlgorithmFacts(
+    "split_learning",
+    "split learning",
+    client_part="stem",
+    server_part="rest",
+    variant=Parameter("split.mode", "split learning ({})"),
+)
+CENTRALIZED = AlgorithmFacts(
+    "centralized",
+    "centralized",
+    client_part="edge",
+    server_part="whole",
+    is_federated=False,
+    has_clients=False,
+)
+STANDALONE = AlgorithmFacts("standalone", "edge alone", client_part="edge", server_part="none", is_federated=False)
+
+ALGORITHM_FACTS = {its.name: its for its in (FEDGKT, FEDGKT_ASYNC, FEDAVG, SPLIT_LEARNING, CENTRALIZED, STANDALONE)}
+
+
+def facts_of(name: str) -> AlgorithmFacts:
+    """Return the facts of an algorithm; of one that is not in the list, those of FedGKT under its own name."""
+    return ALGORITHM_FACTS.get(name) or AlgorithmFacts(name, name, FEDGKT.client_part, FEDGKT.server_part)
