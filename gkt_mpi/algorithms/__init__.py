@@ -1,4 +1,4 @@
-"""One file an algorithm: a server side and a client side, each a plain function, and its specification `ALGORITHM`.
+"""One file per algorithm: a server side and a client side, each a plain function, and its specification `ALGORITHM`.
 
 No algorithm imports another.
 """

@@ -1,4 +1,4 @@
-"""Centralized training: all images in one place, and the whole large network on the server. The workers have no work.
+"""Centralized training: all images and the whole large network on the server. The workers are idle.
 
 rank 0      run_server      learners/global_model.py   CentralModel: the network, all images, the optimizer
 """
@@ -27,7 +27,7 @@ def run_server(server: Server, central: CentralModel) -> None:
 
 
 def run_client(worker: Worker, client: Client, request: object) -> None:
-    """Never called: nobody is asked for anything."""
+    """Never called: no client receives a request."""
     raise AssertionError(request)
 
 

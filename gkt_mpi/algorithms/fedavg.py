@@ -1,7 +1,7 @@
 """Federated averaging (McMahan et al., AISTATS 2017): every client trains the whole large network, the server averages.
 
-With `client.proximal_mu` above 0 it is FedProx (Li et al., MLSys 2020): the loss pulls each client back to the weights
-that the server sent.
+With `client.proximal_mu` above 0 it is FedProx (Li et al., MLSys 2020): a proximal term pulls each client towards the
+weights that the server sent.
 
     rank 0      run_server      learners/global_model.py   AveragedModel: the weights, and those of the clients
     other ranks run_client      federation/worker.py, federation/client.py

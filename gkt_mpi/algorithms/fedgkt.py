@@ -1,11 +1,11 @@
 """Federated group knowledge transfer (He, Annavaram, Avestimehr, NeurIPS 2020), synchronous. Read this first.
 
-Every client trains a tiny network on its own images and uploads what its stem makes of them: features, with
-its logits and labels. The server trains a large network on these features, and returns its logits as teaching.
+Every client trains a tiny network on its own images and uploads the features computed by its stem, with
+its logits and labels. The server trains a large network on these features, and returns its logits as soft targets.
 
     rank 0      run_server      federation/server.py   the rounds, and the bookkeeping around them
                                 learners/teacher.py    the large model and its training
-                                learners/bank.py       where the features of all clients lie
+                                learners/bank.py       the features of all clients
     other ranks run_client      federation/worker.py   a worker hosts clients, one after the other
                                 federation/client.py   a client's shard, model and optimizer
     between     TrainRequest, FeatureBlock, ClientReport in wire/messages.py
@@ -33,14 +33,14 @@ def run_server(server: Server, teacher: Teacher) -> None:
         clients = server.participants(round)
         teacher.begin_upload(server, round, clients)
         with server.clients_phase():
-            for client in clients:  # the workers train their clients at the same time
+            for client in clients:  # the workers train their clients concurrently
                 server.request(client, teacher.request(client, round))  # the server's logits, keyed by sample id
-            server.end_last_round()  # evaluate, save and log it while the clients of this one are at work
-            if teacher.sharing_first is not None:  # client.extract shared: weights first, then features by their mean
+            server.end_last_round()  # evaluate, save and log the previous round while the clients work on this one
+            if teacher.sharing_first is not None:  # client.extract shared: weights first, then features by the mean
                 server.collect(round, teacher.sharing_first.inbox)
                 for mean in teacher.sharing_first.answers(round):
                     server.request(mean.client, mean)
-            server.collect(round, teacher.inbox)  # blocks land in the bank as they come
+            server.collect(round, teacher.inbox)  # blocks are received directly into the bank
             teacher.average()
         if not teacher.has_upload:  # client.upload_every
             continue
@@ -53,16 +53,16 @@ def run_server(server: Server, teacher: Teacher) -> None:
                     weight_BC = teacher.weight(batch)  # None without distill.lka
                     loss = server_loss(logit_BC, batch.label, batch.client_logit, teacher.distill, weight_BC)
                     teacher.step(loss, len(batch.label))
-            # DIFFERS: the released code returns the training-mode logits of the last epoch, each batch's from
-            # another state of the model. These come from one pass of the trained model in evaluation mode.
+            # DIFFERS: the released code returns the training-mode logits of the last epoch, where every batch comes
+            # from another state of the model. These come from one pass of the trained model in evaluation mode.
             teacher.predict()
         server.note(teacher.end_round(round) | teacher.drift.measure(server.hosting.states))
 
 
 def run_client(worker: Worker, client: Client, request: TrainRequest | ModelState | LocalRequest) -> None:
-    """Algorithm 1 of the paper, on the edge: one round of one client. A LocalRequest asks for its upload once more.
+    """Algorithm 1 of the paper, on the edge: one round of one client. A LocalRequest repeats its last upload.
 
-    DIFFERS with client.share: clients send their weights, too, and go on from the mean of all.
+    DIFFERS with client.share: clients also send their weights, and continue from the mean of all.
     """
     by_the_mean = client.config.extract == "shared"
     if isinstance(request, TrainRequest):
@@ -75,11 +75,11 @@ def run_client(worker: Worker, client: Client, request: TrainRequest | ModelStat
         worker.send_weights(client, request.round, client.shared_weights)
     if has_trained and (by_the_mean or not client.uploads_in(request.round)):
         return  # in a round with an upload the server answers with the mean, in a ModelState
-    with worker.timed("extract"), torch.no_grad():  # DIFFERS: the released code extracts with gradients on
+    with worker.timed("extract"), torch.no_grad():  # DIFFERS: the released code extracts with gradients enabled
         client.model.eval()
         for rows, image in client.upload_views(request.round, worker.block_rows):
             feature_NKHW, logit_NC = client.model(image)
-            worker.upload(client, request.round, rows, feature_NKHW, logit_NC)  # leaves while the next is computed
+            worker.upload(client, request.round, rows, feature_NKHW, logit_NC)  # sent while the next is computed
 
 
 def train(worker: Worker, client: Client, request: TrainRequest) -> None:

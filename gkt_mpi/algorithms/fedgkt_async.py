@@ -1,14 +1,14 @@
-"""Asynchronous FedGKT: nobody waits for the slowest. Read fedgkt.py first; a client does there what it does here.
+"""Asynchronous FedGKT: nobody waits for the slowest client. Read fedgkt.py first; the client side is the same.
 
-A client that has uploaded is answered as soon as the server has learnt from it (after `async.buffer` uploads, as in
-FedBuff, Nguyen et al., AISTATS 2022), and goes on; its new upload then takes the place of its last one in the bank. In
-between the server goes on training on the bank as it stands, in which old knowledge counts less (`async.staleness`, as
-in FedAsync, Xie et al. 2019). A round is as many uploads as there are clients, whoever they come from.
+A client continues as soon as the server has learnt from its upload (after `async.buffer` uploads, as in
+FedBuff, Nguyen et al., AISTATS 2022); its next upload then replaces its last one in the bank. Meanwhile
+the server trains on the current bank, in which stale samples have less weight (`async.staleness`, as
+in FedAsync, Xie et al. 2019). A round is as many uploads as there are clients, whichever clients they come from.
 
-    rank 0      run_server      learners/arrivals.py       who has been asked, what has come, whose turn it is
-                                learners/event_clock.py    by the devices' time, or by this machine's
+    rank 0      run_server      learners/arrivals.py       requested and arrived uploads, and their turns
+                                learners/event_clock.py    by the devices' virtual time, or by this machine's
                                 learners/async_teacher.py  the large model, its passes over the bank, the weights by age
-                                learners/standing_bank.py  where the clients' last and next features lie
+                                learners/standing_bank.py  the clients' last and next features
     other ranks                 as in fedgkt.py
 """
 
@@ -25,16 +25,16 @@ from gkt_mpi.wire.messages import Kind
 
 
 def run_server(server: Server, teacher: AsyncTeacher) -> None:
-    """Learn from every upload when it comes."""
+    """Learn from every upload in turn."""
     arrivals = teacher.open(server)
     for round in server.rounds(in_step=False):
-        teacher.begin_round_of_uploads(round)  # in the first, all clients are asked
+        teacher.begin_round_of_uploads(round)  # the first round asks all clients
         while arrivals.is_in_round:
-            clients = arrivals.next_clients()  # whose uploads are now in the bank
+            clients = arrivals.next_clients()  # their uploads are in the bank now
             with server.training(arrivals.others_are_at_work):
                 train(teacher, teacher.due_batches(clients))
                 teacher.predict(clients)
-            arrivals.answer(teacher.fresh)  # with the server's logits; they train on, and so does the server
+            arrivals.answer(teacher.fresh)  # with the server's logits; clients and server continue to train
             with server.training(others_are_at_work=True):
                 train(teacher, teacher.overtime_batches())
         server.note(teacher.end_round(round) | teacher.drift.measure(server.hosting.states))
@@ -44,7 +44,7 @@ def train(teacher: AsyncTeacher, batches: Iterator[BankBatch]) -> None:
     """Train the large model on batches of the bank."""
     for batch in batches:
         logit_BC = teacher.model(batch.feature)
-        weight_BC, age_weight_B = teacher.weight(batch), teacher.age_weight(batch)  # None where all count alike
+        weight_BC, age_weight_B = teacher.weight(batch), teacher.age_weight(batch)  # None when all weights are equal
         loss = server_loss(logit_BC, batch.label, batch.client_logit, teacher.distill, weight_BC, age_weight_B)
         teacher.step(loss, len(batch.label))
 

@@ -1,7 +1,7 @@
 """Split learning (Gupta and Raskar 2018; Vepakomma et al. 2018): the large network cut after the stem.
 
 For every batch the client sends the stem's features and the labels up, and the server sends the gradient down. With
-`split.mode` sequential the clients take turns, and the stem travels from one to the next; with parallel (SplitFed,
+`split.mode` sequential the clients take turns, and the stem is passed from one to the next; with parallel (SplitFed,
 Thapa et al., AAAI 2022) all are served at once, each by a copy of the server's part, and both parts are averaged.
 
     rank 0      run_server      learners/split_model.py    SplitModel: both parts; Turn: the clients being served
@@ -34,13 +34,13 @@ def run_server(server: Server, split: SplitModel) -> None:
                 for client in clients:
                     server.request(client, ModelState(client, round, split.stem_weights))
                 server.end_last_round()
-                server.collect(round, turn)  # trains on each batch as it comes
+                server.collect(round, turn)  # trains on each batch as it arrives
                 turn.end()
         server.note(split.end_round())
 
 
 def train_batch(split: SplitModel, feature_BKHW: Tensor, label_B: Tensor) -> Tensor:
-    """Take the server's half of a training step; return the loss's gradient with respect to the features."""
+    """Do the server's part of a training step; return the loss's gradient with respect to the features."""
     feature_BKHW.requires_grad_()
     loss = F.cross_entropy(split.rest(feature_BKHW), label_B)
     split.step(loss, len(label_B))
@@ -49,7 +49,7 @@ def train_batch(split: SplitModel, feature_BKHW: Tensor, label_B: Tensor) -> Ten
 
 
 def run_client(worker: Worker, client: Client, request: ModelState) -> None:
-    """Take the client's half of every training step of a round."""
+    """Do the client's part of every training step of a round."""
     client.begin_from(request.weights)
     with worker.timed("client train"):
         client.model.train()
@@ -58,7 +58,7 @@ def run_client(worker: Worker, client: Client, request: ModelState) -> None:
             for row_B, image, _ in client.batches(request.round, epoch):
                 feature_BKHW = client.model(image)
                 gradient_BKHW = worker.exchange(client, request.round, first, row_B, feature_BKHW)
-                client.step(torch.sum(feature_BKHW * gradient_BKHW))  # whose gradient is the one that came
+                client.step(torch.sum(feature_BKHW * gradient_BKHW))  # its gradient is the received one
                 first += len(row_B)
     worker.send_weights(client, request.round, client.weights)
 

@@ -1,6 +1,7 @@
-"""Every client alone: its edge model learns from its own images, and nothing is exchanged.
+"""Standalone training: every client trains its edge model on its own images, and nothing is exchanged.
 
-What FedGKT's edge models are worth without the server. With `clients: 1` it is centralized training of the edge model.
+It shows the accuracy of FedGKT's edge models without the server. With `clients: 1` it is centralized training of the
+edge model.
 
     rank 0      run_server      learners/edges_alone.py    takes the reports, evaluates
     other ranks run_client      federation/worker.py, federation/client.py

@@ -1,1 +1,1 @@
-"""Who runs when: the server, its workers and their clients, uploads, faults, checkpoints."""
+"""The federation: server, workers and their clients, uploads, faults, checkpoints."""

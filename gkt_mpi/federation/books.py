@@ -1,4 +1,4 @@
-"""The books of a round: what its line in metrics.jsonl will say, while it goes on."""
+"""Accounting of a round: collects its line in metrics.jsonl while the round runs."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ _COUNTS = ("participants", "refused_messages", "lost_workers", "dropped_clients"
 
 @dataclass(frozen=True)
 class FinishedRound:
-    """A round whose training is done: its record so far, the spans of each rank, its uploads where they are listed."""
+    """A round whose training is complete: its record so far, each rank's spans, and its uploads if they are listed."""
 
     record: dict[str, Any]
     spans: dict[int, list[Tensor]]
@@ -30,14 +30,14 @@ class FinishedRound:
 
 
 class RoundBooks:
-    """Counts what happens in the round that is going on; what happens between two rounds counts for the next."""
+    """Counts the events of the current round; events between two rounds count in the next one."""
 
     def __init__(self, transport: Transport, price: RoundPricer) -> None:
-        self.virtual_s = 0.0  # of all rounds so far, where the server waits for all clients
+        self.virtual_s = 0.0  # of all rounds so far, in synchronous training
         self._ledger, self._timeline, self._price = transport.ledger, transport.timeline, price
         self._record: dict[str, Any] = dict.fromkeys(_COUNTS, 0)
         self._taking_part: dict[int, Participant] = {}
-        self._reports: list[ClientReport] = []  # in the order in which they count
+        self._reports: list[ClientReport] = []  # in the order in which they are counted
         self._spans: dict[int, list[Tensor]] = {}
         self._uploads: list[UploadRecord] = []
         self._bytes_before = self.bytes()
@@ -50,7 +50,7 @@ class RoundBooks:
         self._taking_part = {}
 
     def bytes(self) -> list[int]:
-        """Return what has been moved since the start of this process, in the order of `BYTES`."""
+        """Return the bytes moved since the start of this process, in the order of `BYTES`."""
         return [self._ledger.received["algorithm"], self._ledger.sent["algorithm"], self._ledger.simulation_bytes]
 
     def note(self, figures: dict[str, float], uploads: Sequence[UploadRecord] = ()) -> None:
@@ -59,31 +59,31 @@ class RoundBooks:
         self._uploads += uploads
 
     def count(self, name: str) -> int:
-        """Count one more of what goes wrong; return how many that makes in this round."""
+        """Increment the counter of a kind of problem; return its value in this round."""
         self._record[name] += 1
         return int(self._record[name])
 
     def take_part(self, client: int, participant: Participant) -> None:
-        """Note that a client takes part; its first request of the round says what it costs."""
+        """Note that a client takes part; its first request of the round determines its cost."""
         self._taking_part.setdefault(client, participant)
 
     def take_in(self, report: ClientReport, rank: int) -> None:
-        """Count a client's report, which has come from this rank."""
+        """Count a client's report received from this rank."""
         self._spans.setdefault(rank, []).append(report.spans)
         self._reports.append(report)
 
     def take_out(self, client: int, round: int) -> None:
-        """Count no report of a client for a round: what it sent later could not be used."""
+        """Remove a client's reports of a round: its later messages could not be used."""
         self._reports = [report for report in self._reports if (report.client, report.round) != (client, round)]
 
     def sum_reports(self) -> dict[str, float]:
-        """Return the figures of the reports so far, and begin anew; none when nothing could be used."""
+        """Return the sums of the reports so far and reset them; empty when no report could be used."""
         reports, self._reports = self._reports, []
         return sums(reports) if reports else {}
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Leave what happens inside out of the round's figures: uploads that an interruption made necessary again."""
+        """Exclude replayed uploads, needed after an interruption, from this round's metrics."""
         before, taking_part, reports = self.bytes(), dict(self._taking_part), list(self._reports)
         yield
         self._taking_part, self._reports = taking_part, reports
@@ -94,7 +94,7 @@ class RoundBooks:
     def clients_phase(self) -> Iterator[None]:
         """Time the clients' part of the round: `wire_s` is the server's receiving of payloads, `client_s` the rest.
 
-        Raises `WireError` when nothing can be used of what the clients have sent.
+        Raises `WireError` when none of the clients' uploads can be used.
         """
         received_s, trained_s = (self._timeline.seconds(phase) for phase in ("receive", "server train"))
         self.begin_clients_time()
@@ -110,13 +110,13 @@ class RoundBooks:
         self._record["client_s"] = elapsed_s - self._record["wire_s"] - trained_s
 
     def begin_clients_time(self) -> None:
-        """Let the clients' part begin only now."""
+        """Start the clients' part of the round now."""
         self._clients_began = time.perf_counter()
 
     def end(self, server_samples: int | None) -> FinishedRound:
-        """End the round, in which an epoch of the server had so many samples (None: those of the participants).
+        """End the round; `server_samples` is the number of samples in a server epoch (None: those of the participants).
 
-        Unless costs have been noted, as where clients are asynchronous, they are those of a synchronous round.
+        Unless costs have been noted before, as in asynchronous training, they are those of a synchronous round.
         """
         record = self._record
         if BYTES[0] not in record:
@@ -130,14 +130,14 @@ class RoundBooks:
 
 
 def sums(reports: Sequence[ClientReport]) -> dict[str, float]:
-    """Return the figures of these reports as metrics.jsonl has them.
+    """Return the figures of these reports as in metrics.jsonl.
 
-    Of one round a client may have reported twice: that it has trained, and that it has uploaded.
+    A client may report twice in a round: once after training, once after uploading.
     """
     metrics = [report.metrics for report in reports]
     samples = sum(m.samples for m in metrics)
     figures: dict[str, float] = {"participants": len({report.client for report in reports})}
-    if samples:  # none with client.epochs 0, or where the server has the losses
+    if samples:  # missing with client.epochs 0, or where the server computes the losses
         figures["client_train_loss"] = loss = sum(m.loss_sum for m in metrics) / samples
         figures["client_cross_entropy"] = sum(m.cross_entropy_sum for m in metrics) / samples
         if loss - figures["client_cross_entropy"] > _ROUNDING * loss:

@@ -1,8 +1,8 @@
-"""Checkpoints: the whole state of a run, on the server, in RUN/checkpoints/round-NNNNN.pt.
+"""Checkpoints: the complete state of a run, on the server, in RUN/checkpoints/round-NNNNN.pt.
 
-A checkpoint holds tensors, numbers and text only and is loaded with `weights_only=True`: reading one can run
-no code. It is written under another name, flushed to the disk and renamed, so a file with the final name is whole,
-unless the disk has lost something; then the one before is used.
+A checkpoint holds only tensors, numbers and text and is loaded with `weights_only=True`, so loading it cannot run code.
+It is written under a temporary name, flushed to disk and renamed, so a file with the final name is complete unless the
+disk has lost data; in that case the previous checkpoint is used.
 """
 
 import os
@@ -20,30 +20,30 @@ from gkt_mpi.errors import CheckpointError, GktError, require, what_to_do
 from gkt_mpi.training.schedule import FIXED_LENGTH
 
 _NAME = re.compile(r"round-(\d{5,})\.pt")
-_FORMAT = 7  # of what a checkpoint holds
-# Fields a resumed run may change: they do not alter the rounds already done.
+_FORMAT = 7  # version of the checkpoint's contents
+# Fields that may change on resume: they do not affect the completed rounds.
 MAY_CHANGE = (
     *("name", "out", "rounds", "checkpoint", "placement", "faults", "log"),
     *("data.dir", "data.download", "wire.cuda_aware", "bank.memory_mib", "bank.spill_dir"),
 )
-# But some schedules depend on the number of rounds, and so do rounds already done.
+# Some schedules depend on the number of rounds, and so do the completed rounds.
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Checkpoints in the run folder, and what to do when there is one."""
+    """Checkpoints in the run folder, and whether to resume from them."""
 
     every: int = 1
     """Write a checkpoint after every this many rounds, and after the last; at least 1."""
     keep: int = 2
-    """Newest checkpoints that are kept; at least 1."""
+    """Number of newest checkpoints to keep; at least 1."""
     best: bool = False
-    """Also keep, as best.pt, the checkpoint of the round with the best test accuracy so far. It is picked by looking at
-    test images: figures in a paper are the last round's."""
+    """Also keep, as best.pt, the checkpoint of the round with the best test accuracy so far. It is selected on test
+    images: report the last round's figures in a paper."""
     grace_s: float = 60.0
-    """After a signal to end: seconds until the job is ended by force, if it has not ended by itself; above 0."""
+    """Seconds from a termination signal until the job is killed, if it has not ended by itself; above 0."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest checkpoint of the run folder. never: begin anew and replace what is there."""
+    """auto: resume from the newest checkpoint of the run folder. never: start over and replace its contents."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "at least 1")
@@ -52,7 +52,7 @@ class CheckpointConfig:
 
 
 class CheckpointStore:
-    """The checkpoints of one run folder; `run_config` is what a checkpoint must agree with to be resumed."""
+    """The checkpoints of one run folder; a checkpoint must agree with `run_config` to be resumed."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, run_config: dict[str, Any]) -> None:
         self.folder = folder
@@ -82,38 +82,38 @@ class CheckpointStore:
             old.unlink()
 
     def load(self, say: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
-        """Return (rounds done, state) of the newest whole checkpoint, or None where there is none or none is wanted.
+        """Return (rounds done, state) of the newest valid checkpoint, or None if there is none or resume is never.
 
-        A damaged one is told to `say` and put aside, as NAME.damaged. Raises `CheckpointError` when all are damaged,
-        or the newest whole one belongs to a run of another configuration.
+        A damaged one is reported through `say` and renamed to NAME.damaged. Raises `CheckpointError` when all are
+        damaged, or the newest valid one belongs to a run with another configuration.
         """
         if self.config.resume == "never":
             self.clear()
         paths = self._paths()
         for path in reversed(paths):
             try:
-                with zipfile.ZipFile(path) as file:  # torch.load looks at no checksum
+                with zipfile.ZipFile(path) as file:  # torch.load does not verify checksums
                     damaged = file.testzip()
                 if damaged is not None:
                     raise ValueError(f"the checksum of {damaged} is wrong")
                 saved = torch.load(path, weights_only=True, map_location="cpu")
                 found = saved["config"], saved.get("format"), int(saved["rounds_done"]), saved["state"]
-            except Exception as error:  # a damaged file can raise almost anything
+            except Exception as error:  # a damaged file can raise almost any exception
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                say(f"{path} is damaged ({reason}); it is put aside, and the one before is used")
+                say(f"{path} is damaged ({reason}); it was renamed, and the previous one is used")
                 path.replace(path.with_suffix(".damaged"))
                 continue
             self._refuse_other(path, *found[:2])
             return found[2:]
         if paths:
             raise CheckpointError(
-                f"every checkpoint in {self.folder} is damaged; begin anew with --checkpoint.resume never"
+                f"every checkpoint in {self.folder} is damaged; start over with --checkpoint.resume never"
             )
         return None
 
     def _refuse_other(self, path: Path, config: dict[str, Any], number: int | None) -> None:
-        """Raise `CheckpointError` unless a checkpoint is of this run's configuration and of today's format."""
-        or_else = "Give this run another name (--name), or begin anew in its place (--checkpoint.resume never)"
+        """Raise `CheckpointError` unless a checkpoint has this run's configuration and the current format."""
+        or_else = "Give this run another name (--name), or start over in the same folder (--checkpoint.resume never)"
         if number != _FORMAT:
             raise CheckpointError(f"{path} was written by another version of gkt_mpi. {or_else}")
         different = differing_fields(config, self.run_config)
@@ -121,7 +121,7 @@ class CheckpointStore:
             raise CheckpointError(f"{path} belongs to another configuration: {', '.join(different)}. {or_else}")
 
     def clear(self) -> None:
-        """Delete every checkpoint, the damaged ones too."""
+        """Delete every checkpoint, including damaged ones."""
         others = (
             path for pattern in ("round-*.damaged", "round-*.tmp", "best.pt") for path in self.folder.glob(pattern)
         )
@@ -134,7 +134,7 @@ class CheckpointStore:
 
 
 def _link(path: Path, other: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no such thing."""
+    """Hard-link a file, or copy it where the file system does not support links."""
     try:
         os.link(path, other)
     except OSError:
@@ -142,7 +142,7 @@ def _link(path: Path, other: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Have the disk remember the names in a folder."""
+    """Flush a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -151,14 +151,14 @@ def _flush_folder(folder: Path) -> None:
 
 
 def differing_fields(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return "field (found, now wanted)" for each difference between two configurations that matters to a resume."""
+    """Return "field (found, now wanted)" for each difference between two configurations that prevents a resume."""
     different = []
     for key in sorted({*found, *wanted}):
         name, a, b = prefix + key, found.get(key), wanted.get(key)
         schedules = {wanted.get(side, {}).get("schedule") for side in ("client", "server")}
-        last_uploads = wanted.get("client", {}).get("upload_every", 1) > 1  # the last round has an upload in any case
+        last_uploads = wanted.get("client", {}).get("upload_every", 1) > 1  # the last round always has an upload
         fixed_rounds = name == "rounds" and (bool(schedules & set(FIXED_LENGTH)) or last_uploads)
-        is_older = name == "images" and key not in found  # it knew no digest of the images
+        is_older = name == "images" and key not in found  # a checkpoint without a digest of the images
         if a == b or is_older or (name in MAY_CHANGE and not fixed_rounds):
             continue
         if isinstance(a, dict) and isinstance(b, dict):

@@ -1,8 +1,8 @@
 """An edge client: its shard, its small model, and its state between rounds.
 
-A worker owns one `Edge` of each kind (trainable.py: a model and an optimizer in memory) however many clients it
-hosts. A client between rounds is its shard and `state`, about 170 kB of bytes in FedGKT; to train, the state is
-loaded into the worker's edge. The server uses an `Edge` too, to evaluate each client's stem.
+A worker owns one `Edge` per kind of model (trainable.py: a model and an optimizer in memory) however many clients it
+hosts. Between rounds a client is its shard and `state`, about 170 kB in FedGKT; to train, the state is loaded into the
+worker's edge. The server also uses an `Edge`, to evaluate each client's stem.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ from gkt_mpi.training.schedule import Schedule
 from gkt_mpi.training.trainable import Edge, Extract, Share
 
 EdgeChoice = EdgeName | list[EdgeName] | dict[EdgeName, float]
-_SHARES_ADD_UP = 1e-6  # how far from 1 the shares may sum
+_SHARES_ADD_UP = 1e-6  # tolerance of the shares' sum around 1
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,23 @@ class ClientConfig(OptimizerConfig):
 
     model: EdgeChoice = "resnet8"
     """Edge model of fedgkt and standalone: the stem and a small head. The paper's main results use resnet8. A list is
-    dealt out to the clients in turn; a mapping such as {resnet4: 0.5, resnet8: 0.5} gives each model that share."""
+    assigned to the clients in turn; a mapping such as {resnet4: 0.5, resnet8: 0.5} gives each model that share."""
     norm: NormName = "batch"
-    """Normalisation in the edge model. group: of each image by itself, instead of BatchNorm over a batch."""
+    """Normalisation in the edge model. group: GroupNorm, independent of the batch, instead of BatchNorm."""
     epochs: int = 1
     """Passes over its own images that a client trains each round; 0 leaves it untrained."""
     share: Share = "none"
-    """What the server averages of the clients in each round; all begin the next one with the mean. none:
-    nothing, as in the paper. stem: the layers that make the features. edge: the whole edge models."""
+    """Client weights that the server averages in each round; all clients start the next one from the mean. none:
+    nothing, as in the paper. stem: the layers that compute the features. edge: the whole edge models."""
     extract: Extract = "own"
-    """Whose stem makes the features that are uploaded. own: the client's, as trained. shared: the average, for which
-    clients and server exchange weights in the middle of the round; needs client.share stem or edge."""
+    """Stem that computes the uploaded features. own: the client's, as trained. shared: the average, for which clients
+    and server exchange weights in the middle of the round; needs client.share stem or edge."""
     upload_every: int = 1
     """Features are uploaded every this many rounds, and in the last; in the other rounds of fedgkt clients train (and
-    average what they share), and the server does not. As many as there are rounds: one upload; at least 1."""
+    average what they share), and the server does not. Equal to rounds: a single upload; at least 1."""
     proximal_mu: float = 0.0
-    """FedProx: weight of the pull towards the weights that the server sent, in fedavg; 0 or more, 0 is FedAvg."""
+    """FedProx: weight of the proximal term towards the weights sent by the server, in fedavg; 0 or more, 0 is
+    FedAvg."""
 
     group: ClassVar[str] = "client"
 
@@ -80,20 +81,20 @@ class ClientConfig(OptimizerConfig):
         return (round + 1) % self.upload_every == 0 or round + 1 == num_rounds
 
     def uploads_before(self, round: int) -> int:
-        """Return in how many of the rounds before this one features are uploaded."""
+        """Return the number of earlier rounds in which features are uploaded."""
         return round // self.upload_every
 
 
 class LargeNetwork(Protocol):
-    """What a ServerConfig says of the large network."""
+    """The part of a ServerConfig that describes the large network."""
 
     @property
     def model(self) -> ServerName:
-        """Its name."""
+        """Model name."""
 
     @property
     def norm(self) -> NormName:
-        """Its normalisation."""
+        """Normalisation."""
 
 
 def edge_names(choice: EdgeChoice, num_clients: int) -> list[EdgeName]:
@@ -116,7 +117,7 @@ def build_edges(
     seed: int,
     device: torch.device,
 ) -> list[Edge[Any]]:
-    """Return what each client's state is loaded into, by client: one edge for all that train the same network.
+    """Return the edge that each client's state is loaded into, by client: one edge for all that train the same network.
 
     `part` is what a client trains: an edge model of its own, or of the network `large` the whole or the stem, whose
     weights then come from the server.
@@ -132,7 +133,7 @@ def build_edges(
 def whole_model(
     large: LargeNetwork, image_shape: tuple[int, int, int], num_classes: int, seed: int, device: torch.device
 ) -> WholeModel:
-    """Return the uncut large network as a run with this seed begins with it, wherever it is trained."""
+    """Return the uncut large network with the initial weights of this seed, the same wherever it is trained."""
     generator = torch_generator(seed, "whole model")
     return build_whole_model(large.model, image_shape[2], num_classes, generator, device, large.norm)
 
@@ -140,9 +141,9 @@ def whole_model(
 def build_edge(
     config: ClientConfig, image_channels: int, num_classes: int, seed: int, device: torch.device, name: EdgeName
 ) -> Edge[EdgeModel]:
-    """Return an edge with the model `name`, as every client with it begins."""
-    # Every client begins with the same weights, as in the released code. DIFFERS: random ones; the released
-    # edge models once began from weights trained centrally on the same data set.
+    """Return an edge with the model `name` and its initial weights, the same for every client with this model."""
+    # Every client begins with the same weights, as in the released code. DIFFERS: they are random; the released edge
+    # models once began from weights trained centrally on the same data set.
     model = build_edge_model(
         name, image_channels, num_classes, torch_generator(seed, "edge model"), device, config.norm
     )
@@ -151,7 +152,7 @@ def build_edge(
 
 
 class Client:
-    """One client, its state loaded into the worker's edge: what an algorithm's client side works with."""
+    """One client with its state loaded into the worker's edge, as an algorithm's client side uses it."""
 
     def __init__(
         self,
@@ -164,9 +165,10 @@ class Client:
         num_rounds: int = 1,
         at: float = 0.0,
     ) -> None:
-        """`on_batch` is called before each batch of training; what it raises ends the training.
+        """Initialise from a shard and an edge; `on_batch` is called before each training batch and may raise to end it.
 
-        `at` is how far the run of `num_rounds` rounds is, in rounds, when the client begins: so much for its schedule.
+        `at` is the progress of the run in rounds, out of `num_rounds`, at which the client begins: its schedule depends
+        on it.
         """
         self.id = client_id
         self.shard = shard
@@ -188,15 +190,14 @@ class Client:
     def align(self, sample_id: Tensor, logit: Tensor) -> Tensor | None:
         """Return the server's logits (N, C) in the order of the shard, or None when there are none yet.
 
-        Rows are matched by sample id, whatever their order. Raises `WireError` unless the ids are exactly
-        those of the shard.
+        Rows are matched by sample id, in any order. Raises `WireError` unless the ids are exactly those of the shard.
         """
         if len(sample_id) == 0:
             return None
         sorted_id, order = sample_id.to(self._device).sort()
         own_id, own_order = self.shard.sample_id.sort()
         if not torch.equal(sorted_id, own_id):
-            raise WireError(f"the server sent logits of other samples than those of client {self.id}")
+            raise WireError(f"the server sent logits whose sample ids are not those of client {self.id}")
         aligned = torch.empty_like(logit, device=self._device)
         aligned[own_order] = logit.to(self._device)[order]
         return aligned
@@ -212,12 +213,12 @@ class Client:
             yield row_B, image, self.shard.label[row_B]
 
     def end_round(self) -> None:
-        """Tell the schedule of the training, if there was any."""
+        """Update the schedule with the training loss, if there was any training."""
         if self.samples:
             self._schedule.end_round(float(self.loss_sum) / self.samples)
 
     def class_count(self, num_classes: int) -> Tensor:
-        """Return how many samples of each class the client has, int64 (C,)."""
+        """Return the number of samples of each class in the shard, int64 (C,)."""
         return self.shard.label.bincount(minlength=num_classes)
 
     def uploads_in(self, round: int) -> bool:
@@ -225,12 +226,12 @@ class Client:
         return self.config.uploads_in(round, self._num_rounds)
 
     def begin_from(self, weights: Tensor) -> None:
-        """Take over the weights that the server sent, uint8 (bytes,)."""
+        """Load the weights sent by the server, uint8 (bytes,)."""
         self._edge.weights.copy_(weights)
         self._sent = [parameter.detach().clone() for parameter in self.model.parameters()]
 
     def adopt(self, weights: Tensor) -> None:
-        """Take over the mean of what clients share, uint8 (bytes,); of no bytes, go on with what is there."""
+        """Load the mean of the shared weights, uint8 (bytes,); an empty tensor leaves the model unchanged."""
         # The optimizer's moments stay the client's own, as in fedavg; averaging or dropping them has not been measured.
         if len(weights):
             self._edge.adopt(weights)
@@ -246,17 +247,17 @@ class Client:
         return self._edge.weights.clone()
 
     def proximal_term(self) -> Tensor:
-        """Return the pull towards the weights that the server sent, a scalar; 0 without `client.proximal_mu`."""
+        """Return the proximal term towards the weights sent by the server, a scalar; 0 without `client.proximal_mu`."""
         if not self.config.proximal_mu:
             return torch.zeros((), device=self._device)
         return proximal_term(self.model.parameters(), self._sent, self.config.proximal_mu)
 
     def step(self, loss: Tensor) -> None:
-        """Take one optimizer step down the gradient of `loss`."""
+        """Take one optimizer step along the gradient of `loss`."""
         self._optimizer.step(loss)
 
     def count(self, loss: Tensor, logit_BC: Tensor, label_B: Tensor) -> None:
-        """Add a batch to the client's metrics of this round, without waiting for the device."""
+        """Add a batch to the client's metrics of this round, without synchronising with the device."""
         samples = len(label_B)
         self.loss_sum += loss.detach() * samples
         self.cross_entropy_sum += F.cross_entropy(logit_BC.detach(), label_B, reduction="sum")
@@ -264,9 +265,9 @@ class Client:
         self.samples += samples
 
     def upload_views(self, round: int, block_rows: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (rows of the shard, images) of the whole shard in stored order, in blocks, freshly augmented.
+        """Yield (rows of the shard, images) of the whole shard in stored order, in blocks, newly augmented.
 
-        As released, the server learns from augmented views, new ones each round.
+        As released, the server learns from augmented views, drawn anew each round.
         """
         generator = torch_generator(self.seed, "client upload", self.id, round, device=self._device)
         return self.shard.blocks(block_rows, generator)

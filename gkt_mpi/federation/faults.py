@@ -1,4 +1,4 @@
-"""What can befall a run from outside: a signal to end it, lost workers, clients that send what cannot be used."""
+"""External faults: termination signals, lost workers, clients that send unusable data."""
 
 import signal
 import threading
@@ -17,9 +17,9 @@ class FaultsConfig:
     """Lost workers and bad clients."""
 
     timeout_s: float = 300.0
-    """A worker that is waited for and has said nothing for so many seconds is given up; at least 2."""
+    """Seconds of silence after which a worker that is waited for is considered lost; at least 2."""
     on_bad_client: Literal["stop", "drop"] = "stop"
-    """A client that sends what cannot be used. stop: end the run. drop: go on without its data in that round."""
+    """Reaction to a client that sends unusable data. stop: end the run. drop: continue the round without its data."""
 
     def __post_init__(self) -> None:
         require(self.timeout_s >= 2, "faults.timeout_s", self.timeout_s, "at least 2")
@@ -28,17 +28,17 @@ class FaultsConfig:
 class Interrupt:
     """A signal that asks this process to end.
 
-    Until `defer`, while there is nothing to save, `Interrupted` is raised at once; later only when the server asks, by
-    `check`, at points where its state is whole.
+    Until `defer`, while there is nothing to save, `Interrupted` is raised at once; later only when the server calls
+    `check`, at points where its state is consistent.
     """
 
     def __init__(self) -> None:
-        self.name: str | None = None  # of the signal that has come
+        self.name: str | None = None  # name of the received signal
         self._is_deferred = False
         self._grace_s = 0.0
 
     def install(self) -> None:
-        """Take the signals of this process: SIGTERM, SIGUSR1 (a batch system's warning) and SIGINT (Ctrl-C)."""
+        """Install handlers for SIGTERM, SIGUSR1 (a batch system's warning) and SIGINT (Ctrl-C)."""
         for number in _SIGNALS:
             signal.signal(number, self._take)
 
@@ -62,6 +62,6 @@ class Interrupt:
 
 
 def ignore_signals() -> None:
-    """Leave it to the server when this worker ends: a batch system and mpirun signal all ranks alike."""
+    """Ignore termination signals in a worker, so that the server ends it: batch systems and mpirun signal all ranks."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Which worker hosts which client, and every client's state as it was last reported."""
+"""Assignment of clients to workers, and every client's last reported state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,48 +15,48 @@ from gkt_mpi.wire.transport import Transport
 
 
 class Hosting:
-    """The clients of a run, on the server: who hosts them, and what they are between rounds."""
+    """The clients of a run, on the server: their workers, and their states between rounds."""
 
     def __init__(
         self, transport: Transport, roster: Roster, edges: Sequence[Edge[Any]], models: Sequence[EdgeName]
     ) -> None:
-        """`edges[k]` is what client k's state is loaded into, `models[k]` the name of its edge model."""
+        """Initialise; `edges[k]` is the edge for client k's state, `models[k]` the name of its edge model."""
         self.roster = roster
-        self.states = [edge.state() for edge in edges]  # uint8 (bytes,) each; replaced, never changed in place
+        self.states = [edge.state() for edge in edges]  # uint8 (bytes,) each; replaced, never modified in place
         self.state_bytes = {client: len(state) for client, state in enumerate(self.states)}
         self._transport, self._models = transport, models
 
     def send(self, client: int, message: HostClient | Request | Gradient) -> None:
-        """Begin to send a message to a client's worker."""
+        """Start sending a message to a client's worker."""
         self._transport.send(self.roster.worker_of[client], message)
 
     def host(self, client: int, state: Tensor | None = None) -> None:
-        """Give a client to its worker, in this state, or in its last."""
+        """Send a client to its worker, in this state or in its last one."""
         samples = torch.from_numpy(self.roster.shards[client])
         self.send(client, HostClient(client, samples, self.states[client] if state is None else state))
 
     def host_all(self) -> None:
-        """Give every client to its worker."""
+        """Send every client to its worker."""
         for client in self.roster:
             self.host(client)
 
     def move(self, rank: int, reports: dict[int, ClientReport]) -> list[int]:
-        """Give the clients of a lost worker to others; return those clients.
+        """Assign the clients of a lost worker to others; return those clients.
 
-        Those that have reported already are hosted as they then were. Raises `GktError` when no worker is left.
+        Those that have already reported are hosted in the reported state. Raises `GktError` when no worker is left.
         """
         moved = self.roster.lose(rank)
-        self._transport.stop(rank)  # should it come back to life
+        self._transport.stop(rank)  # in case it is still running
         for client in moved:
             self.host(client, reports[client].state if client in reports else None)
         return moved
 
     def num_samples(self, client: int) -> int:
-        """Return how many training images a client has."""
+        """Return the number of training images of a client."""
         return len(self.roster.shards[client])
 
     def participant(self, client: int, request: Request) -> Participant:
-        """Return what the cost of a client's round depends on, when it is asked for it by this request."""
+        """Return what determines the cost of a client's round for this request."""
         gets = (request.sample_id, request.weights) if isinstance(request, TrainRequest) else ((), ())
         gets_logits, gets_weights = (len(part) > 0 for part in gets)
         return Participant(self.num_samples(client), self._models[client], gets_logits, gets_weights)

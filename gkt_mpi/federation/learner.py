@@ -1,4 +1,4 @@
-"""What an algorithm's server trains, as the bookkeeping around it (server.py) knows it; the learners have a room."""
+"""The interface of a learner, which an algorithm's server trains, as server.py uses it."""
 
 from typing import Any, Protocol
 
@@ -9,25 +9,25 @@ from gkt_mpi.training.evaluate import Accuracy, EvaluateMode
 
 
 class Learner(Protocol):
-    """What the server of an algorithm trains, as the bookkeeping around it (server.py) needs it."""
+    """What an algorithm's server trains, as server.py needs it."""
 
     compute: Compute
 
     @property
     def samples_trained(self) -> int | None:
-        """Samples that an epoch of the server passes; None for those of the round's clients."""
+        """Samples per epoch of the server; None for those of the round's clients."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it: tensors, numbers, text, and lists and dictionaries of such."""
+        """Return the learner's part of a checkpoint: tensors, numbers, text, and lists and dictionaries of these."""
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned."""
+        """Restore what `state()` returned."""
 
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
-        """Return the accuracy on the test set of what has been learnt; `states[k]` is client k's."""
+        """Return the test accuracy of the learner's result; `states[k]` is client k's."""
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
-        """Return how many images an evaluation passes through the networks."""
+        """Return the number of images that an evaluation passes through the networks."""
 
     def close(self) -> None:
-        """Delete what lies on the disk; it must not be used any more."""
+        """Delete its files on disk; it must not be used afterwards."""

@@ -1,4 +1,4 @@
-"""Which worker hosts which client, and who takes over when a worker is lost."""
+"""Assignment of clients to workers, and reassignment when a worker is lost."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from gkt_mpi.errors import GktError
 
 
 class Roster:
-    """Clients 0 to K - 1, their sample ids, and the worker ranks that host them, dealt out in turn."""
+    """Clients 0 to K - 1, their sample ids, and the worker ranks that host them, assigned in turn."""
 
     def __init__(self, shards: list[np.ndarray], num_ranks: int) -> None:
         """`shards[k]` holds client k's sample ids, int64."""
@@ -23,7 +23,7 @@ class Roster:
         return len(self.shards)
 
     def lose(self, rank: int) -> list[int]:
-        """Deal out the clients of a lost worker to the others in turn; return those clients.
+        """Assign the clients of a lost worker to the others in turn; return those clients.
 
         Raises `GktError` when no worker is left.
         """
@@ -37,5 +37,5 @@ class Roster:
 
     @property
     def num_samples(self) -> dict[int, int]:
-        """How many samples each client has."""
+        """Number of samples of each client."""
         return {client: len(shard) for client, shard in enumerate(self.shards)}

@@ -1,4 +1,4 @@
-"""What comes after a round: evaluation, checkpoint and log; and after the last one the summary."""
+"""The end of a round: evaluation, checkpoint and log; after the last one also the summary."""
 
 import copy
 import time
@@ -21,7 +21,7 @@ from gkt_mpi.wire.transport import SERVER
 
 
 class RoundEnd:
-    """Evaluates what the learner has learnt, keeps the state of the run, and writes its log."""
+    """Evaluates the learner, saves the state of the run, and writes its log."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class RoundEnd:
         self._checkpoints, self._log, self._config = checkpoints, log, config
         self._timeline = watch.transport.timeline
         self._round_began = time.perf_counter()
-        self._unsaved: tuple[int, dict[str, Any]] | None = None  # the run's state between rounds, if on no disk yet
+        self._unsaved: tuple[int, dict[str, Any]] | None = None  # the run's state between rounds, if unsaved
 
     def open(self, rounds_done: int, state: dict[str, Any] | None) -> None:
-        """Go on after `rounds_done` rounds from what a checkpoint holds, or begin with None; open the log."""
+        """Resume after `rounds_done` rounds from a checkpoint's state, or start with None; open the log."""
         self.rounds_done = rounds_done
         if state is not None:
             self._learner.load(state["learner"])
@@ -54,14 +54,14 @@ class RoundEnd:
         self._log.begin(rounds_done, num_ranks, log, uploads, clients, self._watch.progress.say)
 
     def begin(self) -> None:
-        """Begin with the rounds."""
+        """Start the clock of the rounds."""
         if self.rounds_done == 0:
             self._unsaved = 0, _copy(self._state())
         self._watch.progress.begin_round(self.rounds_done)
         self._round_began = time.perf_counter()
 
     def end(self, finished: FinishedRound) -> None:
-        """Evaluate, save and log after a round, the first two when they are due. Raises `GktError`."""
+        """Evaluate and save, if they are due, and log after a round. Raises `GktError`."""
         record, num_done, clients = finished.record, finished.record["round"] + 1, list[ClientRecord]()
         is_last = num_done == self.num_rounds
         if is_last or num_done % self._config.every == 0:
@@ -77,11 +77,11 @@ class RoundEnd:
         self._watch.progress.end_round(record)
 
     def _save_after(self, finished: FinishedRound, clients: list[ClientRecord], is_last: bool) -> None:
-        """Save the state after a round, if that is due; complete the round's record by the time it took."""
+        """Save the state after a round, if it is due; add the time this took to the round's record."""
         record, began = finished.record, time.perf_counter()
         num_done = record["round"] + 1
         record["server_peak_mib"] = peak_mib()
-        # The line is logged after the checkpoint, whose time it tells; the checkpoint has all but these two figures.
+        # The line is logged after the checkpoint, whose time it contains; the checkpoint has all but these two figures.
         record |= {"checkpoint_s": 0.0, "round_s": began - self._round_began}
         is_best = self._checkpoints.config.best and record.get("test_accuracy", -1.0) > self._log.best_accuracy
         state = self._state(finished, clients)
@@ -103,7 +103,7 @@ class RoundEnd:
         self._log.finish(named(accuracy), asdict(self._learner.compute), clients, accuracy.confusion)
 
     def save(self) -> int:
-        """Write the state after the last whole round, if it is not on the disk yet; return the rounds done.
+        """Save the state after the last complete round, if it has not been saved yet; return the rounds done.
 
         Raises `GktError` when it cannot be written.
         """
@@ -113,7 +113,7 @@ class RoundEnd:
         return self.rounds_done
 
     def interrupt(self) -> int:
-        """Save what is done, and say in summary.json that the run was interrupted; return the rounds done."""
+        """Save the completed rounds, and mark summary.json as interrupted; return the rounds done."""
         rounds_done = self.save()
         self._log.interrupt(rounds_done)
         return rounds_done
@@ -124,7 +124,7 @@ class RoundEnd:
             return self._learner.evaluate(self._hosting.states, mode)
 
     def _state(self, finished: FinishedRound | None = None, clients: Sequence[ClientRecord] = ()) -> dict[str, Any]:
-        """Return the whole state of the run, with what is known of the round that is just done, if any."""
+        """Return the complete state of the run, with the figures of the round that has just finished, if any."""
         records = [] if finished is None else [finished.record]
         return {
             "compute": asdict(self._learner.compute),
@@ -138,7 +138,7 @@ class RoundEnd:
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state as it is now, whatever changes later; neither clients' states nor records do."""
+    """Return a copy of a state that later changes do not affect; clients' states and records are immutable."""
     kept = {name: state[name] for name in ("clients", "log")}
     return copy.deepcopy({**state, **dict.fromkeys(kept)}) | kept
 

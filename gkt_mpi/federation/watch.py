@@ -1,4 +1,4 @@
-"""What long work on the server calls as it proceeds."""
+"""Callbacks of long operations on the server."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ def _nothing() -> None:
 
 @dataclass
 class Watch:
-    """Shows how far the server is, and ends what it does when somebody asks for it; and the cores it works on."""
+    """Shows the server's progress, ends its work on request, and holds the cores it may use."""
 
     progress: Progress
     interrupt: Interrupt
@@ -24,20 +24,20 @@ class Watch:
     _meanwhile: Callable[[], None] = _nothing
 
     def listen(self, meanwhile: Callable[[], None]) -> None:
-        """Call this in between from now on: where clients are not in step, to take in what they send."""
+        """Call `meanwhile` during long operations from now on: in asynchronous training it receives messages."""
         self._meanwhile = meanwhile
 
     @property
     def is_listening(self) -> bool:
-        """Whether something is called in between."""
+        """Whether a callback is installed."""
         return self._meanwhile is not _nothing
 
     def stop_listening(self) -> None:
-        """Call nothing in between any more."""
+        """Remove the callback."""
         self._meanwhile = _nothing
 
     def advance(self, samples: int) -> None:
-        """Show that so many samples are done; end here if a signal asks for it or a worker has failed."""
+        """Report progress by this many samples; raise if a signal asks to end or a worker has failed."""
         self.progress.advance(samples)
         self.interrupt.check()
         self.transport.keep_in_touch()

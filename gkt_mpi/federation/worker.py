@@ -1,4 +1,4 @@
-"""A worker: a rank that hosts edge clients and does what the server asks, until it says stop."""
+"""A worker: a rank that hosts edge clients and serves the server's requests until it is stopped."""
 
 import time
 from collections import deque
@@ -39,17 +39,17 @@ from gkt_mpi.wire.transport import SERVER, Transport
 
 ClientRound = Callable[["Worker", Client, Any], None]  # an algorithm's client side
 LARGEST_BATCH = 256  # a block is also the batch of the forward pass that computes it
-BLOCKS_IN_FLIGHT = 3  # while two are received at once and one waits at the server's door, the next is computed
+BLOCKS_IN_FLIGHT = 3  # the next is computed while two are being received and one waits at the server
 
 
 def receive_setup(transport: Transport) -> Setup | None:
-    """Wait for the server to describe the run; None when it stops before it begins."""
+    """Wait for the server's description of the run; None if it stops before the run begins."""
     _, message = transport.receive(Contract(frozenset({Kind.SETUP, Kind.STOP})))
     return message if isinstance(message, Setup) else None
 
 
 class _AbandonedError(Exception):
-    """The server goes on without this client in this round."""
+    """The server continues without this client in this round."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Hosted:
 
 @dataclass
 class Worker:
-    """What a worker has: an edge in memory, the images' file, and the clients it hosts.
+    """A worker's edge in memory, image file, and hosted clients.
 
     `edges[k]` is the edge that client k's state is loaded into, the same one for all clients with the same model.
     `requests` are the kinds of message that ask for a client's round.
@@ -86,26 +86,26 @@ class Worker:
         self._num_samples: dict[int, int] = {}  # of each hosted client
         self._state_bytes = {client: edge.state_bytes for client, edge in enumerate(self.edges)}
         self._model_bytes = {client: edge.travelling_bytes for client, edge in enumerate(self.edges)}
-        self._asked: deque[Request] = deque()  # requests that have come while another client was training
+        self._asked: deque[Request] = deque()  # requests that arrived while another client was training
         self.timeline = self.transport.timeline
         self.block_rows = min(self.codec.block_rows(self.wire.block_mib), LARGEST_BATCH)
 
     def run(self, client_round: ClientRound) -> None:
-        """Serve until the server says stop; `client_round` is the algorithm's client side."""
+        """Serve requests until the server stops this worker; `client_round` is the algorithm's client side."""
         while True:
             message = self._asked.popleft() if self._asked else self._receive(self.requests | {Kind.HOST, Kind.STOP})
             if isinstance(message, Stop):
                 break
             if isinstance(message, HostClient):
                 self._host(message)
-                self.timeline.take()  # so that a report has as many spans wherever its client is hosted
+                self.timeline.take()  # so that a report has the same number of spans wherever its client is hosted
             else:
                 assert isinstance(message, Request)
                 self.run_client_round(client_round, message)
         self.transport.flush()
 
     def _receive(self, kinds: frozenset[Kind], **expected: int) -> Message:
-        """Wait for a message of these kinds; `expected` are more fields of the contract."""
+        """Wait for a message of these kinds; `expected` are additional contract fields."""
         contract = Contract(
             kinds,
             num_classes=len(self.file.classes),
@@ -173,13 +173,13 @@ class Worker:
         self._send(block)
 
     def send_weights(self, client: Client, round: int, weights: Tensor) -> None:
-        """Send the server what a client has made of the weights, uint8 (bytes,)."""
+        """Send a client's weights to the server, uint8 (bytes,)."""
         self._send(ModelState(client.id, round, weights))
 
     def exchange(self, client: Client, round: int, first: int, row: Tensor, feature: Tensor) -> Tensor:
         """Send the features (B, K, H, W) of a batch, without logits; return the loss's gradient with respect to them.
 
-        `row` says which samples of the shard they are, `first` how many have come before in this pass over it.
+        `row` are the batch's samples in the shard, `first` the number of samples before them in this pass.
         """
         label = client.shard.label[row].to(torch.int16)
         empty = torch.empty(len(row), 0, device=feature.device)
@@ -188,11 +188,11 @@ class Worker:
         codec = self.codec
         self._send(FeatureBlock(client.id, round, first, ids, label, empty, encoded, codec.shape, codec.code_id))
         while True:
-            kinds = self.requests | {Kind.HOST, Kind.GRADIENT}  # others of this worker's clients may be asked meanwhile
+            kinds = self.requests | {Kind.HOST, Kind.GRADIENT}  # other clients of this worker may be asked meanwhile
             message = self._receive(kinds, first=first, block_rows=len(row), row_bytes=codec.row_bytes)
             if isinstance(message, HostClient):
                 self._host(message)
-                if message.client == client.id:  # as it was before this round: the server has refused the batch
+                if message.client == client.id:  # the state from before this round: the server has refused the batch
                     raise _AbandonedError
             elif isinstance(message, Gradient) and (message.client, message.round) == (client.id, round):
                 return codec.decode(message.gradient)
@@ -210,7 +210,7 @@ class Worker:
 
     @contextmanager
     def timed(self, phase: Literal["client train", "extract"]) -> Iterator[None]:
-        """Add the wall time inside to the client's seconds of this phase, and to the timeline."""
+        """Add the wall time of the block to the client's seconds of this phase, and to the timeline."""
         began = time.perf_counter()
         yield
         self._seconds[phase] += self.timeline.add(phase, began)

@@ -1,1 +1,1 @@
-"""What the server trains, one file a learner, and what lies around it: bank, sharing, arrivals."""
+"""What the server trains, one file per learner, and their shared parts: bank, weight sharing, arrivals."""

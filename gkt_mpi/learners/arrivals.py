@@ -1,7 +1,7 @@
-"""The uploads of clients that are not in step: who has been asked, what has come, and whose is next.
+"""Asynchronous uploads: which clients have been asked, which uploads have arrived, and which is next.
 
-A client that is answered goes on at once. What it sends is taken in whenever it comes, also while the server trains,
-and waits in the bank's inbox until its turn, which the run's clock decides (event_clock.py).
+A client that has been answered continues at once. Its messages are received whenever they arrive, also during training,
+and wait in the bank's inbox until their turn, which the run's clock decides (event_clock.py).
 """
 
 import time
@@ -23,8 +23,8 @@ _OF_EACH_CLIENT = ("number", "in_use", "asked_at", "based_on")
 class Arrivals:
     """The server's side of asynchronous uploads into `inbox`. A round is `num_clients` uploads.
 
-    `request(client, number, is_again)` makes the request for a client's upload of that number, after an interruption
-    once more; `land(client)` puts an upload that has come into use.
+    `request(client, number, is_again)` creates the request for a client's upload with that number; `is_again` repeats
+    it after an interruption. `land(client)` puts a complete upload into use.
     """
 
     def __init__(
@@ -42,22 +42,22 @@ class Arrivals:
         self._buffer, self._request, self._land = buffer, request, land
         self._timeline = server.watch.transport.timeline
         self.num_clients = num_clients
-        self._num_taken = 0  # uploads of all clients that the server has learnt from
-        self._number = [0] * self.num_clients  # of the upload that a client has been asked for
-        self._asked_at = [0] * self.num_clients  # what `_num_taken` was then
+        self._num_taken = 0  # uploads that the server has learnt from, of all clients
+        self._number = [0] * self.num_clients  # number of the upload that a client has been asked for
+        self._asked_at = [0] * self.num_clients  # value of `_num_taken` at that time
         self._in_use: list[int | None] = [None] * self.num_clients  # number of the upload in use
-        self._based_on = [0] * self.num_clients  # `_asked_at` of that
+        self._based_on = [0] * self.num_clients  # `_asked_at` of the upload in use
         self._edge_flops = [0] * self.num_clients  # of the upload that a client has been asked for
         self._out: set[int] = set()  # clients whose next upload is on its way, or complete and not taken
-        self._expected: dict[int, int] = {}  # those of them whose upload is not complete, with their samples
-        self._rounds = dict.fromkeys(range(self.num_clients), 0)  # as `_number`, but of a recalled upload its own
+        self._expected: dict[int, int] = {}  # incomplete uploads among these: client to number of samples
+        self._rounds = dict.fromkeys(range(self.num_clients), 0)  # as `_number`, except for repeated uploads
         self._uploads = server.uploads(inbox, self._expected, self._rounds, lambda _: None)
         self._saved: dict[str, Any] | None = None
         self._is_open = False
-        self._listened_s = 0.0  # while training
+        self._listened_s = 0.0  # during training
 
     def begin_round(self, round: int) -> None:
-        """Begin to count a round; in the first of this process all clients are asked."""
+        """Begin a round; in the first one of this process all clients are asked."""
         self._round = round
         if not self._is_open:
             self._open()
@@ -83,7 +83,7 @@ class Arrivals:
             self._ask(client, is_resumed=self._saved is not None)
 
     def _recall(self, saved: dict[str, Any]) -> None:
-        """Have clients send again what was in use of them before an interruption; their states have not changed."""
+        """Have clients repeat the uploads that were in use before an interruption; their states have not changed."""
         with self._server.books.uncounted():
             for client, number in enumerate(saved["in_use"]):
                 if number is not None:
@@ -94,10 +94,10 @@ class Arrivals:
                 self._land(client)
             self._uploads.reports.clear()
             self._out.clear()
-        self._clock.load(saved["clock"])  # what the interruption has cost is over
+        self._clock.load(saved["clock"])  # replayed uploads are complete
 
     def _ask(self, client: int, is_resumed: bool = False) -> None:
-        """Ask a client for its next upload; after an interruption the clock goes on as it was."""
+        """Ask a client for its next upload; after an interruption the clock keeps its time."""
         taken = self._asked_at[client] if is_resumed else self._num_taken
         request = replace(self._request(client, self._number[client], is_resumed), at=taken / self.num_clients)
         cost = self._prices.client(client, self._server.hosting.participant(client, request))
@@ -117,24 +117,24 @@ class Arrivals:
         self._server.request(client, request)
 
     def complete(self) -> list[int]:
-        """Return the clients whose upload is there, ascending."""
+        """Return the clients with a complete upload that has not been taken, ascending."""
         return sorted(self._out - self._expected.keys())
 
     def receive(self) -> None:
-        """Wait for a message, and take it in."""
+        """Wait for a message and process it."""
         self._note(self._uploads.receive())
 
     def _listen(self) -> None:
-        """Take in what has come, in the middle of training."""
+        """Process messages that have arrived during training."""
         began = time.perf_counter()
         while (message := self._uploads.receive_ready()) is not None:
             self._note(message)
         self._listened_s += time.perf_counter() - began
 
     def _note(self, message: Message | None) -> None:
-        """Count what has come, for its client; what a lost worker has cost, at once."""
+        """Count a received message for its client; count bytes caused by a lost worker immediately."""
         self._count(getattr(message, "client", None))
-        for client in self.complete():  # a refused report ends an upload, too
+        for client in self.complete():  # a refused report also ends an upload
             self._clock.note_complete(client)
 
     def _count(self, client: int | None) -> None:
@@ -145,14 +145,14 @@ class Arrivals:
         self._bytes_before = now
 
     def next_clients(self) -> list[int]:
-        """Wait for the next uploads; return their clients, whose new uploads are now those in use."""
+        """Wait for the next uploads and put them into use; return their clients."""
         began, received_s = time.perf_counter(), self._seconds()[0]
         clients = self._clock.next_clients(self._buffer, self)
         received_s = self._seconds()[0] - received_s
         self._waited_s += time.perf_counter() - began - received_s
         self._out -= set(clients)
         self._taken, self._taken_s = clients, self._clock.now
-        self._landed = set(clients) & self._uploads.reports.keys()  # not a bad client's: its last one is still in use
+        self._landed = set(clients) & self._uploads.reports.keys()  # a bad client's last upload stays in use
         for client in sorted(self._landed):
             report = self._uploads.reports.pop(client)
             self._land(client)
@@ -162,23 +162,23 @@ class Arrivals:
 
     @property
     def others_are_at_work(self) -> bool:
-        """Whether there are clients beside those of `next_clients` that will answer."""
+        """Whether clients other than those of `next_clients` are going to answer."""
         return bool(self._out - set(self._taken))
 
     def age(self, client: int) -> float:
-        """Return how many rounds have passed since a client was asked for its upload in use."""
+        """Return the age in rounds of a client's upload in use, counted from its request."""
         return (self._num_taken - self._based_on[client]) / self.num_clients
 
     def compute(self, trained: int = 0, predicted: int = 0) -> None:
-        """Note what the server has computed, in samples."""
+        """Record the server's computation, in samples."""
         self._clock.compute(trained, predicted)
 
     def is_next_due(self, samples: int) -> bool:
-        """Whether the next uploads are there before the server could have trained on so many samples."""
+        """Return whether the next uploads arrive before the server could have trained on this many samples."""
         return self._clock.is_next_due(self._buffer, samples, self)
 
     def answer(self, fresh: set[int]) -> None:
-        """Ask the clients of `next_clients` for their next upload; those not `fresh` were too stale to learn from."""
+        """Ask the clients of `next_clients` for their next upload; those not in `fresh` were too stale to be used."""
         ages = {client: (self._num_taken - self._asked_at[client]) / self.num_clients for client in self._taken}
         self._num_taken += len(self._taken)
         for client in self._taken:
@@ -196,7 +196,7 @@ class Arrivals:
             self._ask(client)
 
     def end_round(self) -> None:
-        """Note the round's uploads and its figures."""
+        """Record the round's uploads and figures."""
         ages = [record.staleness for record in self._records]
         received_s, trained_s = (b - a for a, b in zip(self._seconds_before, self._seconds(), strict=True))
         figures = self._server.books.sum_reports() | {
@@ -212,18 +212,18 @@ class Arrivals:
         self._server.note(figures | costs | moved, self._records)
 
     def _seconds(self) -> tuple[float, float]:
-        """Return the seconds of receiving and of training so far."""
+        """Return the seconds spent receiving and training so far."""
         return self._timeline.seconds("receive"), self._timeline.seconds("server train")
 
     def state(self) -> dict[str, Any] | None:
-        """Return what a checkpoint holds: where every client is, and the time; None before any has been asked."""
+        """Return the checkpoint's contents: each client's progress, and the time; None before the first request."""
         if not self._is_open:
             return self._saved
         lists = {name: list(getattr(self, f"_{name}")) for name in _OF_EACH_CLIENT}
         return {"num_taken": self._num_taken, "clock": self._clock.state(), **lists}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned, once the clients have workers."""
+        """Restore what `state()` returned; the clients must have workers."""
         self._saved = state
         self._num_taken = state["num_taken"]
         for name in _OF_EACH_CLIENT:
@@ -231,5 +231,5 @@ class Arrivals:
         self._clock.load(state["clock"])
 
     def close(self) -> None:
-        """Expect nothing any more."""
+        """Stop expecting uploads."""
         self._uploads.close()

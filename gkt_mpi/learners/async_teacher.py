@@ -1,7 +1,7 @@
-"""The server's side of asynchronous FedGKT: the large network trains on the bank as it stands.
+"""The server's side of asynchronous FedGKT: the large network trains on the current bank.
 
-A round, `clients` uploads, is due `server.epochs` passes over the bank, as in fedgkt; each upload its share of them
-when it comes. The passes go on from upload to upload: one is a shuffled order of all samples in use when it begins.
+A round, `clients` uploads, requires `server.epochs` passes over the bank, as in fedgkt; each upload triggers its share.
+Passes continue from upload to upload: a pass is a shuffled order of all samples in use when it begins.
 """
 
 import math
@@ -36,17 +36,17 @@ class AsyncTeacher(Teacher):
         """See `Teacher`."""
         super().__init__(site, StandingBank, StandingEdges)
         self._async = site.asynchronous
-        self._pass: list[Tensor] = []  # batches left of the pass, as numbers of samples
+        self._pass: list[Tensor] = []  # remaining batches of the pass, as sample numbers
         self._num_passes = 0
-        self._debt = 0  # samples that are due to be trained on, times the clients; below 0 after a batch too much
+        self._debt = 0  # samples still due for training, times the clients; below 0 after a batch too many
         self._overtime = 0.0  # samples that may still be trained on before the next uploads
-        self._fresh: list[int] = []  # clients of which there are samples that are not too stale
-        self._age_weight_K: Tensor | None = None  # of each client's samples, None when all count alike
+        self._fresh: list[int] = []  # clients with samples that are not too stale
+        self._age_weight_K: Tensor | None = None  # weight of each client's samples, None when all are equal
         self._saved_arrivals: dict[str, Any] | None = None
         self._arrivals: Arrivals | None = None
 
     def open(self, server: Server) -> Arrivals:
-        """Return the uploads of the run, which begin, or go on after an interruption, with its first round."""
+        """Return the uploads of the run; they start, or resume after an interruption, with its first round."""
         clock = VirtualClock(self._site.prices) if self._site.clock == "virtual" else RealClock()
         self._arrivals = Arrivals(
             server, self.inbox, self.bank.num_clients, clock, self._site.prices, self._async.buffer, self.ask, self.land
@@ -56,33 +56,33 @@ class AsyncTeacher(Teacher):
         return self._arrivals
 
     def ask(self, client: int, number: int, is_again: bool) -> TrainRequest:
-        """Return the request for a client's upload of that number; `is_again` after an interruption."""
+        """Return the request for a client's upload with that number; `is_again` repeats it after an interruption."""
         request = super().request(client, number)
         if isinstance(self.sharing, StandingEdges):
             request = replace(request, weights=self.sharing.answer(client, is_again))
         return request
 
     def land(self, client: int) -> None:
-        """Use a client's complete upload from now on, in place of the one before."""
+        """Put a client's complete upload into use, replacing the previous one."""
         self.bank.land(client)
         if isinstance(self.sharing, StandingEdges):
             self.sharing.land(client)
 
     @property
     def arrivals(self) -> Arrivals:
-        """The uploads of the run; only once it is open."""
+        """The uploads of the run; available after `open`."""
         assert self._arrivals is not None
         return self._arrivals
 
     def begin_round_of_uploads(self, round: int) -> None:
-        """Begin to count the uploads and the losses of a round."""
+        """Begin to count the uploads and losses of a round."""
         due = self.config.epochs * self._site.num_samples
         self._training.begin_round(round, due)
         self._site.watch.progress.begin_phase(SERVER_TRAINS, due)
         self.arrivals.begin_round(round)
 
     def due_batches(self, clients: list[int]) -> Iterator[BankBatch]:
-        """Yield the training batches that the new uploads of these clients are due."""
+        """Yield the training batches due for the new uploads of these clients."""
         self._weigh()
         if self.distill.lka != "none":
             self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
@@ -97,11 +97,11 @@ class AsyncTeacher(Teacher):
             self._pass_time(batch)
 
     def overtime_batches(self) -> Iterator[BankBatch]:
-        """Yield more of the bank as it stands, while others are at work and the next uploads are not there."""
+        """Yield further batches of the current bank while other clients work and the next uploads have not arrived."""
         self._weigh()
         self._model.train()
         while self._overtime > 0 and self._fresh and self.arrivals.others_are_at_work:
-            # No pass is begun before it is known that there is time: it would lack the next uploads.
+            # A pass starts only if time is left, because it does not include the next uploads.
             most = len(self._pass[0]) if self._pass else min(self.config.batch_size, self._num_fresh)
             if self.arrivals.is_next_due(most):
                 break
@@ -115,7 +115,7 @@ class AsyncTeacher(Teacher):
         self._site.watch.advance(len(batch.row))
 
     def _weigh(self) -> None:
-        """Find out how much each client's samples count now; their mean over all samples is 1."""
+        """Update the weights of the clients' samples; their mean over all samples is 1."""
         weights = {client: staleness_weight(self.arrivals.age(client), self._async) for client in self.bank.landed}
         self._fresh = [client for client, weight in weights.items() if weight > 0]
         sizes = {client: self.bank.size_of(client) for client in self._fresh}
@@ -129,11 +129,11 @@ class AsyncTeacher(Teacher):
             self._age_weight_K = weight_K.to(self._site.device)
 
     def age_weight(self, batch: BankBatch) -> Tensor | None:
-        """Return how much each sample of a batch counts, float32 (B,), by its age; None when all count alike."""
+        """Return the weight of each sample of a batch by its age, float32 (B,); None when all weights are equal."""
         return None if self._age_weight_K is None else self._age_weight_K[batch.client]
 
     def _next_samples(self) -> Tensor:
-        """Return the numbers of the pass's next samples, without those that are too stale by now."""
+        """Return the sample numbers of the pass's next batch, without those that have become too stale."""
         while True:
             if not self._pass:
                 self._begin_pass()
@@ -143,7 +143,7 @@ class AsyncTeacher(Teacher):
             self._pass.pop(0)
 
     def _begin_pass(self) -> None:
-        """Shuffle all samples that are not too stale; like the epochs of fedgkt, where all clients are in step."""
+        """Shuffle all samples that are not too stale; identical to fedgkt's epochs in synchronous training."""
         generator = torch_generator(self._site.seed, "server epoch", *divmod(self._num_passes, self.config.epochs))
         self._num_passes += 1
         parts = [self.bank.samples_of(client) for client in self._fresh]
@@ -174,18 +174,18 @@ class AsyncTeacher(Teacher):
 
     @property
     def fresh(self) -> set[int]:
-        """The clients whose samples count."""
+        """The clients whose samples are not too stale."""
         return set(self._fresh)
 
     def end_round(self, round: int) -> dict[str, float]:
         """Return the round's figures."""
         self.arrivals.end_round()
-        if not self._training.num_samples:  # all that is there has been too stale
+        if not self._training.num_samples:  # all available samples were too stale
             return {}
         return self._training.end_round()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds, see `Teacher`; and where the passes and the clients are."""
+        """Return the checkpoint's contents, see `Teacher`, with the progress of passes and clients."""
         arrivals = self._saved_arrivals if self._arrivals is None else self._arrivals.state()
         return super().state() | {
             "server_logit": self.bank.server_logit[self.bank.row_of(torch.arange(self.bank.num_samples))],
@@ -196,14 +196,14 @@ class AsyncTeacher(Teacher):
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned."""
+        """Restore what `state()` returned."""
         both_places = torch.cat([state["server_logit"]] * 2)
         super().load(state | {"server_logit": both_places})
         self._pass, self._num_passes, self._debt = list(state["pass"]), state["num_passes"], state["debt"]
         self._saved_arrivals = state["arrivals"]
 
     def close(self) -> None:
-        """Expect no uploads any more; delete the bank's file, if it has one."""
+        """Stop expecting uploads; delete the bank's file, if there is one."""
         if self._arrivals is not None:
             self._arrivals.close()
         super().close()

@@ -1,9 +1,9 @@
-"""The feature bank: what the clients uploaded, on the server, one row a sample, in client order.
+"""The feature bank: the clients' uploads on the server, one row per sample, in client order.
 
 row of client k, sample i of its shard = first[k] + i
 sample_id int64 (N,)   label int64 (N,)   client_logit, server_logit float32 (N, C)
-feature   uint8 (N, row_bytes), in the wire's form, in memory or in a mapped file (feature_rows.py): blocks are
-          received straight into it, and a batch is decoded when it is trained on, on the device that trains
+feature   uint8 (N, row_bytes), encoded as on the wire, in memory or in a mapped file (feature_rows.py): blocks are
+          received directly into it, and a batch is decoded for training, on the training device
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,11 +32,11 @@ class BankBatch:
     feature: Tensor  # float32 (B, K, H, W)
     label: Tensor  # int64 (B,)
     client_logit: Tensor  # float32 (B, C)
-    client: Tensor  # int64 (B,): whose samples they are
+    client: Tensor  # int64 (B,): each sample's client
 
 
 class Bank:
-    """Memory for the last upload of every client; the inbox of a round's uploads."""
+    """Storage for the last upload of every client; the inbox of a round's uploads."""
 
     passes, answers = 1, False
 
@@ -50,11 +50,11 @@ class Bank:
         folder: Path,
         block_rows: int = 256,
     ) -> None:
-        """`shards[k]` holds client k's sample ids, int64; `device` is where batches are decoded; `folder` is the run's.
+        """Allocate; `shards[k]` are client k's sample ids, int64; `folder` is the run folder; `device` decodes batches.
 
-        `block_rows` is how many rows a FeatureBlock may have at most.
+        `block_rows` is the largest number of rows in a FeatureBlock.
 
-        Raises `ConfigError` when the disk cannot hold what `config` leaves to it.
+        Raises `ConfigError` when the disk is too small for the rows that `config` places on it.
         """
         self.codec = codec
         self.block_rows = block_rows
@@ -78,11 +78,11 @@ class Bank:
         return slice(self.first[client], self.first[client + 1])
 
     def inbox_of(self, client: int) -> slice:
-        """Return the rows that a client's next upload goes into: here the same ones."""
+        """Return the rows that receive a client's next upload: here the same as `rows_of`."""
         return self.rows_of(client)
 
     def accepts(self) -> dict[str, Any]:
-        """Return the fields of the contract under which uploads are taken in."""
+        """Return the contract fields under which uploads are accepted."""
         return {
             "kinds": frozenset({Kind.BLOCK, Kind.REPORT}),
             "num_classes": self.num_classes,
@@ -94,25 +94,25 @@ class Bank:
         }
 
     def open_round(self, clients: Iterable[int] | None = None) -> None:
-        """Expect a new upload of these clients, by default of all; of the others keep or drop what is there."""
+        """Expect a new upload of these clients, by default of all; keep or drop the rows of the others."""
         if self.absent == "drop" or clients is None:
             self.arrived.fill_(False)
         for client in clients or ():
             self.arrived[self.inbox_of(client)] = False
 
     def admit(self, header: Header, sample_id: Tensor, label: Tensor, logit: Tensor) -> Tensor:
-        """Return the rows that a block's features belong in, uint8 (count, row_bytes), to be received into.
+        """Return the rows for a block's features, uint8 (count, row_bytes), to be received into.
 
-        Raises `WireError` naming client and round when the rows have already arrived in this round, or when sample
-        ids int64 (n,), labels int16 (n,) or logits float32 (n, C) are not valid.
+        Raises `WireError` naming client and round when the rows have already arrived in this round, or when sample ids
+        int64 (n,), labels int16 (n,) or logits float32 (n, C) are not valid.
         """
-        # With numpy: on a few values, torch's calls cost as much as a tenth of receiving a block.
+        # With numpy: for a few values, torch's calls take up to a tenth of the time of receiving a block.
         rows = self._block_rows(header.client, header.first, header.num_samples)
         where = f"client {header.client} in round {header.round}"
         if self.arrived.numpy()[rows].any():
             raise WireError(f"{where} sent {header.num_samples} rows from {header.first} on twice")
         if not np.array_equal(sample_id.numpy(), self.sample_id.numpy()[rows]):
-            raise WireError(f"{where} sent sample ids that are not those of its shard at row {header.first}")
+            raise WireError(f"{where} sent sample ids that differ from its shard at row {header.first}")
         if label.numpy().min() < 0 or label.numpy().max() >= self.num_classes:
             raise WireError(f"{where} sent labels outside 0..{self.num_classes - 1}")
         if not np.isfinite(logit.numpy()).all():
@@ -120,17 +120,17 @@ class Bank:
         return self.feature.slice(rows)
 
     def claim(self, block: FeatureBlock) -> int:
-        """Count the rows of an admitted and received block as arrived, so that nothing more is admitted into them.
+        """Mark the rows of an admitted and received block as arrived, so that nothing else is admitted into them.
 
-        Returns how many they are.
+        Return their number.
         """
         self.arrived[self._block_rows(block.client, block.first, len(block.sample_id))] = True
         return len(block.sample_id)
 
     def check(self, block: FeatureBlock) -> None:
-        """Take in a claimed block; may run in another thread while other blocks are admitted.
+        """Validate the features of a claimed block; may run in another thread while other blocks are admitted.
 
-        Raises `WireError` naming client and round when its features are not finite; its rows are then missing again.
+        Raises `WireError` naming client and round when they are not finite; the rows are then missing again.
         """
         rows = self._block_rows(block.client, block.first, len(block.sample_id))
         if not self.codec.is_finite(self.feature.slice(rows)):
@@ -145,49 +145,49 @@ class Bank:
         self.client_logit[rows] = block.logit
 
     def num_missing(self, client: int) -> int:
-        """Return how many samples of a client's upload are not there."""
+        """Return the number of missing samples of a client's upload."""
         return int((~self.arrived[self.inbox_of(client)]).sum())
 
     def missing(self, client: int) -> str:
-        """Say what of a client's upload is not there, "" when all of it is."""
+        """Describe the missing part of a client's upload, "" if it is complete."""
         number = self.num_missing(client)
         return f"{number} samples" if number else ""
 
     def reopen(self, client: int) -> int:
-        """Take out what has arrived of a client in this round; return how many samples that was."""
+        """Discard a client's upload of this round; return the number of its samples."""
         rows = self.inbox_of(client)
         arrived = int(self.arrived[rows].sum())
         self.arrived[rows] = False
         return arrived
 
     def train_batches(self, order: BatchOrder, batch_size: int, generator: torch.Generator) -> Iterator[BankBatch]:
-        """Yield the batches of one epoch over all that has arrived; the last of each sequence may be smaller.
+        """Yield the batches of one epoch over all arrived rows; the last batch of each sequence may be smaller.
 
-        mixed: every batch is drawn across all clients. by_client: client after client, as in the paper, each
-        client's samples shuffled.
+        mixed: every batch is drawn across all clients. by_client: client after client, as in the paper, each client's
+        samples shuffled.
         """
         parts = [self.arrived_rows()] if order == "mixed" else self.arrived_by_client()
         sequences = [rows[torch.randperm(len(rows), generator=generator)] for rows in parts]
         yield from self._batches([row for sequence in sequences for row in sequence.split(batch_size)])
 
     def all_batches(self, batch_size: int, clients: Iterable[int] | None = None) -> Iterator[BankBatch]:
-        """Yield every row that has arrived once, in order; or those of these clients."""
+        """Yield every arrived row once, in order, of all or of these clients."""
         yield from self._batches(self.arrived_rows(clients).split(batch_size))
 
     @property
     def num_arrived(self) -> int:
-        """How many samples are there to train on."""
+        """Number of arrived samples."""
         return len(self.arrived_rows())
 
     def class_counts(self) -> Tensor:
-        """Return how many samples of each class have arrived of each client, int64 (K, C), on the training device."""
+        """Return each client's number of arrived samples by class, int64 (K, C), on the training device."""
         row = self.arrived_rows()
         cell = self.client_of(row) * self.num_classes + self.label[row]
         counts = cell.bincount(minlength=self.num_clients * self.num_classes)
         return counts.view(self.num_clients, self.num_classes).to(self.device)
 
     def client_of(self, row: Tensor) -> Tensor:
-        """Return whose the samples of these rows are, int64 (B,)."""
+        """Return the client of each of these rows, int64 (B,)."""
         return torch.bucketize(row, torch.tensor(self.first[1:]), right=True)
 
     def arrived_rows(self, clients: Iterable[int] | None = None) -> Tensor:
@@ -196,7 +196,7 @@ class Bank:
         return row if clients is None else row[torch.isin(self.client_of(row), torch.tensor(list(clients)))]
 
     def arrived_by_client(self) -> list[Tensor]:
-        """Return the arrived rows of each client that has any, in the order of the clients."""
+        """Return the arrived rows of each client that has any, in client order."""
         rows = (first + self.arrived[first:end].nonzero().flatten() for first, end in pairwise(self.first))
         return [row for row in rows if len(row)]
 
@@ -214,7 +214,7 @@ class Bank:
         return BankBatch(row, feature, *(part.to(self.device) for part in parts))
 
     def close(self) -> None:
-        """Delete what lies on the disk; the bank must not be used any more."""
+        """Delete the file on disk; the bank must not be used afterwards."""
         self.feature.close()
 
     def _block_rows(self, client: int, first: int, count: int) -> slice:

@@ -1,7 +1,7 @@
-"""How far the clients' features move between uploads, and how far they lie apart: test images through every stem.
+"""Movement of the clients' features between uploads, and their spread across clients, measured on test images.
 
-The server learns from what the stems make of images. Where stems move, what it has learnt of earlier features fits
-less; where they differ, the same image reaches it in as many ways as there are clients.
+The server learns from the stems' features. When stems move, what it has learnt of earlier features fits less well; when
+they differ, the same image has as many representations as there are clients.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ NUM_IMAGES = 32
 
 
 class StemDrift:
-    """Measures the clients' stems after each upload; remembers them from one upload to the next."""
+    """Measures the clients' stems after each upload, compared with the upload before."""
 
     def __init__(self, edges: Sequence[Edge[EdgeModel]], test: Shard) -> None:
-        """`edges[k]` is what client k's state is loaded into; the first images of `test` are those that are used."""
+        """Initialise; `edges[k]` is the edge for client k's state; the first images of `test` are used."""
         self._edges = edges
         self._image = test.pipeline.plain(test.image[:NUM_IMAGES])
-        self._before: list[Tensor] = []  # each client's stem as it was, uint8 (bytes,)
+        self._before: list[Tensor] = []  # each client's previous stem, uint8 (bytes,)
 
     @torch.no_grad()
     def measure(self, states: list[Tensor]) -> dict[str, float]:
         """Return the figures of the stems in these states, `states[k]` client k's; the edges are overwritten.
 
-        With f a client's features of all images, g those it had before, and means over clients:
-        `feature_drift` |f - g| / |g| and `feature_cosine` f.g / |f||g|, from the second time on; `feature_spread`, the
-        root of the mean of |f - m|^2, by |m|, where m is the mean of all clients' f.
+        With f a client's features of all images, g the previous ones, and means over clients: `feature_drift` |f - g| /
+        |g| and `feature_cosine` f.g / |f||g|, from the second call on; `feature_spread`, the root of the mean of |f -
+        m|^2, divided by |m|, where m is the mean of all clients' f.
         """
         drift, cosine, square = [], [], []
         total = torch.zeros((), dtype=torch.float64, device=self._image.device)
@@ -61,11 +61,11 @@ class StemDrift:
         return figures
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the checkpoint's contents."""
         return {"before": list(self._before)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned."""
+        """Restore what `state()` returned."""
         self._before = list(state["before"])
 
 
@@ -79,7 +79,7 @@ def _weights(stem: torch.nn.Module) -> Tensor:
 
 
 def _put(stem: torch.nn.Module, weights: Tensor) -> None:
-    """Have a stem become what `_weights` returned."""
+    """Load what `_weights` returned into a stem."""
     parts = weights.split([tensor.nbytes for tensor in _tensors(stem)])
     for tensor, part in zip(_tensors(stem), parts, strict=True):
         tensor.copy_(part.view(torch.float32).view(tensor.shape))

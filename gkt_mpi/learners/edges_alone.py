@@ -1,4 +1,4 @@
-"""Where the server learns nothing: the clients' edge models are all there is."""
+"""The learner of standalone training: the result is the clients' edge models; the server learns nothing."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate, num_eval
 
 
 class EdgesAlone(ReportsOnly):
-    """The result of a run in which every client learns by itself, and the inbox of the reports on it."""
+    """The result of standalone training, and the inbox of its reports."""
 
     samples_trained: int | None = None
 
@@ -28,11 +28,11 @@ class EdgesAlone(ReportsOnly):
         return evaluate(None, site.edges, states, site.test, mode, site.evaluate.batch_size, site.watch.advance)
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
-        """Return how many images an evaluation passes through the networks."""
+        """Return the number of images that an evaluation passes through the networks."""
         return num_evaluated(mode, len(self._site.shards), len(self._site.test))
 
     def state(self) -> dict[str, Any]:
-        """Return nothing: the clients' states are the whole of it."""
+        """Return an empty state: the clients' states are the complete result."""
         return {}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""Where the bank's features lie: in memory, and beyond `bank.memory_mib` in an HDF5 file.
+"""Storage of the bank's features: in memory, and beyond `bank.memory_mib` in an HDF5 file.
 
-The file holds one contiguous data set, `feature` uint8 (rows, row_bytes), whose disk space is reserved when it is
-made, and is mapped into memory: blocks are received into it as into memory, and a batch drawn from anywhere in it is
-read as fast as the page cache or the disk gives it. HDF5 itself is not needed for either.
+The file holds one contiguous data set, `feature` uint8 (rows, row_bytes), whose disk space is reserved at creation, and
+is mapped into memory: blocks are received into it as into memory, and random batches are read at the speed of the page
+cache or the disk. Neither needs HDF5 itself.
 """
 
 import contextlib
@@ -26,21 +26,22 @@ class BankConfig:
     """The feature bank."""
 
     memory_mib: float | None = None
-    """Features kept in memory, in MiB, in whole clients; the others lie in a file. null: all; 0: none."""
+    """Features kept in memory, in MiB, rounded to whole clients; the others are in a file. null: all; 0: none."""
     spill_dir: str | None = None
-    """Folder of that file, best a fast local disk (ext4, xfs or tmpfs). Deleted at the end; null: the run folder."""
+    """Folder of that file, preferably a fast local disk (ext4, xfs or tmpfs). Deleted at the end; null: the run
+    folder."""
     absent: Literal["keep", "drop"] = "keep"
-    """Clients that take no part in a round (participation): train on what they uploaded last, or without them."""
+    """Clients absent from a round (participation). keep: train on their last upload. drop: train without them."""
 
     def __post_init__(self) -> None:
         require(self.memory_mib is None or self.memory_mib >= 0, "bank.memory_mib", self.memory_mib, "0 or more")
 
 
 class FeatureRows:
-    """Rows uint8 (N, row_bytes), in client order, the first of them in memory, the others in a mapped file."""
+    """Rows uint8 (N, row_bytes), in client order, the first ones in memory, the others in a mapped file."""
 
     def __init__(self, clients_end: list[int], row_bytes: int, config: BankConfig, folder: Path) -> None:
-        """`clients_end[k]` is the row after client k's last one; `folder` is the run's.
+        """Allocate; `clients_end[k]` is the row after client k's last one; `folder` is the run folder.
 
         Raises `ConfigError` when the disk cannot hold the file, naming it and the bytes needed.
         """
@@ -60,7 +61,7 @@ class FeatureRows:
             self._far = values.view(num_far, row_bytes)
 
     def slice(self, rows: slice) -> Tensor:
-        """Return rows of one client, uint8 (n, row_bytes), as the memory they lie in."""
+        """Return rows of one client, uint8 (n, row_bytes), as a view of their memory."""
         if rows.start < self.num_in_memory:
             return self._near[rows]
         return self._far[rows.start - self.num_in_memory : rows.stop - self.num_in_memory]
@@ -77,18 +78,18 @@ class FeatureRows:
         return torch.cat([near, self._far.index_select(0, far)]).index_select(0, place)
 
     def prefetch(self, row: Tensor) -> None:
-        """Have the rows numbered `row`, int64 (B,), read from the disk in the background."""
+        """Read the rows numbered `row`, int64 (B,), from disk in the background."""
         if self._file is not None:
             self._prefetcher.submit(self._read_ahead, (row[row >= self.num_in_memory] - self.num_in_memory).tolist())
 
     def _read_ahead(self, numbers: list[int]) -> None:
         assert self._file is not None
         size = self._far.shape[1]
-        for number in numbers:  # returns when the disk has been asked, which takes a while when it is busy
+        for number in numbers:  # returns after issuing the requests, which takes a while on a busy disk
             os.posix_fadvise(self._file.fileno(), self._first_byte + number * size, size, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
-        """Delete the file, if there is one. Rows must not be used any more."""
+        """Delete the file, if there is one. Rows must not be used afterwards."""
         self._prefetcher.shutdown(cancel_futures=True)
         if self._file is not None and self.path is not None:
             self._file.close()
@@ -96,7 +97,7 @@ class FeatureRows:
 
 
 def _file_path(spill_dir: str | None, folder: Path) -> Path:
-    """Return where a run's file belongs; a folder of several runs' gets a name that is this run's alone."""
+    """Return the path of a run's file, with a name unique to the run in a folder shared by several."""
     if spill_dir is None:
         return folder / "feature_bank.h5"
     run = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:8]
@@ -104,15 +105,15 @@ def _file_path(spill_dir: str | None, folder: Path) -> Path:
 
 
 def _make_file(path: Path, num_rows: int, row_bytes: int) -> tuple[BinaryIO, mmap.mmap, int]:
-    """Make the file and return it open and mapped, with the number of the byte where the data set begins."""
+    """Create the file and return it open and mapped, with the byte offset of the data set."""
     size = num_rows * row_bytes
     opened = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # of a killed run; one that is still alive keeps its own, nameless
+        path.unlink(missing_ok=True)  # left by a killed run; a living one keeps its own, unlinked
         planned = plan({"feature": ((num_rows, row_bytes), "|u1")}, alignment=mmap.PAGESIZE)
         opened = open(path, "w+b")  # noqa: SIM115 - stays open as long as the rows are used
-        # The disk may fill up later: a write to a mapped page without a place on the disk would kill the process.
+        # The disk may fill up later: writing to a mapped page without disk space would kill the process.
         planned.reserve(opened)
         planned.write_metadata(opened)
         opened.flush()

@@ -1,4 +1,4 @@
-"""One large network, stem and all: averaged over the clients that train it (fedavg), or trained here (centralized)."""
+"""One large network including its stem: averaged over the clients (fedavg), or trained on the server (centralized)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +17,12 @@ from gkt_mpi.training.trainable import Trainable, weighted_mean
 
 
 class GlobalModel:
-    """The network and its evaluation; `model` is how training calls it."""
+    """The network and its evaluation; training calls it through `model`."""
 
     samples_trained: int | None = None
 
     def __init__(self, site: Site, side: ClientConfig | ServerConfig) -> None:
-        """`side` is who trains it."""
+        """Build the network; `side` is the configuration of the side that trains it."""
         self._site = site
         num_classes = len(site.file.classes)
         whole = whole_model(site.server, site.file.image_shape, num_classes, site.seed, site.device)
@@ -36,15 +36,15 @@ class GlobalModel:
         return evaluate_model(self._trained.model.folded(), site.test, site.evaluate.batch_size, site.watch.advance)
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
-        """Return how many images an evaluation passes through the network."""
+        """Return the number of images that an evaluation passes through the network."""
         return len(self._site.test)
 
     def close(self) -> None:
-        """Do nothing: all is in memory."""
+        """Do nothing: everything is in memory."""
 
 
 class AveragedModel(GlobalModel):
-    """FedAvg's global model, and the inbox of what the clients have made of it, one model a client."""
+    """FedAvg's global model, and the inbox of the clients' weights, one model per client."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site, site.client)
@@ -52,9 +52,9 @@ class AveragedModel(GlobalModel):
         self.inbox = ModelInbox(len(self.weights), list(map(len, site.shards)))
 
     def update(self) -> None:
-        """Become the mean of what the clients have sent, weighted by their images (McMahan et al. 2017).
+        """Load the mean of the clients' weights, weighted by their images (McMahan et al. 2017).
 
-        Means and variances of BatchNorm are averaged like weights.
+        BatchNorm's means and variances are averaged like weights.
         """
         models = self.inbox.models
         counts = [len(self._site.shards[client]) for client in sorted(models)]
@@ -62,11 +62,11 @@ class AveragedModel(GlobalModel):
         models.clear()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
-        return {"weights": self.weights.clone()}  # and not the memory around it
+        """Return the checkpoint's contents."""
+        return {"weights": self.weights.clone()}  # without the memory around it
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned."""
+        """Restore what `state()` returned."""
         self.weights.copy_(state["weights"])
 
 
@@ -83,13 +83,13 @@ class CentralModel(GlobalModel):
         self.step, self.end_round = self._training.step, self._training.end_round
 
     def begin_round(self, round: int) -> int:
-        """Begin to train; return how many samples the round will pass."""
+        """Begin a round; return the number of samples it will pass."""
         due = len(self._shard) * self.config.epochs
         self._training.begin_round(round, due)
         return due
 
     def batches(self, round: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (augmented images, labels) of one epoch, shuffled: those of a FedAvg client that holds all images."""
+        """Yield (augmented images, labels) of one epoch, shuffled: identical to a FedAvg client with all images."""
         self._trained.model.train()
         generator = torch_generator(self._site.seed, "client epoch", 0, round, epoch, device=self._site.device)
         for row_B, image in self._shard.train_batches(self.config.batch_size, generator):
@@ -97,10 +97,10 @@ class CentralModel(GlobalModel):
             self._site.watch.advance(len(row_B))
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the checkpoint's contents."""
         return {"memory": self._trained.state(), "schedule": self._training.schedule.seen}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned."""
+        """Restore what `state()` returned."""
         self._trained.load(state["memory"])
         self._training.schedule.seen.copy_(state["schedule"])

@@ -1,13 +1,13 @@
-"""What clients share: after each round the server averages their stems, or their whole edge models (`client.share`).
+"""Weight sharing: after each round the server averages the clients' stems or whole edge models (`client.share`).
 
 As published every client has a stem of its own, and the server learns from as many feature spaces as there are clients.
 SplitFed (Thapa et al., AAAI 2022) and the local-loss split learning of Han et al. (2021) average the clients' part, as
-federated averaging does (McMahan et al. 2017). A stem is 1.9 kB, beside 65 kB for the features of one image.
+federated averaging does (McMahan et al. 2017). A stem is 1.9 kB, compared with 65 kB for the features of one image.
 
-    extract own      features by the client's weights as trained; then they are averaged    one exchange a round
+    extract own      features by the client's weights as trained, which are averaged after   one exchange a round
     extract shared   the weights are averaged first, then features by the mean              two exchanges a round
 
-Where clients are asynchronous there are no rounds to average in: there it is the mean of everybody's latest (own only).
+In asynchronous training, which has no common rounds, the mean is over every client's latest weights (own only).
 """
 
 from collections.abc import Iterator
@@ -25,36 +25,36 @@ from gkt_mpi.wire.messages import FeatureBlock, Header, ModelState
 
 
 class SharedEdges:
-    """The mean of what clients share, on the server, and the inbox of the clients' own.
+    """The mean of the clients' shared weights, on the server, and their inbox.
 
-    Stems are averaged over all clients, heads (where they are shared) over those with the same edge model.
+    Stems are averaged over all clients, heads (where shared) over those with the same edge model.
     """
 
     def __init__(self, edges: list[Edge[EdgeModel]], num_samples: list[int]) -> None:
-        """`edges[k]` is what client k's state is loaded into, `num_samples[k]` how many images it has."""
+        """Initialise; `edges[k]` is the edge for client k's state, `num_samples[k]` its number of images."""
         self._num_samples = num_samples
         self._stem_bytes = sum(tensor.nbytes for tensor in weights_of(edges[0].model.stem))
         self._kind = [edges.index(edge) for edge in edges]  # clients with the same edge model have the same number
         means = {kind: edges[kind].shared_weights.cpu() for kind in set(self._kind)}
         self._stem = means[0][: self._stem_bytes].clone()
         self._heads = {kind: mean[self._stem_bytes :].clone() for kind, mean in means.items()}
-        self._has_mean = [True] * len(edges)  # which clients have it already: all begin with the same weights
+        self._has_mean = [True] * len(edges)  # which clients have the mean already: all start with the same weights
         self.inbox = ModelInbox({client: edge.travelling_bytes for client, edge in enumerate(edges)}, num_samples)
 
     def mean(self, client: int) -> Tensor:
-        """Return the mean as a client takes it over, uint8 (bytes,)."""
+        """Return the mean for a client to load, uint8 (bytes,)."""
         return torch.cat([self._stem, self._heads[self._kind[client]]])
 
     def news(self, client: int) -> Tensor:
-        """Return the mean, or nothing, uint8 (0,), if the client has it already."""
+        """Return the mean, or an empty tensor, uint8 (0,), if the client has it already."""
         return self._stem[:0] if self._has_mean[client] else self.mean(client)
 
     def take_back(self, client: int) -> None:
-        """Note that a client goes on without the mean it was sent, since what it uploaded could not be used."""
+        """Note that a client continues without the mean it was sent, because its upload could not be used."""
         self._has_mean[client] = False
 
     def update(self) -> list[int]:
-        """Average what has come, weighted by the clients' images; return whose that was."""
+        """Average the received weights, weighted by the clients' images; return their clients."""
         models = {client: weights.cpu() for client, weights in sorted(self.inbox.models.items())}
         self.inbox.models.clear()
         if models:
@@ -63,7 +63,7 @@ class SharedEdges:
         return list(models)
 
     def _become_mean(self, models: dict[int, Tensor]) -> None:
-        """Average these clients' weights, in the order of the clients."""
+        """Average these clients' weights, in client order."""
         self._stem = self._average({client: each[: self._stem_bytes] for client, each in models.items()})
         for kind in {self._kind[client] for client in models}:
             same = {client: each for client, each in models.items() if self._kind[client] == kind}
@@ -73,62 +73,62 @@ class SharedEdges:
         return weighted_mean(list(models.values()), [self._num_samples[client] for client in models])
 
     def answers(self, round: int) -> Iterator[ModelState]:
-        """Average what has come, and yield to each client it came from the mean, from which it goes on."""
+        """Average the received weights, and yield the mean for each of their clients, from which it continues."""
         for client in self.update():
             self._has_mean[client] = True
             yield ModelState(client, round, self.mean(client))
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the checkpoint's contents."""
         heads = {str(kind): head for kind, head in self._heads.items()}
         return {"stem": self._stem, "heads": heads, "has_mean": list(self._has_mean)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned."""
+        """Restore what `state()` returned."""
         self._stem = state["stem"]
         self._heads = {int(kind): head for kind, head in state["heads"].items()}
         self._has_mean = list(state["has_mean"])
 
 
 class StandingEdges(SharedEdges):
-    """The same where clients are asynchronous: the mean of every client's latest weights, those in use.
+    """Weight sharing in asynchronous training: the mean of every client's latest weights, those in use.
 
-    Each client is answered with the mean of that moment, and after an interruption with the same one again.
+    Each client is answered with the current mean, and after an interruption with the same one again.
     """
 
     def __init__(self, edges: list[Edge[EdgeModel]], num_samples: list[int]) -> None:
         super().__init__(edges, num_samples)
         self._latest: dict[int, Tensor] = {}
-        self._sent = [self._stem[:0]] * len(edges)  # nothing at first: all begin with the same weights
+        self._sent = [self._stem[:0]] * len(edges)  # empty at first: all start with the same weights
 
     def update(self) -> list[int]:
-        """Do nothing: the mean follows what lands."""
+        """Do nothing: the mean is updated by `land`."""
         return []
 
     def land(self, client: int) -> None:
-        """Use a client's new weights from now on, in place of those before."""
+        """Put a client's new weights into use, replacing the previous ones."""
         self._latest[client] = self.inbox.models.pop(client).cpu()
         self._become_mean(dict(sorted(self._latest.items())))
 
     def answer(self, client: int, is_again: bool) -> Tensor:
-        """Return what a client is sent with its next request, uint8 (bytes,); `is_again` what it was sent last."""
+        """Return the weights for a client's next request, uint8 (bytes,); with `is_again` those it was sent last."""
         if not is_again and self._latest:
             self._sent[client] = self.mean(client)
         return self._sent[client]
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; the clients upload their latest weights anew."""
+        """Return the checkpoint's contents; the clients upload their latest weights again."""
         return super().state() | {"sent": list(self._sent)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned."""
+        """Restore what `state()` returned."""
         super().load(state)
         self._sent = list(state["sent"])
 
 
 @dataclass(frozen=True)
 class FeaturesAndWeights:
-    """The inbox of uploads that are features and weights both: those of `client.extract own`."""
+    """The inbox of uploads of both features and weights: those of `client.extract own`."""
 
     features: Bank
     weights: ModelInbox
@@ -136,7 +136,7 @@ class FeaturesAndWeights:
     passes, answers = 1, False
 
     def accepts(self) -> dict[str, Any]:
-        """Return the fields of the contract under which both are taken in."""
+        """Return the contract fields under which both are accepted."""
         features, weights = self.features.accepts(), self.weights.accepts()
         return weights | features | {"kinds": weights["kinds"] | features["kinds"]}
 
@@ -145,24 +145,24 @@ class FeaturesAndWeights:
         return self.features.admit(header, sample_id, label, logit)
 
     def claim(self, message: FeatureBlock | ModelState) -> int:
-        """Count a message as arrived; return of how many samples. Raises `WireError`, see both inboxes."""
+        """Mark a message as arrived; return its number of samples. Raises `WireError`, see both inboxes."""
         if isinstance(message, FeatureBlock):
             return self.features.claim(message)
         self.weights.claim(message)
         return 0
 
     def check(self, message: FeatureBlock | ModelState) -> None:
-        """Take in a claimed message. Raises `WireError`, see both inboxes."""
+        """Validate a claimed message. Raises `WireError`, see both inboxes."""
         if isinstance(message, FeatureBlock):
             self.features.check(message)
         else:
             self.weights.check(message)
 
     def missing(self, client: int) -> str:
-        """Say what of a client's upload is not there, "" when all of it is."""
+        """Describe the missing part of a client's upload, "" if it is complete."""
         return self.features.missing(client) or self.weights.missing(client)
 
     def reopen(self, client: int) -> int:
-        """Take out what has come of a client in this round; return how many samples that was."""
+        """Discard a client's upload of this round; return the number of its samples."""
         self.weights.reopen(client)
         return self.features.reopen(client)

@@ -1,10 +1,10 @@
-"""What a learner is made of (`Site`), and the steps of its optimizer (`Training`).
+"""The components of a learner (`Site`), and the steps of its optimizer (`Training`).
 
 fedgkt                 teacher.py        the large model on the feature bank
-fedgkt_async           async_teacher.py  the same, on a bank that never stands still
-fedavg, centralized    global_model.py   one whole model for all
+fedgkt_async           async_teacher.py  the same, on a bank with asynchronous updates
+fedavg, centralized    global_model.py   one whole model
 split_learning         split_model.py    one whole model, cut after the stem
-standalone             edges_alone.py    nothing: the edge models are all there is
+standalone             edges_alone.py    nothing: the result is the edge models
 """
 
 import math
@@ -46,9 +46,10 @@ class ServerConfig(OptimizerConfig):
 
     model: ServerName = "resnet56"
     """The large network: without its stem on the server in fedgkt and split_learning, whole on every client in fedavg,
-    whole on the server in centralized. resnet11 has one bottleneck a stage: quick, for tests and first looks."""
+    whole on the server in centralized. resnet11 has one bottleneck per stage: quick, for tests and first
+    experiments."""
     norm: NormName = "batch"
-    """Normalisation in it. group: of each image or feature by itself, instead of BatchNorm over a batch."""
+    """Normalisation in it. group: GroupNorm, independent of the batch, instead of BatchNorm."""
     epochs: int = 20
     """Passes over the feature bank (centralized: over all images) that the server trains each round; at least 1."""
     schedule: ScheduleName = "plateau"
@@ -74,14 +75,14 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class Site:
-    """What a learner is made of: the run's data, configuration and device."""
+    """The components of a learner: the run's data, configuration and device."""
 
     file: ImageFile
     pipeline: ImagePipeline
     shards: list[np.ndarray]  # each client's sample ids, int64
     test: Shard
-    edges: list[Edge[Any]]  # edges[k]: into which client k's state is loaded
-    folder: Path  # of the run
+    edges: list[Edge[Any]]  # edges[k] is the edge for client k's state
+    folder: Path  # the run folder
     seed: int
     num_rounds: int
     rounds_left: int
@@ -92,7 +93,7 @@ class Site:
     evaluate: EvaluateConfig
     compute: ComputeConfig
     codec: Codec
-    block_rows: int  # most rows of a FeatureBlock
+    block_rows: int  # largest number of rows in a FeatureBlock
     placement: Placement
     watch: Watch
     split: SplitConfig
@@ -103,27 +104,27 @@ class Site:
 
     @property
     def device(self) -> torch.device:
-        """Where the server computes."""
+        """The device of the server's computation."""
         return self.placement.device
 
     @property
     def num_samples(self) -> int:
-        """Training images of all clients together."""
+        """Number of training images of all clients together."""
         return sum(map(len, self.shards))
 
     @property
     def num_uploads(self) -> int:
-        """Rounds in which features are uploaded."""
+        """Number of rounds in which features are uploaded."""
         return math.ceil(self.num_rounds / self.client.upload_every)
 
     def example(self, channels: int, batch_size: int) -> Tensor:
-        """Return a made-up batch of maps with this many channels, of the images' size, as training meets it."""
+        """Return a random batch with this many channels, in the images' size and the memory layout of training."""
         height, width, _ = self.file.image_shape
         shape = (min(batch_size, self.num_samples), height, width, channels)
         return torch.rand(shape, generator=torch_generator(0, "example batch")).permute(0, 3, 1, 2).to(self.device)
 
     def steps_left(self, side: ClientConfig | ServerConfig) -> int:
-        """Return how many steps of that side's batch size the run still has, if it passes over all images."""
+        """Return the number of that side's optimizer steps left in the run, if it passes over all images."""
         rounds = math.ceil(self.rounds_left / self.client.upload_every) if side is self.server else self.rounds_left
         return math.ceil(self.num_samples / side.batch_size) * side.epochs * rounds
 
@@ -138,22 +139,22 @@ class Training:
         self.begin_round(0, 1)
 
     def begin_round(self, round: int, due: int) -> None:
-        """Begin a round, in which so many samples are to be trained on, and to sum its losses."""
+        """Begin a round that trains on `due` samples, and reset its losses."""
         self._round, self._due = round, due
         self._loss_sum, self.num_samples = torch.zeros((), device=self._device), 0
 
     def step(self, loss: Tensor, samples: int) -> None:
-        """Take one optimizer step down the gradient of `loss`, the mean over `samples` samples."""
+        """Take one optimizer step along the gradient of `loss`, the mean over `samples` samples."""
         self.set_rate((self.num_samples + samples / 2) / self._due)
         self._optimizer.step(loss)
         self.count(loss.detach() * samples, samples)
 
     def set_rate(self, part: float) -> None:
-        """Set the learning rate of a step in whose middle this part of the round is done."""
+        """Set the learning rate for a step whose midpoint is at this fraction of the round."""
         self._optimizer.lr = self.schedule.rate(self._round + min(1.0, part))
 
     def count(self, loss_sum: Tensor, samples: int) -> None:
-        """Add samples, and the sum of their losses, to the round's figures, without waiting for the device."""
+        """Add samples, and the sum of their losses, to the round's figures, without synchronising with the device."""
         self._loss_sum += loss_sum
         self.num_samples += samples
 

@@ -17,19 +17,19 @@ from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate_model
 from gkt_mpi.training.trainable import Trainable, weighted_mean
 from gkt_mpi.wire.messages import FeatureBlock, Gradient, Header, Kind, ModelState
 
-_SIGNED = ("float32", "bfloat16", "float16")  # codecs that can carry a gradient
+_SIGNED = ("float32", "bfloat16", "float16")  # codecs that can encode a gradient
 
 
 class SplitModel:
-    """The stem's weights, which travel, and the rest, which is trained here; `rest` is how training calls it."""
+    """The stem's weights, which are sent, and the rest, which is trained here; training calls it through `rest`."""
 
     samples_trained: int | None = None
 
     def __init__(self, site: Site) -> None:
-        """Build both parts. Raises `ConfigError` for a codec that cannot carry gradients."""
+        """Build both parts. Raises `ConfigError` for a codec that cannot encode gradients."""
         if site.codec.name not in _SIGNED:
             raise ConfigError(
-                f"split_learning sends gradients, which wire.codec {site.codec.name} cannot carry; choose one of "
+                f"split_learning sends gradients, which wire.codec {site.codec.name} cannot encode; choose one of "
                 f"{', '.join(_SIGNED)}"
             )
         self.site = site
@@ -42,8 +42,8 @@ class SplitModel:
         self.end_round = self._training.end_round
 
     def begin_round(self, round: int) -> None:
-        """Begin to train, and to sum the round's losses."""
-        self._training.begin_round(round, due=1)  # every client's copy has done a part of its own, see `step`
+        """Begin a round, and reset its losses."""
+        self._training.begin_round(round, due=1)  # every client's copy has trained its own part, see `step`
 
     @property
     def stem_weights(self) -> Tensor:
@@ -51,15 +51,15 @@ class SplitModel:
         return self._stem.weights
 
     def turns(self, clients: list[int]) -> list[list[int]]:
-        """Return which clients are served at once: one after another, or all in parallel."""
+        """Return groups of clients that are served at once: one client after another, or all in parallel."""
         return [[client] for client in clients] if self.site.split.mode == "sequential" else [clients]
 
     def begin_batch(self, part: float) -> None:
-        """Set the learning rate of a batch in whose middle its client has done this part of its turn."""
+        """Set the learning rate for a batch whose midpoint is at this fraction of its client's turn."""
         self._training.set_rate(part)
 
     def step(self, loss: Tensor, samples: int) -> None:
-        """Take one optimizer step down the gradient of `loss`. Raises `GktError` when the training has diverged."""
+        """Take one optimizer step along the gradient of `loss`. Raises `GktError` when the training has diverged."""
         if not bool(loss.isfinite()):
             raise GktError(f"the server's training has diverged (its loss is {loss.item()}); lower server.lr")
         self.server_part.optimizer.step(loss)
@@ -72,28 +72,29 @@ class SplitModel:
         return evaluate_model(self.whole.folded(), site.test, site.evaluate.batch_size, site.watch.advance)
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
-        """Return how many images an evaluation passes through the network."""
+        """Return the number of images that an evaluation passes through the network."""
         return len(self.site.test)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the checkpoint's contents."""
         seen = self._training.schedule.seen
         return {"stem": self._stem.weights, "rest": self.server_part.state(), "schedule": seen}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned."""
+        """Restore what `state()` returned."""
         self._stem.weights.copy_(state["stem"])
         self.server_part.load(state["rest"])
         self._training.schedule.seen.copy_(state["schedule"])
 
     def close(self) -> None:
-        """Do nothing: all is in memory."""
+        """Do nothing: everything is in memory."""
 
 
 class Turn:
-    """The inbox of clients that are served at once: each has a copy of the rest, weights and moments, of its own.
+    """The inbox of clients that are served at once, each with its own copy of the rest, weights and moments.
 
-    So what one client learns does not depend on when the others' batches come, and a client that is lost begins anew.
+    What a client learns therefore does not depend on the arrival of other clients' batches, and a lost client starts
+    again.
     """
 
     answers = True
@@ -105,25 +106,25 @@ class Turn:
         train_batch: Callable[[SplitModel, Tensor, Tensor], Tensor],
         send: Callable[[int, Gradient], None],
     ) -> None:
-        """`train_batch(model, feature, label)` trains the rest on a batch and returns the features' gradient.
+        """Start a turn; `train_batch(model, feature, label)` trains the rest and returns the features' gradient.
 
-        `send(client, message)` sends it to the client.
+        `send(client, message)` sends the gradient to the client.
         """
         self._model, self._train_batch, self._send, self._site = model, train_batch, send, model.site
         self.passes = model.site.client.epochs
         self._begin = model.server_part.state()
         self._copies = dict.fromkeys(clients, self._begin)
-        self._held_by: int | None = None  # whose copy is in the model now
+        self._held_by: int | None = None  # the client whose copy is in the model
         self._seen = dict.fromkeys(clients, 0)  # samples so far
         self._loss_sum = dict.fromkeys(clients, torch.zeros((), device=self._site.device))
         self._stems: dict[int, Tensor] = {}
         model.server_part.model.train()
 
     def end(self) -> None:
-        """Make the weighted mean of the clients' stems, and of their copies of the rest, the model's."""
+        """Load the weighted mean of the clients' stems, and of their copies of the rest, into the model."""
         self._hold(None)
         clients = sorted(self._stems)
-        for client in clients:  # in this order, so that the sum has the same last bit whoever came first
+        for client in clients:  # in this order, so that the sum is bit-identical whatever the order of arrival
             self._model._training.count(self._loss_sum[client], self._seen[client])
         if clients:
             counts = [len(self._site.shards[client]) for client in clients]
@@ -132,7 +133,7 @@ class Turn:
         self._model.server_part.load(self._begin)
 
     def accepts(self) -> dict[str, Any]:
-        """Return the fields of the contract under which batches and stems are taken in."""
+        """Return the contract fields under which batches and stems are accepted."""
         codec = self._site.codec
         return {
             "kinds": frozenset({Kind.BLOCK, Kind.MODEL, Kind.REPORT}),
@@ -150,16 +151,16 @@ class Turn:
         epoch, first = divmod(self._seen[header.client], len(shard))
         where = f"client {header.client} in round {header.round}"
         if epoch >= self._site.client.epochs or header.first != first:
-            raise WireError(f"{where} sent a batch from sample {header.first} on that is not its turn")
+            raise WireError(f"{where} sent a batch out of order, from sample {header.first} on")
         if len(np.unique(sample_id.numpy())) < len(sample_id) or not np.isin(sample_id.numpy(), shard).all():
-            raise WireError(f"{where} sent sample ids that are not those of its shard")
+            raise WireError(f"{where} sent sample ids that differ from its shard")
         num_classes = len(self._site.file.classes)
         if label.numpy().min() < 0 or label.numpy().max() >= num_classes:
             raise WireError(f"{where} sent labels outside 0..{num_classes - 1}")
         return torch.empty(header.num_samples, header.row_bytes, dtype=torch.uint8)
 
     def claim(self, message: FeatureBlock | ModelState) -> int:
-        """Train on a batch and send its gradient back, or keep a stem; return how many samples that is."""
+        """Train on a batch and send its gradient back, or keep a stem; return the number of samples."""
         where = f"client {message.client} in round {message.round}"
         if isinstance(message, ModelState):
             if message.client in self._stems or not bool(message.weights.view(torch.float32).isfinite().all()):
@@ -170,7 +171,7 @@ class Turn:
             raise _blamed(WireError(f"{where} sent features that are not finite; lower client.lr"), message.client)
         feature = self._site.codec.decode(message.feature.to(self._site.device))
         label = message.label.to(self._site.device).long()
-        is_alone = len(self._seen) == 1  # and waits: the server may use its core, too
+        is_alone = len(self._seen) == 1  # the client waits, so the server may use its core as well
         cores = self._site.placement.all_cores() if is_alone else nullcontext()
         with self._site.watch.transport.timeline.phase("server train"), cores:
             self._hold(message.client)
@@ -183,15 +184,15 @@ class Turn:
         return len(label)
 
     def check(self, message: FeatureBlock | ModelState) -> None:
-        """Do nothing: everything is checked before it is trained on."""
+        """Do nothing: everything is checked before training."""
 
     def missing(self, client: int) -> str:
-        """Say what of a client's turn is not there."""
+        """Describe the missing part of a client's turn."""
         missing = self._site.client.epochs * len(self._site.shards[client]) - self._seen[client]
         return f"{missing} samples" if missing else "" if client in self._stems else "its stem"
 
     def reopen(self, client: int) -> int:
-        """Undo what a client has done in this turn; return how many samples that was."""
+        """Discard a client's work of this turn; return the number of samples."""
         self._hold(None)
         seen, self._seen[client] = self._seen[client], 0
         self._copies[client] = self._begin
@@ -200,7 +201,7 @@ class Turn:
         return seen
 
     def _hold(self, client: int | None) -> None:
-        """Have the model be this client's copy; keep the copy that it was."""
+        """Load this client's copy into the model; save the copy that was loaded."""
         if client == self._held_by:
             return
         if self._held_by is not None:

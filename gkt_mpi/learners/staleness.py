@@ -1,7 +1,7 @@
-"""How much old knowledge counts in asynchronous training (FedAsync: Xie, Koyejo and Gupta 2019, arXiv 1903.03934).
+"""Weights of stale samples in asynchronous training (FedAsync: Xie, Koyejo and Gupta 2019, arXiv 1903.03934).
 
-The unit of age is the round, `num_clients` uploads: a client's samples are as stale as there have been rounds since it
-was asked for them. In synchronous training that is 0; where all go at the same pace and nobody waits, about 1.
+The unit of age is the round, `num_clients` uploads: the staleness of a client's samples is the number of rounds since
+their request. In synchronous training it is 0; with equally fast clients and no waiting, about 1.
 """
 
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ class AsyncConfig:
 
     buffer: int = 1
     """Uploads that the server waits for before it learns from them and answers, as in FedBuff; at least 1, at most
-    clients. 1: every client is answered at once. clients: in step, as in fedgkt."""
+    clients. 1: every client is answered at once. clients: synchronous, as in fedgkt."""
     overtime: float = 1.0
-    """What the server trains on while no buffer is full, as a share of what the last uploads were due (server.epochs
-    passes over the bank for every `clients` uploads); 0 or more, .inf: it never waits. Nothing once all have answered.
-    """
+    """Maximum additional training on the current bank while no buffer is full, as a multiple of the training due for
+    the last uploads (server.epochs passes over the bank per `clients` uploads); 0 or more, .inf: never idle. It ends
+    when all clients have answered."""
     staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
-    """Weight of a client's samples in the server's loss, by their age s in rounds. constant: 1. polynomial:
-    (1 + s)^-exponent. hinge: 1 up to hinge_start, then 1 / (1 + hinge_slope * (s - hinge_start))."""
+    """Weight of a client's samples in the server's loss, by their age s in rounds. constant: 1. polynomial: (1 +
+    s)^-exponent. hinge: 1 up to hinge_start, then 1 / (1 + hinge_slope * (s - hinge_start))."""
     exponent: float = 0.5
-    """Of polynomial; 0 or more."""
+    """Exponent of polynomial; 0 or more."""
     hinge_start: float = 4.0
-    """Age in rounds up to which all count alike with hinge; 0 or more."""
+    """Age in rounds up to which hinge weights all samples equally; 0 or more."""
     hinge_slope: float = 10.0
-    """How fast the weight falls beyond that; 0 or more."""
+    """Slope of hinge's decrease beyond that; 0 or more."""
     max_staleness: float | None = None
-    """Age in rounds beyond which samples are left out until their client uploads again; above 0, null for no bound."""
+    """Age in rounds beyond which samples are excluded until their client uploads again; above 0, null for no bound."""
 
     def __post_init__(self) -> None:
         require(self.buffer >= 1, "async.buffer", self.buffer, "at least 1")
@@ -44,7 +44,7 @@ class AsyncConfig:
 def staleness_weight(age: float, config: AsyncConfig) -> float:
     """Return the weight, from 0 to 1, of samples that are `age` rounds old; 0 beyond `max_staleness`.
 
-    The functions s(t - tau) of the FedAsync paper, where age is counted in updates of the model.
+    These are the functions s(t - tau) of the FedAsync paper, which counts age in model updates.
     """
     if config.max_staleness is not None and age > config.max_staleness:
         return 0.0

@@ -1,4 +1,4 @@
-"""The server's side of FedGKT: the large network on the feature bank, teaching the clients by its logits."""
+"""The server's side of FedGKT: the large network on the feature bank, whose logits teach the clients."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,12 +24,12 @@ from gkt_mpi.wire.messages import LocalRequest, TrainRequest
 
 
 class Teacher:
-    """The large model without its stem, its training, and the bank; `model` is how training calls the network."""
+    """The large model without its stem, its training, and the bank; training calls the network through `model`."""
 
     def __init__(
         self, site: Site, bank_class: type[Bank] = Bank, sharing_class: type[SharedEdges] = SharedEdges
     ) -> None:
-        """Build model and bank. Raises `ConfigError` when the disk cannot hold what `bank` leaves to it."""
+        """Build model and bank. Raises `ConfigError` when the disk is too small for the bank's file."""
         self._site = site
         self.config, self.distill = site.server, site.distill
         num_classes, generator = len(site.file.classes), torch_generator(site.seed, "server model")
@@ -59,22 +59,22 @@ class Teacher:
         self.step = self._training.step
         self._is_taught = [False] * len(site.shards)  # clients for whose samples the bank holds the server's logits
         self._weight_KC: Tensor | None = None  # of the distillation from each client, in this round
-        self._uploaded_in = [-1] * len(site.shards)  # the round of a client's last whole upload
+        self._uploaded_in = [-1] * len(site.shards)  # the round of a client's last complete upload
 
     @property
     def inbox(self) -> Inbox:
-        """Where what clients upload in this round goes."""
+        """The inbox of this round's uploads."""
         return self._inbox_of_upload if self.has_upload else self._inbox_between
 
     @property
     def sharing_first(self) -> SharedEdges | None:
-        """What is averaged before the upload, where this round's features are extracted by the mean."""
+        """The weights to average before the upload, in rounds whose features are extracted by the mean; else None."""
         return self.sharing if self._site.client.extract == "shared" and self.has_upload else None
 
     def request(self, client: int, round: int) -> TrainRequest:
-        """Return a client's training request, with the server's logits for its samples (none before the first).
+        """Return a client's training request, with the server's logits for its samples (empty in the first one).
 
-        Where clients share weights it has their mean, too, unless the client has that already.
+        With weight sharing it contains the mean, unless the client has that already.
         """
         rows = self.bank.rows_of(client) if self._is_taught[client] else slice(0, 0)
         request = TrainRequest(client, round, self.bank.sample_id[rows], self.bank.server_logit[rows], at=round)
@@ -83,7 +83,7 @@ class Teacher:
     def begin_upload(self, server: Server, round: int, clients: list[int]) -> None:
         """Expect new uploads of these clients, if the round has any.
 
-        In a resumed run the others repeat a last one that is to be kept.
+        In a resumed run the other clients first repeat their last upload, if it is to be kept.
         """
         self.has_upload = self._site.client.uploads_in(round, self._site.num_rounds)
         if not self.has_upload:
@@ -95,7 +95,7 @@ class Teacher:
         self.bank.open_round(clients)
 
     def _recall(self, server: Server, clients: list[int]) -> None:
-        """Have clients send again what the bank held of them before an interruption; their states have not changed."""
+        """Have clients repeat the uploads that the bank held before an interruption; their states have not changed."""
         lost = {client: self._uploaded_in[client] for client in clients if self.bank.num_missing(client)}
         for round in sorted(set(lost.values())):
             with server.books.uncounted():
@@ -106,12 +106,12 @@ class Teacher:
                     self.sharing.inbox.models.clear()  # they are in the mean already
 
     def average(self) -> None:
-        """Average what clients share, unless that has been done before their upload."""
+        """Average the shared weights, unless this was done before the upload."""
         if self.sharing is not None:
             self.sharing.update()
 
     def begin_round(self, round: int) -> int:
-        """Begin to train on the bank; return how many samples training and prediction will pass."""
+        """Begin to train on the bank; return the number of samples that training and prediction will pass."""
         self._training.begin_round(self._site.client.uploads_before(round), self.bank.num_arrived * self.config.epochs)
         self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
         return self.bank.num_arrived * (self.config.epochs + 1)
@@ -130,7 +130,7 @@ class Teacher:
 
     @torch.no_grad()
     def predict(self, clients: list[int] | None = None) -> None:
-        """Fill the bank's `server_logit`, of these clients or of all, by one pass in evaluation mode.
+        """Fill the bank's `server_logit`, of these clients or of all, in one pass in evaluation mode.
 
         Raises `GktError` when the training has diverged: no client may learn from such logits.
         """
@@ -143,9 +143,9 @@ class Teacher:
             raise GktError("the server's training has diverged (its logits are not finite); lower server.lr")
 
     def end_round(self, round: int) -> dict[str, float]:
-        """Note who has been taught; return the round's figures. Raises `GktError` when the training has diverged."""
+        """Record which clients were taught; return the figures. Raises `GktError` when the training has diverged."""
         figures = self._training.end_round()
-        for client in range(len(self._is_taught)):  # one that was dropped keeps the logits it had, if any
+        for client in range(len(self._is_taught)):  # a dropped client keeps its previous logits, if any
             self._is_taught[client] |= self.bank.num_missing(client) == 0
         for client in self._participants:
             self._uploaded_in[client] = -1 if self.bank.num_missing(client) else round
@@ -168,17 +168,17 @@ class Teacher:
         return replace(found, shared=both.result)
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
-        """Return how many images an evaluation passes through the networks."""
+        """Return the number of images that an evaluation passes through the networks."""
         num_test = len(self._site.test)
         return num_evaluated(mode, len(self._site.shards), num_test) + num_test * (self.sharing is not None)
 
     @property
     def samples_trained(self) -> int | None:
-        """Samples that an epoch of the server passes; 0 in a round without an upload."""
+        """Samples per epoch of the server; 0 in a round without an upload."""
         return self.bank.num_arrived if self.has_upload else 0
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: the bank's features are not in it, since clients upload them anew."""
+        """Return the checkpoint's contents, without the bank's features, which clients upload again."""
         return {
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state,
@@ -191,7 +191,7 @@ class Teacher:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned."""
+        """Restore what `state()` returned."""
         self._model.load_state_dict(state["model"])
         for tensor, saved in zip(self._optimizer.state, state["optimizer"], strict=True):
             tensor.copy_(saved)
@@ -204,5 +204,5 @@ class Teacher:
         self.drift.load(state["drift"])
 
     def close(self) -> None:
-        """Delete the bank's file, if it has one."""
+        """Delete the bank's file, if there is one."""
         self.bank.close()

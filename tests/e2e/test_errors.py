@@ -124,7 +124,7 @@ def test_a_diverged_client_is_named_in_one_line(tmp_path):
     assert done.status == 1
     assert re.search(
         r"client \d in round 0 sent (logits|features) that are not finite; its training has diverged, lower client.lr "
-        r"\(or go on without such data: --faults.on_bad_client drop\)",
+        r"\(to continue without such data: --faults.on_bad_client drop\)",
         done.err,
     ), done.err
     assert "Traceback" not in done.err

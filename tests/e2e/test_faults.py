@@ -63,7 +63,7 @@ def test_workers_may_die_at_any_moment(expected, tmp_path, ranks, lost):
     assert done.status == 0, done.out + done.err
     assert results(tmp_path) == expected
     assert sum(lost_workers(tmp_path)) in lost
-    assert "rank 2 has died" in done.out and "its clients (1) go to other workers" in done.out
+    assert "rank 2 has died" in done.out and "its clients (1) move to other workers" in done.out
     assert done.err == ""
     assert not left_behind(tmp_path)
 
@@ -135,7 +135,7 @@ def test_workers_that_hang_are_given_up_and_what_they_send_later_is_refused(expe
     ]
     done = plant(4, faults, tmp_path, options, rounds=ROUNDS, faults__timeout_s=3)
     assert done.status == 0, done.out + done.err
-    assert "rank 2 has not answered for 3 s; its clients (1) go to other workers" in done.out
+    assert "rank 2 has not answered for 3 s; its clients (1) move to other workers" in done.out
     assert results(tmp_path) == expected
     assert lost_workers(tmp_path) == [1, 1, 0]
     assert not left_behind(tmp_path)

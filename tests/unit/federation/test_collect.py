@@ -108,7 +108,9 @@ def test_a_client_that_sends_too_many_samples_is_bad(tmp_path):
 
 
 def test_a_client_that_sends_too_few_samples_is_bad(tmp_path):
-    assert is_bad(tmp_path, [block(0), report()], "client 0 in round 0 closed its upload with 8 samples missing", [0])
+    assert is_bad(
+        tmp_path, [block(0), report()], "client 0 in round 0 reported with 8 samples missing from its upload", [0]
+    )
 
 
 @pytest.mark.parametrize(

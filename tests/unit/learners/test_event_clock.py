@@ -133,7 +133,7 @@ def test_when_all_have_left_the_run_ends():
     assert clock.next_clients(2, Here()) == [1] and clock.now == 2
     clock.ask(1, COST)
     assert clock.is_next_due(1, samples=1, uploads=Here())  # there is nothing to work for
-    with pytest.raises(GktError, match="all devices have left for good, 2 s into the run.*fewer --rounds"):
+    with pytest.raises(GktError, match="all devices have left for good, 2 s into the run.*lower --rounds"):
         clock.next_clients(1, Here())
 
 

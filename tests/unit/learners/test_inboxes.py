@@ -118,9 +118,9 @@ def test_the_gradient_is_that_of_the_loss_with_respect_to_the_features(site):
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (batch(0, 4, [4, 5, 6]), "from sample 4 on that is not its turn"),
-        (batch(0, 0, [0, 1, 2, 9]), "not those of its shard"),
-        (batch(0, 0, [0, 1, 1, 2]), "not those of its shard"),
+        (batch(0, 4, [4, 5, 6]), "a batch out of order, from sample 4 on"),
+        (batch(0, 0, [0, 1, 2, 9]), "differ from its shard"),
+        (batch(0, 0, [0, 1, 1, 2]), "differ from its shard"),
         (batch(0, 0, [0, 1], labels=10), r"labels outside 0\.\.9"),
         (batch(0, 0, [0, 1], labels=-1), r"labels outside 0\.\.9"),
         (batch(0, 0, [0, 1], fill=float("nan")), "features that are not finite"),
@@ -139,7 +139,7 @@ def test_more_epochs_than_agreed_are_refused(site):
     served = Served(site)
     served.finish(0)
     assert served.turn.missing(0) == ""
-    with pytest.raises(WireError, match="not its turn"):
+    with pytest.raises(WireError, match="out of order"):
         served.take(batch(0, 0, [0, 1, 2, 3]))
     with pytest.raises(WireError, match="a second stem"):
         served.take(ModelState(0, 0, weights(served.model)))
