@@ -1,7 +1,7 @@
-"""Every error a user can meet, in one tree: each says what was expected, what was found, and what to do.
+"""All errors that a user can meet: each states what was expected, what was found, and what to do.
 
-`main.py` prints a `GktError` as one line and ends with its `exit_status`; any other exception is a defect of
-ours and ends the whole job with a traceback.
+`main.py` prints a `GktError` as one line and exits with its `exit_status`; any other exception is a bug and ends the
+whole job with a traceback.
 """
 
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 class GktError(Exception):
-    """Base of all errors this package raises on purpose."""
+    """Base of all errors this package raises deliberately."""
 
     exit_status = 1
 
 
 class ConfigError(GktError):
-    """The configuration, or the way the job was started, cannot work. Raised before any training."""
+    """The configuration, or the way the job was started, is invalid. Raised before any training."""
 
     exit_status = 2
 
@@ -25,7 +25,7 @@ class DataError(ConfigError):
 
 
 class FullDiskError(DataError):
-    """The disk has no room for the file of images. Nothing is wrong with the configuration, and nothing has begun."""
+    """There is no disk space for the image file. The configuration is valid, and training has not begun."""
 
     exit_status = 1
 
@@ -35,10 +35,10 @@ class CheckpointError(ConfigError):
 
 
 class WireError(GktError):
-    """A message breaks the protocol: the text names the rank that sent it and the field that is wrong.
+    """A message violates the protocol: the text names the rank that sent it and the invalid field.
 
-    `client` is the client whose upload it belongs to, where that is beyond doubt; `closes_upload` whether it was to
-    be that client's last message of the round.
+    `client` is the client whose upload it belongs to, where that is certain; `closes_upload` whether it was to be that
+    client's last message of the round.
     """
 
     client: int | None = None
@@ -46,7 +46,7 @@ class WireError(GktError):
 
 
 class LostRankError(GktError):
-    """Another rank has died, or says nothing any more."""
+    """Another rank has died, or stopped responding."""
 
     def __init__(self, rank: int, how: str) -> None:
         super().__init__(f"rank {rank} {how}")
@@ -54,10 +54,10 @@ class LostRankError(GktError):
 
 
 class Interrupted(BaseException):
-    """Somebody asks the run to end now, and to be resumed later.
+    """A request to end the run now and resume it later.
 
-    No `Exception`, as KeyboardInterrupt is none: whatever a library tries when something of its own fails, as
-    torch's compiler does, must not swallow it.
+    Derived from `BaseException`, like KeyboardInterrupt, so that libraries that catch `Exception`, such as torch's
+    compiler, do not swallow it.
     """
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -72,7 +72,7 @@ def require(condition: bool, field: str, value: object, expected: str) -> None:
 def expand(path: str, field: str) -> Path:
     """Return the path of a field with ~ expanded. Raises `ConfigError` naming the field when there is no such user.
 
-    Where the locale has no such letter as the path has, it is that of a file whose name is UTF-8.
+    If the locale cannot encode the path's characters, the path is interpreted as UTF-8.
     """
     try:
         os.fsencode(path)
@@ -85,7 +85,7 @@ def expand(path: str, field: str) -> Path:
 
 
 def what_to_do(folder: Path) -> str:
-    """Return what helps when a file of a run folder could not be written."""
+    """Return advice for a file of a run folder that could not be written."""
     if not folder.exists():
         return "the run folder was deleted or moved during the run; start the same command again"
     if not os.access(folder, os.W_OK):
@@ -94,7 +94,7 @@ def what_to_do(folder: Path) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says, in the words of Python, numpy, torch, oneDNN or CUDA, that memory was refused."""
+    """Whether an error reports a failed memory allocation, in the wording of Python, numpy, torch, oneDNN or CUDA."""
     words = ("allocate memory", "out of memory", "could not create a memory", "could not create a primitive")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in words)

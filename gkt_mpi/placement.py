@@ -1,12 +1,12 @@
-"""Which device this rank computes on, and with how many threads.
+"""The device of this rank, and its number of threads.
 
-GPU: ranks of one node share its GPUs by their local rank. The server gets a GPU of its own where there are two
-or more (`placement.server_gpu: exclusive`); the others go round-robin over the rest. A YAML map overrides:
+GPU: the ranks of a node share its GPUs by local rank. The server has a GPU of its own where there are two or more
+(`placement.server_gpu: exclusive`); the others are assigned round-robin to the rest. A YAML map overrides this:
 
     node-a: [1, 2, 2, 2]    # on host node-a, one rank on GPU 0, two each on GPUs 1, 2 and 3
     localhost: [4]          # on every host without a line of its own, four ranks on GPU 0
 
-CPU: the cores this process may use are divided among the ranks of the node.
+CPU: the cores available to this process are divided among the ranks of the node.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import yaml
 
 from gkt_mpi.errors import ConfigError, expand, require
 
-# Options of glibc's mallopt, from malloc.h: let nothing be mapped on its own, keep what is freed, grow in large steps.
+# Options of glibc's mallopt, from malloc.h: do not map single blocks, keep freed memory, grow in large steps.
 _MALLOC_OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**26)}
 
 
@@ -34,13 +34,13 @@ class PlacementConfig:
     """Devices and threads."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one."""
+    """auto: a GPU if there is one."""
     threads: Literal["auto"] | int = "auto"
     """CPU threads of each rank. auto: cores / ranks on the node, at least 1; all cores in the server's phase."""
     server_gpu: Literal["exclusive", "shared"] = "exclusive"
-    """exclusive: where a node has two or more GPUs, the server has one of its own."""
+    """exclusive: on a node with two or more GPUs, the server has one of its own."""
     gpu_map: str | None = None
-    """YAML file that says, host by host, how many ranks each GPU gets; null for the rule above."""
+    """YAML file with the number of ranks on each GPU, by host; null for the default rule."""
 
     def __post_init__(self) -> None:
         require(self.threads == "auto" or self.threads >= 1, "placement.threads", self.threads, "auto, or at least 1")
@@ -48,7 +48,7 @@ class PlacementConfig:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where this rank computes."""
+    """Device and threads of this rank."""
 
     device: torch.device
     threads: int
@@ -56,11 +56,11 @@ class Placement:
 
     @property
     def has_own_cores(self) -> bool:
-        """Whether what this rank computes takes no cores from others of its node, or was told not to use more."""
+        """Whether this rank's computation takes no cores from others of its node, or its threads are fixed."""
         return self.device.type == "cuda" or self.threads == self.all_threads
 
     def apply(self) -> None:
-        """Make torch use this device and this number of threads, and have freed memory kept for what comes next."""
+        """Make torch use this device and this number of threads, and keep freed memory for reuse."""
         keep_freed_memory()
         torch.set_num_threads(self.threads)
         if self.device.type == "cuda":
@@ -68,7 +68,7 @@ class Placement:
 
     @contextmanager
     def all_cores(self) -> Iterator[None]:
-        """Use every core of the node inside: for work that is done while the other ranks wait."""
+        """Use every core of the node inside the block: for work during which the other ranks wait."""
         torch.set_num_threads(self.all_threads)
         try:
             yield
@@ -79,9 +79,9 @@ class Placement:
 def place(config: PlacementConfig, local_rank: int, local_size: int, has_server: bool) -> Placement:
     """Return the placement of the rank that is `local_rank` of `local_size` ranks on its node.
 
-    `has_server` tells whether the server, then local rank 0, is one of them.
+    `has_server` tells whether the server is on this node; it is then local rank 0.
 
-    Raises `ConfigError` where a GPU is asked for and there is none, or the GPU map does not fit.
+    Raises `ConfigError` if a GPU is requested and there is none, or the GPU map does not fit.
     """
     cores = len(os.sched_getaffinity(0))
     if config.threads == "auto":
@@ -104,7 +104,7 @@ def place(config: PlacementConfig, local_rank: int, local_size: int, has_server:
 
 
 def gpu_by_rule(local_rank: int, num_gpus: int, keep_first: bool) -> int:
-    """Return the GPU of a rank: round-robin, but with `keep_first` none but local rank 0 gets GPU 0 of several."""
+    """Return the GPU of a rank: round-robin; with `keep_first` GPU 0 of several is reserved for local rank 0."""
     if not keep_first or num_gpus == 1:
         return local_rank % num_gpus
     return 0 if local_rank == 0 else 1 + (local_rank - 1) % (num_gpus - 1)
@@ -125,10 +125,10 @@ def gpu_from_map(gpu_map: dict[str, list[int]], host: str, local_rank: int, loca
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory in this process; elsewhere do nothing.
+    """Have glibc keep freed memory in this process; without glibc do nothing.
 
     Every layer's output takes some MiB and is freed soon after. By default glibc maps such blocks anew each time, and
-    the kernel clears them page by page: that cost ResNet-56 a third of its speed at batch 64, two thirds at 256.
+    the kernel zeroes them page by page: this cost ResNet-56 a third of its speed at batch 64, two thirds at 256.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -137,22 +137,22 @@ def keep_freed_memory() -> None:
 
 
 def peak_mib() -> float:
-    """Return the largest memory this process has used so far, in MiB."""
+    """Return the peak memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def available_memory_mib() -> float:
-    """Return the memory that is left to this process, in MiB: the node's, or less where a job or container has less."""
+    """Return the memory available to this process, in MiB: the node's, or less if a job or container limits it."""
     with open("/proc/meminfo", encoding="utf-8") as file:
         found = dict(line.split(":") for line in file)
     left = int(found["MemAvailable"].split()[0]) * 1024
-    with contextlib.suppress(OSError, ValueError, KeyError):  # control groups of version 2
+    with contextlib.suppress(OSError, ValueError, KeyError):  # cgroup version 2
         group = _text(Path("/proc/self/cgroup")).rpartition("::")[2].strip().lstrip("/")
         folder = Path("/sys/fs/cgroup", group)
         for level in (folder, *folder.parents):
             if (level / "memory.max").exists() and (limit := _text(level / "memory.max").strip()) != "max":
                 counted = dict(line.split() for line in _text(level / "memory.stat").splitlines())
-                used = int(_text(level / "memory.current")) - int(counted["inactive_file"])  # cache gives way
+                used = int(_text(level / "memory.current")) - int(counted["inactive_file"])  # reclaimable
                 left = min(left, int(limit) - used)
     return left / 2**20
 

@@ -1,13 +1,13 @@
-"""A rank's first seconds, before MPI is there, and the companion that watches over it. Imports next to nothing.
+"""A rank's start before MPI is initialised, and its watchdog process. Imports almost nothing.
 
-A rank imports torch for a second or more, then all ranks meet in MPI's start. With fault tolerance nobody misses one
-that has died before it came there, and the others would wait for ever. So each rank has a companion, a small process
-that is forked first of all: it ends its rank with a word when another has gone or does not come. Later a worker
-tells its companion that it is alive, and is ended when it no longer does: that way also a process that holds Python's
-lock comes to an end, and time in which the whole job stands still (SIGSTOP, a suspended batch job) does not count.
+A rank imports torch for a second or more, then all ranks meet in MPI's initialisation. With fault tolerance nothing
+detects a rank that died before, and the others would wait for ever. Each rank therefore forks a watchdog (`Companion`)
+before anything else: it ends its rank with a message when another has gone or never arrives. Later a worker reports to
+its watchdog that it is alive, and is ended when it stops doing so: this also ends a process that holds Python's lock,
+and time during which the whole job is suspended (SIGSTOP, a suspended batch job) does not count.
 
-The server tells the launch wrapper (launch/mpirun.sh) how it ended by a file: mpirun's own status is 0 if a rank was
-killed and fault tolerance is on.
+The server reports how it ended to the launch wrapper (launch/mpirun.sh) in a file: mpirun's own status is 0 if a rank
+was killed and fault tolerance is on.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from types import FrameType
 SERVER = 0
 INTERRUPTED = 75  # as errors.Interrupted.exit_status, which is not imported yet
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_MEET_S = 60.0  # how long a rank waits for the others to start, at least
-_PATIENCE = 3  # or so many times as long as it took itself to get there, as from a slow disk
+_MEET_S = 60.0  # minimum time to wait for the others to start
+_PATIENCE = 3  # or this multiple of the time this rank itself took, for instance from a slow disk
 _TICK_S = 1.0
-_BEFORE_END_S = 2.0  # so that all companions see who went first, not who was ended for it
+_BEFORE_END_S = 2.0  # so that all watchdogs see who went first, not who was ended because of it
 
 
 def launched_rank() -> int:
-    """Return this process's rank before MPI is started, as the launcher's environment tells it; 0 without one."""
+    """Return this process's rank from the launcher's environment, before MPI is initialised; 0 without a launcher."""
     for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
         if name in os.environ:
             return int(os.environ[name])
@@ -39,7 +39,7 @@ def launched_rank() -> int:
 
 
 def begin() -> None:
-    """Take this process's signals, and start its companion where one is needed."""
+    """Install signal handlers, and start the watchdog where one is needed."""
     tell("began")
     for number in _SIGNALS:
         signal.signal(number, _end)
@@ -53,7 +53,7 @@ def is_fault_tolerant() -> bool:
 
 
 def tell(status: int | str) -> None:
-    """Tell the launch wrapper how far the server is, or its exit status; where it runs on another machine, nothing."""
+    """Report the server's progress or exit status to the launch wrapper; do nothing if it runs on another machine."""
     path = os.environ.get("GKT_MPI_STATUS_FILE", "")
     host, _, path = path.partition(":")
     if launched_rank() == SERVER and path and host == socket.gethostname():
@@ -62,7 +62,7 @@ def tell(status: int | str) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Be ended by a signal while there is nothing to save."""
+    """Exit on a signal while there is nothing to save."""
     only_asked = {"--help", "-h"} & set(sys.argv)
     if launched_rank() == SERVER:
         again = "" if only_asked else " before anything began; start the same command again"
@@ -74,7 +74,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 class Companion:
-    """The process beside this rank; until it is started nothing is said to it."""
+    """This rank's watchdog process; before `start` all methods do nothing."""
 
     def __init__(self) -> None:
         self._pipe: int | None = None
@@ -82,7 +82,7 @@ class Companion:
         self._began = time.monotonic()
 
     def start(self) -> None:
-        """Fork it. To be called while this process has one thread."""
+        """Fork the watchdog. Call it while this process has a single thread."""
         ours, theirs = os.pipe()
         rank = os.getpid()
         self._pid = os.fork()
@@ -98,7 +98,7 @@ class Companion:
 
     @contextlib.contextmanager
     def meeting(self) -> Iterator[None]:
-        """While MPI starts, where no Python code can run, have the companion end this process if that goes wrong."""
+        """Have the watchdog end this process if MPI's initialisation, during which no Python code can run, fails."""
         if self._pipe is None:
             yield
             return
@@ -119,15 +119,15 @@ class Companion:
             signal.signal(number, handler)
 
     def expect(self, patience_s: float) -> None:
-        """From now on have this process ended, by SIGALRM, when it has not said for so long that it is alive."""
+        """From now on have this process ended, by SIGALRM, when it has not called `alive` for this long."""
         self._say(f"patience {patience_s}")
 
     def alive(self) -> None:
-        """Say that this process is alive."""
+        """Report that this process is alive."""
         self._say("alive")
 
     def leave(self) -> None:
-        """Do without the companion from now on."""
+        """Stop using the watchdog."""
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
@@ -135,23 +135,23 @@ class Companion:
 
     def _say(self, word: str) -> None:
         if self._pipe is not None:
-            with contextlib.suppress(OSError):  # it was killed: this rank does without
+            with contextlib.suppress(OSError):  # the watchdog was killed: continue without it
                 os.write(self._pipe, f"{word}\n".encode())
 
 
 class _Watch:
-    """What the companion does."""
+    """The watchdog's own loop."""
 
     def __init__(self, rank_pid: int) -> None:
         self._pid = rank_pid
         self._rank = launched_rank()
         self._is_meeting, self._deadline_s = False, 0.0
-        self._patience_s = 0.0  # without end
-        self._waited_s = 0.0  # by its own ticks: while all stand still there are none
+        self._patience_s = 0.0  # unlimited
+        self._waited_s = 0.0  # in its own ticks, which stop while the job is suspended
         self._seen: set[int] = set()
 
     def run(self, pipe: int) -> None:
-        """Look after the rank until it ends or says nothing more."""
+        """Watch the rank until it ends or stops reporting."""
         for number in (*_SIGNALS, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
         if os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK") == "0":
@@ -188,14 +188,18 @@ class _Watch:
                 self._patience_s = float(seconds)
 
     def _judge(self, here: set[int]) -> None:
-        """End the rank if another of this node has gone, or not all have come."""
+        """End the rank if another of this node has gone, or not all have arrived."""
         gone = self._seen - here
         if gone:
             names = " and ".join(map(str, sorted(gone)))
-            why = f"rank {names} ended before MPI had started, see above if it left a word"
+            why = f"rank {names} ended before MPI had started, see above for its message, if any"
         elif self._waited_s > self._deadline_s:
             size = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", len(here)))
-            where = "one of this node" if len(here) < size else f"of {socket.gethostname()} all are here, of others not"
+            where = (
+                "one of this node"
+                if len(here) < size
+                else f"all of {socket.gethostname()} have, some on other nodes have not"
+            )
             why = f"after {self._deadline_s:g} s not all ranks have started ({where}; GKT_MPI_START_S sets the time)"
         else:
             return
@@ -207,7 +211,7 @@ class _Watch:
 
 
 def ranks_of_node() -> set[int]:
-    """Return the ranks of this job that have a process on this machine, of this user."""
+    """Return the ranks of this job that have a process of this user on this machine."""
     job = os.environ.get("PMIX_NAMESPACE", "").encode()
     found = set()
     for process in _processes():
@@ -219,11 +223,11 @@ def ranks_of_node() -> set[int]:
 
 
 def remove_left_segments(folder: Path = Path("/dev/shm")) -> None:
-    """Remove the shared memory that killed jobs of this user have left on this machine, and say so."""
+    """Remove and report shared memory that killed jobs of this user have left on this machine."""
     left = {
         path
         for path in folder.glob(f"sm_segment.{socket.gethostname()}.{os.getuid()}.*")
-        if time.time() - path.stat().st_mtime > _MEET_S  # else a job may be about to map it
+        if time.time() - path.stat().st_mtime > _MEET_S  # otherwise a job may be about to map it
     }
     for process in _processes() if left else ():
         with contextlib.suppress(OSError):
@@ -238,7 +242,7 @@ def remove_left_segments(folder: Path = Path("/dev/shm")) -> None:
 
 
 def _processes() -> Iterator[Path]:
-    """Yield the folder of each process of this machine."""
+    """Yield the /proc folder of each process of this machine."""
     return (path for path in Path("/proc").iterdir() if path.name.isdigit())
 
 

@@ -1,1 +1,1 @@
-"""What a round costs: operations, bytes, and seconds on real devices; counted, not measured."""
+"""The cost of a round: operations, bytes, and seconds on real devices; counted, not measured."""

@@ -1,4 +1,4 @@
-"""What the devices of a real federation can do: profiles in YAML, packaged (profiles/) or a user's own."""
+"""Device profiles of a real federation, in YAML: packaged (profiles/) or a user's own."""
 
 import math
 from dataclasses import dataclass, fields
@@ -14,14 +14,14 @@ from gkt_mpi.errors import ConfigError, expand, require
 
 @dataclass(frozen=True)
 class DevicesConfig:
-    """The devices whose time `virtual_s` is; training does not depend on them."""
+    """The devices on which `virtual_s` is computed; of training only fedgkt_async's order depends on them."""
 
     edge: list[str] | str = "phone"
-    """Profile of the clients' devices, or several that are dealt out to the clients in turn: a name of gkt_mpi/profiles
+    """Profile of the clients' devices, or several that are assigned to the clients in turn: a name in gkt_mpi/profiles
     (phone_old, phone, phone_new, raspberry_pi, jetson, laptop, server_gpu; the stragglers phone_slow, phone_leaving and
     phone_silent) or the path of a YAML file."""
     server: str = "server_gpu"
-    """Profile of the server, likewise."""
+    """Profile of the server, as for devices.edge."""
 
     def __post_init__(self) -> None:
         require(len(self.edge) > 0, "devices.edge", self.edge, "a profile, or a list of at least one")
@@ -29,17 +29,17 @@ class DevicesConfig:
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """A device."""
+    """The profile of a device."""
 
     name: str
     flop_s: float
-    """Operations a second that training sustains (of those that are counted: convolutions and matrix products)."""
+    """Operations per second that training sustains (counting convolutions and matrix products only)."""
     uplink_bit_s: float
     downlink_bit_s: float
     availability: float
-    """Share of the time that the device can be used, above 0 and at most 1."""
+    """Share of time that the device is available, above 0 and at most 1."""
     away: tuple[tuple[float, float], ...] = ()
-    """When the device cannot be used at all: seconds of the run (from, to), ascending; to infinity: for good."""
+    """Times at which the device is unavailable: seconds of the run (from, to), ascending; to infinity: for good."""
 
     def __post_init__(self) -> None:
         for name in ("flop_s", "uplink_bit_s", "downlink_bit_s"):
@@ -52,7 +52,7 @@ class DeviceProfile:
 
     @property
     def leaves_for_good(self) -> bool:
-        """Whether it is away from some moment on and never returns."""
+        """Whether the device leaves at some time and never returns."""
         return bool(self.away) and self.away[-1][1] == math.inf
 
 
@@ -68,27 +68,32 @@ class Devices:
         return [client for client in range(num_clients) if self.of(client).leaves_for_good]
 
     def of(self, client: int) -> DeviceProfile:
-        """Return the device of a client: the profiles are dealt out in turn."""
+        """Return the device of a client: the profiles are assigned in turn."""
         return self.edge[client % len(self.edge)]
 
 
 def packaged_profiles() -> tuple[str, ...]:
-    """Return the names of the profiles that come with the package, sorted."""
+    """Return the names of the packaged profiles, sorted."""
     return tuple(sorted(_packaged()))
 
 
 def load_devices(config: DevicesConfig) -> Devices:
-    """Return the devices of a configuration. Raises `ConfigError` naming the field for one that cannot be used."""
+    """Return the configured devices. Raises `ConfigError` naming the field of an unusable profile."""
     names = [config.edge] if isinstance(config.edge, str) else config.edge
     server = load_profile(config.server, "devices.server")
-    require(not server.away, "devices.server", config.server, "a profile without away: nobody else is there to go on")
+    require(
+        not server.away,
+        "devices.server",
+        config.server,
+        "a profile without away: the run cannot continue without its server",
+    )
     return Devices(tuple(load_profile(name, "devices.edge") for name in names), server)
 
 
 def load_profile(name: str, field: str) -> DeviceProfile:
     """Return a profile by its packaged name, or from the YAML file at this path.
 
-    Raises `ConfigError` naming `field`, the file and what is wrong with it.
+    Raises `ConfigError` naming `field`, the file and the problem.
     """
     packaged = _packaged()
     path = packaged[name] if name in packaged else expand(name, field)
@@ -101,7 +106,7 @@ def load_profile(name: str, field: str) -> DeviceProfile:
     if not isinstance(content, dict) or content.keys() - {"away"} != wanted:
         found = ", ".join(map(str, content)) if isinstance(content, dict) else repr(content)
         raise ConfigError(
-            f"{field}: {name} holds {found or 'nothing'}; expected {', '.join(sorted(wanted))}, and away if it has any"
+            f"{field}: {name} holds {found or 'nothing'}; expected {', '.join(sorted(wanted))}, and optionally away"
         )
     try:
         away = _spans(f"away of {name}", content.pop("away", []))
@@ -123,7 +128,7 @@ def _spans(field: str, value: object) -> tuple[tuple[float, float], ...]:
 
 
 def _number(field: str, value: object) -> float:
-    """Return a number. YAML takes 1e9 for text, since it has no point and no sign; here it is a number."""
+    """Return a number. YAML reads 1e9, without point and sign, as text; here it is a number."""
     require(isinstance(value, int | float | str) and not isinstance(value, bool), field, value, "a number")
     try:
         return float(value)  # type: ignore[arg-type]

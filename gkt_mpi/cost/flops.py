@@ -1,7 +1,7 @@
-"""What a network costs, counted on the real modules and not guessed: parameters, operations, activations.
+"""Parameters, operations and activations of a network, counted on the real modules.
 
-An operation is a multiplication or an addition of a convolution or a matrix product; what else a network does (norms,
-ReLU, sums) is not counted. A count is made once and remembered: it takes about a tenth of a second.
+An operation is a multiplication or an addition of a convolution or a matrix product; other layers (norms, ReLU, sums)
+are not counted. A count takes about a tenth of a second and is cached.
 """
 
 import math
@@ -27,16 +27,16 @@ from gkt_mpi.models.resnet import (
 
 ImageShape = tuple[int, int, int]  # height, width, channels
 
-_BATCH = 8  # images that are counted together: a norm keeps a few numbers a batch
+_BATCH = 8  # images counted together: a norm keeps a few numbers per batch
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What a network costs; operations and activations are those of one image."""
+    """The cost of a network; operations and activations are per image."""
 
     parameters: int
-    state_bytes: int  # parameters and the norms' statistics, as they travel
+    state_bytes: int  # parameters and the norms' statistics, as sent
     forward_flops: int
     training_flops: int  # forward and backward
     activation_bytes: int  # float32, kept from the forward to the backward pass
@@ -44,7 +44,7 @@ class NetworkCost:
 
 @cache
 def edge_cost(name: EdgeName, image_shape: ImageShape, num_classes: int, norm: NormName = "batch") -> NetworkCost:
-    """Return the cost of an edge model, stem and head, on images, whose gradient nobody needs."""
+    """Return the cost of an edge model, stem and head, on images, whose gradient is not computed."""
     edge = build_edge_model(name, image_shape[2], num_classes, torch.Generator(), _CPU, norm)
     return count(nn.Sequential(edge.stem, edge.head), image_shape)
 
@@ -57,7 +57,7 @@ def stem_cost(image_shape: ImageShape, norm: NormName = "batch") -> NetworkCost:
 
 @cache
 def whole_cost(name: ServerName, image_shape: ImageShape, num_classes: int, norm: NormName = "batch") -> NetworkCost:
-    """Return the cost of a large network with its stem, as it is trained where nothing is split."""
+    """Return the cost of a large network with its stem, trained as a whole."""
     whole = _whole(name, image_shape, num_classes, norm)
     return count(nn.Sequential(whole.stem, whole.layers), image_shape)
 
@@ -66,7 +66,7 @@ def whole_cost(name: ServerName, image_shape: ImageShape, num_classes: int, norm
 def server_cost(
     name: ServerName, image_shape: ImageShape, num_classes: int, *, with_input_gradient: bool = False
 ) -> NetworkCost:
-    """Return the cost of a large network without its stem; split learning needs the gradient of its input, too."""
+    """Return the cost of a large network without its stem; split learning also needs the gradient of its input."""
     server = build_server_model(name, num_classes, torch.Generator(), _CPU)
     feature_shape = (*image_shape[:2], STEM_CHANNELS)
     return count(server.layers, feature_shape, with_input_gradient=with_input_gradient)
@@ -104,9 +104,9 @@ def count(layers: nn.Module, shape: tuple[int, ...], *, with_input_gradient: boo
 
 
 class _FlopCounter(TorchDispatchMode):
-    """Counts operations by the formulas of torch's FlopCounterMode, and gives the same numbers.
+    """Counts operations by the formulas of torch's FlopCounterMode, with the same results.
 
-    That class itself imports torch's compiler when it is first used, which takes the server two to four seconds.
+    torch's class imports torch's compiler at its first use, which takes the server two to four seconds.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class _FlopCounter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Leave `__torch_dispatch__` as it is: what torch would wrap it in is what imports the compiler."""
+        """Leave `__torch_dispatch__` unwrapped: torch's wrapper would import the compiler."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401

@@ -25,7 +25,7 @@ class Participant:
     num_samples: int
     model: EdgeName = "resnet8"
     gets_logits: bool = True
-    """FedGKT: whether the server has logits for its samples by now, and sends them."""
+    """FedGKT: whether the server already has logits for its samples, and sends them."""
     gets_weights: bool = False
     """FedGKT with client.share: whether it is sent the mean before it trains."""
 
@@ -35,26 +35,26 @@ Participants = Mapping[int, Participant]  # by client
 
 @dataclass(frozen=True)
 class ClientCost:
-    """What one client sends, receives and computes in a round, headers included."""
+    """Bytes sent and received, headers included, and operations of one client in a round."""
 
     up_bytes: int
     down_bytes: int
     edge_flops: int
     served_flops: int = 0
-    """What the server computes in this client's turn, while the client waits for it (split learning)."""
+    """Operations of the server in this client's turn, while the client waits for it (split learning)."""
 
 
 @dataclass(frozen=True)
 class RoundWork:
-    """What a round costs."""
+    """The cost of a round."""
 
     clients: Mapping[int, ClientCost]
-    server_flops: int  # all that the server computes in the round
+    server_flops: int  # all operations of the server in the round
     order: Order = "together"
     """together: all clients at once, then the server. in_turn: one client after the other. side_by_side: all clients at
-    once, and the server serves them meanwhile."""
+    once, while the server serves them."""
     then: Mapping[int, ClientCost] = field(default_factory=dict)
-    """What the clients do in a second exchange, which begins when the server has all of the first (together)."""
+    """The clients' work in a second exchange, which begins when the server has received all of the first (together)."""
 
     @property
     def edge_flops(self) -> int:
@@ -63,18 +63,18 @@ class RoundWork:
 
     @property
     def up_bytes(self) -> int:
-        """What all clients send."""
+        """Bytes sent by all clients."""
         return sum(cost.up_bytes for cost in (*self.clients.values(), *self.then.values()))
 
     @property
     def down_bytes(self) -> int:
-        """What all clients receive."""
+        """Bytes received by all clients."""
         return sum(cost.down_bytes for cost in (*self.clients.values(), *self.then.values()))
 
 
 @dataclass(frozen=True)
 class RoundCost:
-    """What metrics.jsonl says of a round; idle is a share of the round's time, the clients' a mean over them."""
+    """A round's cost in metrics.jsonl; idle is a share of the round's time, for clients their mean."""
 
     edge_flops: int
     virtual_s: float
@@ -87,10 +87,10 @@ RoundPricer = Callable[[Participants, int | None, float], RoundCost]
 
 
 def client_s(cost: ClientCost, device: DeviceProfile) -> float:
-    """Return the seconds from a client's request to the end of its upload, without what it waits for the server.
+    """Return the seconds from a client's request to the end of its upload, without waiting for the server.
 
-    It receives, computes and sends, one after the other, in the share of the time that the device can be used. See
-    `end_of_work` for a device that is away in between.
+    It receives, computes and sends in sequence, during the share of time that the device is available. See
+    `end_of_work` for a device that is away meanwhile.
     """
     down_s = 8 * cost.down_bytes / device.downlink_bit_s
     up_s = 8 * cost.up_bytes / device.uplink_bit_s
@@ -98,7 +98,7 @@ def client_s(cost: ClientCost, device: DeviceProfile) -> float:
 
 
 def rest_s(start_s: float, seconds: float, device: DeviceProfile) -> float:
-    """Return how long a device is away during `seconds` of work that begin at `start_s` of the run: then it rests."""
+    """Return the seconds a device is away during `seconds` of work that begin at `start_s` of the run."""
     rested_s = 0.0
     for leaves_s, returns_s in device.away:
         if leaves_s < start_s + seconds + rested_s and returns_s > start_s:
@@ -112,14 +112,14 @@ def end_of_work(start_s: float, seconds: float, device: DeviceProfile) -> float:
 
 
 def server_s(flops: int, server: DeviceProfile) -> float:
-    """Return the seconds that the server computes; its own network is taken to be as wide as all clients need."""
+    """Return the seconds of the server's computation; its network link is assumed to be as fast as all clients need."""
     return flops / server.flop_s / server.availability
 
 
 def clients_s(
     costs: Mapping[int, ClientCost], order: Order, devices: Devices, start_s: float = 0.0
 ) -> dict[int, float]:
-    """Return the seconds of each client of an exchange that begins at `start_s` of the run: of its work, and away."""
+    """Return each client's seconds, working and away, in an exchange that begins at `start_s` of the run."""
     seconds = {}
     for client, cost in sorted(costs.items()):
         device = devices.of(client)
@@ -135,9 +135,9 @@ def round_s(work: RoundWork, devices: Devices, start_s: float = 0.0) -> float:
 
     together: the slowest client's, in each exchange, then the server's. in_turn: the sum of all clients' and the
     server's. side_by_side (parallel split learning): every client alternates with the server, which has one device for
-    all of them. The round lasts as long as the slowest client with the server's share in it, or as long as all that the
-    server computes, if that is more. That is what a server with a perfect queue would reach: a client that waits while
-    the server serves another is not modelled.
+    all of them. The round lasts as long as the slowest client including the server's work for it, or as long as all of
+    the server's work, if that is more. This is the bound of a server with perfect queueing: clients waiting while the
+    server serves another are not modelled.
     """
     seconds = clients_s(work.clients, work.order, devices, start_s)
     total_s = server_s(work.server_flops, devices.server)
@@ -156,9 +156,10 @@ def round_s(work: RoundWork, devices: Devices, start_s: float = 0.0) -> float:
 
 
 def round_cost(work: RoundWork, devices: Devices, start_s: float = 0.0) -> RoundCost:
-    """Return what metrics.jsonl says of a round that begins at `start_s` of the run.
+    """Return the figures in metrics.jsonl for a round that begins at `start_s` of the run.
 
-    A client that has no part in the round is not counted; one that is away is idle, as one that waits.
+    Clients that do not take part in the round are not counted; a client that is away counts as idle, like one that
+    waits.
     """
     total_s = round_s(work, devices, start_s)
     costs = (*sorted(work.clients.items()), *sorted(work.then.items()))
@@ -173,5 +174,5 @@ def round_cost(work: RoundWork, devices: Devices, start_s: float = 0.0) -> Round
 
 
 def idle_share(busy_s: float, total_s: float) -> float:
-    """Return the share of the time in which nothing was done, from 0 to 1; 0 of no time at all."""
+    """Return the idle share of a time, from 0 to 1; 0 if the time is 0."""
     return max(0.0, 1 - busy_s / total_s) if total_s else 0.0

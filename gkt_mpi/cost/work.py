@@ -23,29 +23,29 @@ from gkt_mpi.training.trainable import Extract, Share
 from gkt_mpi.wire.codec import Codec, CodecName
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Kind, payload_size
 
-INTEGER_CODECS: tuple[CodecName, ...] = ("int8", "int4")  # for what follows a ReLU; no gradient travels in them
+INTEGER_CODECS: tuple[CodecName, ...] = ("int8", "int4")  # for values after a ReLU; they cannot encode gradients
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What the steps of asynchronous training cost, and the devices that do them."""
+    """The cost of the steps of asynchronous training, and the devices that perform them."""
 
     devices: Devices
     client: Callable[[int, Participant], ClientCost]
-    """Of one upload of a client."""
+    """Cost of one upload of a client."""
     training_flops: int
-    """Of the server, a sample."""
+    """Operations of the server per training sample."""
     prediction_flops: int
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the cost of every round of a run depends on."""
+    """The facts that determine the cost of every round of a run."""
 
     image_shape: ImageShape  # height, width, channels
     num_classes: int
     codec: Codec
-    block_rows: int  # samples of the largest FeatureBlock of FedGKT
+    block_rows: int  # samples in the largest FeatureBlock of FedGKT
     server_model: ServerName = "resnet56"
     server_norm: NormName = "batch"
     client_norm: NormName = "batch"
@@ -113,8 +113,8 @@ def round_work(
 def knowledge_transfer(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
     """Return the work of group knowledge transfer: logits down, features up.
 
-    Of no samples on the server it is a round between two uploads (`client.upload_every`): clients only train.
-    The client trains its edge model, then passes every image through it once more, to upload what comes out. With
+    With no samples on the server it is a round between two uploads (`client.upload_every`): clients only train. The
+    client trains its edge model, then passes every image through it once more to compute the upload. With
     `client.share` weights go up and their mean comes down; with `client.extract shared` before the features.
     """
     clients, then = {}, {}
@@ -133,7 +133,7 @@ def knowledge_transfer(setting: Setting, participants: Participants, server_samp
             clients[client] = ClientCost(weights, logits, training)
             then[client] = ClientCost(features, weights, extracting)
     server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
-    passes = setting.server_epochs * server.training_flops + server.forward_flops  # the last predicts
+    passes = setting.server_epochs * server.training_flops + server.forward_flops  # the last term predicts
     return RoundWork(clients, server_samples * passes, then=then)
 
 
@@ -165,7 +165,7 @@ def model_averaging(setting: Setting, participants: Participants, server_samples
 def split_training(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
     """Return the work of split learning: the stem down and up, every batch its features up and their gradients down.
 
-    Raises `ConfigError` for an integer codec, in which no gradient can travel.
+    Raises `ConfigError` for an integer codec, which cannot encode gradients.
     """
     require(setting.codec.name not in INTEGER_CODECS, "wire.codec", setting.codec.name, "a float codec")
     stem = stem_cost(setting.image_shape, setting.server_norm)
@@ -211,16 +211,16 @@ def _block_bytes(setting: Setting, rows: int, num_classes: int) -> int:
 
 
 def _train_bytes(setting: Setting, rows: int, weights: int) -> int:
-    """Return the bytes of a TrainRequest with logits for so many samples, and so many bytes of weights."""
+    """Return the bytes of a TrainRequest with logits for `rows` samples and this many bytes of weights."""
     header = Header(Kind.TRAIN, num_samples=rows, num_classes=setting.num_classes, state_bytes=weights)
     return HEADER_BYTES + payload_size(header)
 
 
 def _model_state_bytes(weights: int) -> int:
-    """Return the bytes of a ModelState with so many bytes of weights."""
+    """Return the bytes of a ModelState with this many bytes of weights."""
     return HEADER_BYTES + payload_size(Header(Kind.MODEL, state_bytes=weights))
 
 
 def _gradient_bytes(setting: Setting, rows: int) -> int:
-    """Return the bytes of a Gradient for so many samples."""
+    """Return the bytes of a Gradient for this many samples."""
     return HEADER_BYTES + payload_size(Header(Kind.GRADIENT, num_samples=rows, row_bytes=setting.codec.row_bytes))

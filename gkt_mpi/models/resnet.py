@@ -23,22 +23,22 @@ EdgeName = Literal["resnet4", "resnet6", "resnet8"]
 ServerName = Literal["resnet11", "resnet56", "resnet110"]
 NormName = Literal["batch", "group"]
 Model = TypeVar("Model", bound=nn.Module)
-_GROUP_CHANNELS = 8  # channels that GroupNorm takes together
+_GROUP_CHANNELS = 8  # channels per group of GroupNorm
 _SERVER_DEPTH: dict[str, int] = {"resnet11": 1, "resnet56": 6, "resnet110": 12}  # bottlenecks in each of 3 stages
 
 
 def _norm(name: NormName, channels: int) -> nn.Module:
     """Return a normalisation of (B, channels, H, W) with a learned scale and shift of each channel.
 
-    group: each image by itself (Wu and He 2018). Nothing is shared within a batch, and there are no running statistics,
-    which between clients of different classes do not fit (Hsieh et al. 2020 see BatchNorm fail there and GroupNorm
-    hold). 8 channels a group are between what both kinds of paper use: 2 groups, usual in federated learning (Reddi et
-    al. 2021), of the narrowest layers of 16 channels, and Wu and He's 32 groups of the widest of 256.
+    group: GroupNorm (Wu and He 2018), independent of the batch and without running statistics, which do not fit clients
+    with different classes (Hsieh et al. 2020 report that BatchNorm fails there and GroupNorm does not). 8 channels per
+    group lie between the values in both kinds of paper: 2 groups, usual in federated learning (Reddi et al. 2021), for
+    the narrowest layers of 16 channels, and Wu and He's 32 groups for the widest of 256.
     """
     if name == "group":
         return nn.GroupNorm(channels // _GROUP_CHANNELS, channels)
     norm = nn.BatchNorm2d(channels)
-    norm.num_batches_tracked = None  # unused, since the momentum is fixed; a state is float32 alone without it
+    norm.num_batches_tracked = None  # unused, since the momentum is fixed; without it a state is float32 only
     return norm
 
 
@@ -60,9 +60,9 @@ class Bottleneck(nn.Module):
             )
 
     def fold(self) -> None:
-        """Fold each BatchNorm into the convolution before it; only evaluation makes sense afterwards.
+        """Fold each BatchNorm into the convolution before it; afterwards only evaluation is meaningful.
 
-        A GroupNorm stays: what it subtracts and divides by is another for every image.
+        A GroupNorm is kept: its statistics differ for every image.
         """
         if isinstance(self.norm1, nn.GroupNorm):
             return
@@ -107,7 +107,7 @@ def _computing_in(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def _stem(image_channels: int, norm: NormName) -> nn.Sequential:
-    """Return the layers whose output is the feature."""
+    """Return the layers that compute the feature."""
     return nn.Sequential(
         nn.Conv2d(image_channels, STEM_CHANNELS, 3, padding=1, bias=False),
         _norm(norm, STEM_CHANNELS),
@@ -122,8 +122,8 @@ def _classifier(in_channels: int, num_classes: int) -> list[nn.Module]:
 def _edge_head(name: EdgeName, num_classes: int, norm: NormName) -> nn.Sequential:
     """Return the layers between the stem and the client's own logits.
 
-    The number in a name counts weighted layers, the stem and the classifier among them. The paper defines only
-    ResNet-8 (two bottlenecks of width 16); 4 and 6 are read as one and two basic blocks of 16 channels.
+    The number in a name counts weighted layers, including the stem and the classifier. The paper defines only ResNet-8
+    (two bottlenecks of width 16); 4 and 6 are interpreted as one and two basic blocks of 16 channels.
     """
     c = STEM_CHANNELS
     if name == "resnet8":
@@ -144,7 +144,7 @@ def _server_layers(name: ServerName, num_classes: int, norm: NormName) -> nn.Seq
 
 
 class EdgeModel(nn.Module):
-    """The client's network: `stem` makes the feature that is uploaded, `head` the client's own logits."""
+    """The client's network: `stem` computes the feature that is uploaded, `head` the client's own logits."""
 
     def __init__(self, name: EdgeName, image_channels: int, num_classes: int, norm: NormName) -> None:
         super().__init__()
@@ -175,9 +175,9 @@ class ServerModel(nn.Module):
         return logit.float()
 
     def folded(self) -> "ServerModel":
-        """Return a copy for evaluation, faster by a quarter: each BatchNorm is folded into the convolution before it.
+        """Return a copy for evaluation, a quarter faster: each BatchNorm is folded into the convolution before it.
 
-        Its logits are those of this model in evaluation mode, up to rounding. With GroupNorm it is a plain copy.
+        Its logits equal those of this model in evaluation mode, up to rounding. With GroupNorm it is a plain copy.
         """
         copied = copy.deepcopy(self).eval()
         for block in copied.modules():
@@ -202,7 +202,7 @@ class StemModel(nn.Module):
 
 
 class WholeModel(nn.Module):
-    """ResNet-11, -56 or -110 with its stem, as it is trained where nothing is split."""
+    """ResNet-11, -56 or -110 with its stem, trained as a whole."""
 
     def __init__(self, name: ServerName, image_channels: int, num_classes: int, norm: NormName) -> None:
         super().__init__()
@@ -217,9 +217,9 @@ class WholeModel(nn.Module):
         return logit.float()
 
     def cut(self) -> tuple[StemModel, ServerModel]:
-        """Return the halves on either side of the feature, sharing these weights.
+        """Return the parts before and after the feature, sharing these weights.
 
-        One after the other they compute what the whole does, up to rounding.
+        Their composition computes the same as the whole, up to rounding.
         """
         return StemModel(self.stem), ServerModel(self.layers)
 
@@ -277,7 +277,7 @@ def build_whole_model(
 
 
 def _initialise(model: Model, generator: torch.Generator, device: torch.device) -> Model:
-    """Give a model its first values, drawn on the CPU so that they are the same on every device."""
+    """Initialise a model with values drawn on the CPU, so that they are the same on every device."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)

@@ -1,8 +1,7 @@
-"""How the networks compute: in which precision, and whether torch.compile makes the server's faster.
+"""Computation settings: the precision of the networks, and whether the server's model is compiled by torch.compile.
 
-`precision auto` goes by what the server's device is, never by a clock: a run computes alike on every machine of a kind,
-busy or not. The choice is said, told to every worker, and kept in the checkpoint, so that a resumed run goes on
-computing as it began.
+`precision auto` depends only on the server's device, never on timing: a run computes alike on every machine of a kind,
+busy or not. The choice is printed, sent to every worker and stored in the checkpoint, so that a resumed run keeps it.
 """
 
 import statistics
@@ -19,31 +18,32 @@ from gkt_mpi.models.resnet import Precision, ServerModel, WholeModel
 
 LargeModel = ServerModel | WholeModel
 _WORTH_MEASURING = 400  # steps of a run; the measurement takes eight
-_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of processors that have instructions for it, in /proc/cpuinfo
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # flags in /proc/cpuinfo of processors with bfloat16 instructions
 _WORTH_COMPILING_S = 3600.0  # compiling ResNet-56 takes one or two minutes
 _TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How the networks compute."""
+    """Precision and compilation of the networks."""
 
     precision: Literal["auto"] | Precision = "auto"
     """bfloat16: convolutions by autocast. auto: bfloat16 where the server's device has instructions for it."""
     compile: Literal["auto"] | bool = "auto"
-    """torch.compile for the server's training. auto: on a GPU, in runs of an hour or more, if it is measured to pay."""
+    """torch.compile for the server's training. auto: on a GPU, in runs of an hour or more, if measurements show a
+    gain."""
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What was chosen."""
+    """The selected precision and compilation."""
 
     precision: Precision = "float32"
     compile: bool = False
 
 
 class TrainedNetwork:
-    """The large model as training calls it: compiled for batches of one size, if it was chosen so."""
+    """The large model as called in training: compiled for batches of one size, if selected."""
 
     def __init__(self, model: LargeModel, compiled: Callable[[Tensor], Tensor] | None, batch_size: int) -> None:
         self._model, self._compiled, self._batch_size = model, compiled, batch_size
@@ -62,11 +62,11 @@ def choose(
     num_steps: int,
     say: Callable[[str], None],
 ) -> tuple[Compute, TrainedNetwork]:
-    """Decide how `model` computes; return the choice, and the model as training is to call it.
+    """Select how `model` computes; return the selection, and the model to call in training.
 
-    `feature`, float32 (B, 16, H, W), or images where the model is whole, stands for a training batch of B samples on
-    the server's device, and `num_steps` is how many of them the run still has. Sets the model's precision; its weights
-    stay as they are.
+    `feature`, float32 (B, 16, H, W), or images where the model is whole, is an example of a training batch of B samples
+    on the server's device, and `num_steps` is the number of steps left in the run. Sets the model's precision; its
+    weights are unchanged.
     """
     trial = _Trial(model, feature)
     precision: Precision = "float32"
@@ -75,7 +75,7 @@ def choose(
         precision = config.precision
     elif has_bfloat16(feature.device):
         precision, why = "bfloat16", f"this {kind_of(feature.device)} has instructions for it"
-        if num_steps >= _WORTH_MEASURING:  # a check; it decides nothing
+        if num_steps >= _WORTH_MEASURING:  # informative only
             seconds = trial.compare(("float32", "bfloat16"))
             why += f"; a step takes {seconds['bfloat16'] / seconds['float32']:.2f} of one in float32 just now"
     else:
@@ -88,7 +88,7 @@ def choose(
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; without them it is slower than float32."""
+    """Whether a device has bfloat16 instructions; without them bfloat16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpuinfo = Path("/proc/cpuinfo")
@@ -96,14 +96,14 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def kind_of(device: torch.device) -> str:
-    """Return what a device is, in a word."""
+    """Return "GPU" or "processor" for a device, for messages."""
     return "GPU" if device.type == "cuda" else "processor"
 
 
 def _choose_compiled(
     config: ComputeConfig, trial: "_Trial", num_steps: int, say: Callable[[str], None]
 ) -> Callable[[Tensor], Tensor] | None:
-    """Return the compiled model where it is wanted, can be had and pays."""
+    """Return the compiled model if compilation is wanted, possible and worthwhile."""
     is_left_alone = kind_of(trial.device) == "processor" or num_steps < _WORTH_MEASURING
     if config.compile is False or (config.compile == "auto" and is_left_alone):
         return None
@@ -117,7 +117,7 @@ def _choose_compiled(
     try:
         compiled = torch.compile(trial.model, dynamic=False)
         trial.step(compiled)
-    except Exception as error:  # a missing compiler shows itself in many ways
+    except Exception as error:  # a missing compiler raises various exceptions
         say(f"compile: no; torch.compile fails here: {(str(error).strip() or repr(error)).splitlines()[0][:200]}")
         return None
     compile_s = time.perf_counter() - began
@@ -131,7 +131,7 @@ def _choose_compiled(
 
 
 class _Trial:
-    """Training steps that leave the model's weights and statistics as they were."""
+    """Training steps that leave the model's weights and statistics unchanged."""
 
     def __init__(self, model: LargeModel, feature: Tensor) -> None:
         self.model, self._feature, self.device = model, feature, feature.device
@@ -156,7 +156,7 @@ class _Trial:
         return statistics.median([self.step(network) for _ in range(1 + _TIMED_STEPS)][1:])
 
     def compare(self, precisions: tuple[Precision, ...]) -> dict[Precision, float]:
-        """Return the median seconds of a step in each precision, measured in turns, after one each to warm up."""
+        """Return the median seconds of a step in each precision, measured alternately, after one warm-up step each."""
         seconds: dict[Precision, list[float]] = {precision: [] for precision in precisions}
         for _ in range(1 + _TIMED_STEPS):
             for precision in precisions:

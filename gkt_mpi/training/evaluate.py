@@ -1,7 +1,7 @@
 """Evaluation on the server, on the test set: each client's stem followed by the server's CNN, or one whole network.
 
-DIFFERS: in the released code every client uploads the features of the whole test set each round. Here the server
-has every client's state from its report, so no feature of a test image ever crosses the wire.
+DIFFERS: in the released code every client uploads the features of the whole test set each round. Here the server has
+every client's state from its report, so features of test images are never sent.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ EvaluateMode = Literal["sharded", "full"]
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluation between rounds. The final figures always use every stem on the whole test set."""
+    """Evaluation between rounds. The final evaluation always uses every stem on the whole test set."""
 
     mode: EvaluateMode = "sharded"
     """sharded: client k's stem on the k-th part of the test set. full: every stem on the whole test set."""
     every: int = 1
     """Evaluate after every this many rounds, and after the last; at least 1."""
     batch_size: int = 500
-    """Samples at a time in evaluation and in the server's answers; at least 1. Changes speed, memory, last bits."""
+    """Batch size of evaluation and of the server's predictions; at least 1. Affects speed, memory and rounding."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "evaluate.every", self.every, "at least 1")
@@ -38,23 +38,23 @@ class EvaluateConfig:
 
 
 class ClientScore(NamedTuple):
-    """How many test images one client's stem has seen, and how many were classified correctly."""
+    """Number of test images evaluated with one client's stem, and of correct classifications."""
 
     client: int
     images: int
-    correct: int  # by what the algorithm yields
+    correct: int  # by the algorithm's result
     correct_alone: int  # by the client's edge model
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of test images classified correctly: by what an algorithm yields, and by the edge models alone."""
+    """Shares of test images classified correctly: by the algorithm's result, and by the edge models alone."""
 
     result: float
     client: float | None = None  # where clients have an edge model
-    shared: float | None = None  # where clients share weights: of their mean, one model for everybody
+    shared: float | None = None  # where clients share weights: of the mean stem, one model for everybody
     by_client: tuple[ClientScore, ...] = ()
-    confusion: Tensor | None = None  # int64 (C, C): images by true class and by what the algorithm says
+    confusion: Tensor | None = None  # int64 (C, C): images by true class and by predicted class
 
 
 @torch.no_grad()
@@ -67,10 +67,10 @@ def evaluate(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Accuracy:
-    """Return the accuracy of all clients together; `states[k]` is client k's state, `edges[k]` what it is loaded into.
+    """Return the accuracy of all clients together; `states[k]` is client k's state, loaded into `edges[k]`.
 
-    Without a server model the edge models are the result. The edges are overwritten. `advance(images)` is called as
-    the evaluation proceeds.
+    Without a server model the edge models are the result. The edges are overwritten. `advance(images)` is called as the
+    evaluation proceeds.
     """
     folded = None if server_model is None else server_model.folded()
     correct_K2: list[Tensor] = []
@@ -138,14 +138,14 @@ def evaluate_model(
 
 
 def count_pairs(logit_BC: Tensor, label_B: Tensor) -> Tensor:
-    """Return how many samples there are by true class and by the class of the largest logit, int64 (C, C)."""
+    """Return the number of samples by true class and by the class of the largest logit, int64 (C, C)."""
     num_classes = logit_BC.shape[1]
     pair_B = label_B * num_classes + logit_BC.argmax(1)
     return pair_B.bincount(minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def num_evaluated(mode: EvaluateMode, num_clients: int, num_test: int) -> int:
-    """Return how many images an evaluation passes through the networks."""
+    """Return the number of images that an evaluation passes through the networks."""
     return num_test if mode == "sharded" else num_clients * num_test
 
 

@@ -1,10 +1,10 @@
 """The two loss functions of FedGKT (He et al. 2020, equations 5 to 8) and the distillation term they share.
 
-Below them the refinements of later papers, each off unless its switch is on: of FedDKC the refinement of the clients'
-logits before the server learns from them (`distill.refine`), of FedICT the weighting of the distillation by classes
-(`distill.fpkd`, `distill.lka`). Their formulas and default values were read in the authors' program for FedICT
-(github.com/wuzhiyuan2000/FedICT, utils.py, loss_kd.py, main_fedict.py), which has FedDKC's too, and not compared with
-the numbered equations of the papers. Where ours is another, it says DIFFERS.
+The refinements of later papers follow, each disabled by default: FedDKC's refinement of the clients' logits before the
+server learns from them (`distill.refine`), FedICT's weighting of the distillation by classes (`distill.fpkd`,
+`distill.lka`). Their formulas and default values are from the authors' code for FedICT
+(github.com/wuzhiyuan2000/FedICT, utils.py, loss_kd.py, main_fedict.py), which also contains FedDKC; they were not
+compared with the numbered equations of the papers. Departures from it are marked DIFFERS.
 
 B is the batch, C the number of classes, K of clients; all logits are unnormalised float32 on one device.
 """
@@ -22,8 +22,8 @@ from gkt_mpi.errors import require
 
 RefineName = Literal["none", "kkr", "skr"]
 LkaName = Literal["none", "balance", "similarity"]
-_SHARPEST = 1e4  # skr looks for a sharpness from 1 / this to this, for logits brought to a range of 1
-_HALVINGS = 40  # of that interval's logarithm: to 1e-11, beyond float32
+_SHARPEST = 1e4  # skr searches scales from 1 / this to this, for logits normalised to a range of 1
+_HALVINGS = 40  # bisections of that interval's logarithm: to 1e-11, beyond float32
 
 
 @dataclass(frozen=True)
@@ -31,33 +31,33 @@ class DistillConfig:
     """Distillation between the server and its clients."""
 
     temperature: float = 3.0
-    """Softening of both distributions in the distillation term, on both sides; above 0."""
+    """Temperature of both distributions in the distillation term, on both sides; above 0."""
     alpha: float = 1.0
-    """Weight of the distillation term beside the cross-entropy; 0 or more."""
+    """Weight of the distillation term relative to the cross-entropy; 0 or more."""
     on_server: bool = False
     """Whether the server's loss has the distillation term (its teacher: the client's logits)."""
     on_client: bool = True
     """Whether a client's loss has the distillation term (its teacher: the server's logits)."""
     client_temperature: float | None = None
-    """Temperature in the clients' loss, above 0; null for that of both sides."""
+    """Temperature in the clients' loss, above 0; null for distill.temperature."""
     server_temperature: float | None = None
-    """Temperature in the server's loss, above 0; null for that of both sides."""
+    """Temperature in the server's loss, above 0; null for distill.temperature."""
     refine: RefineName = "none"
-    """Refinement of the clients' logits in the server's loss (FedDKC). kkr: one peak for all. skr: one entropy."""
+    """Refinement of the clients' logits in the server's loss (FedDKC). kkr: equal peaks. skr: equal entropies."""
     kkr_peak: float = 0.12
     """Largest probability of every sample after kkr; above 1 / classes, below 1."""
     kkr_softener: float = 0.05
-    """What kkr divides the logits by beforehand, beside the temperature; above 0. Below 1 it sharpens."""
+    """Divisor of the logits before kkr, in addition to the temperature; above 0. Below 1 it sharpens."""
     skr_entropy: float = 0.963
-    """Entropy of every sample after skr, as a share of the largest possible, that of equal classes; between 0 and 1."""
+    """Entropy of every sample after skr, as a share of the maximum, that of equal probabilities; between 0 and 1."""
     fpkd: bool = False
-    """Whether a client's distillation weighs the classes by how many it has of each (FedICT)."""
+    """Whether a client's distillation is weighted by its class frequencies (FedICT)."""
     fpkd_scale: float = 3.0
-    """What divides these shares of classes, above 0; the larger, the more equal the weights."""
+    """Divisor of the class shares in fpkd, above 0; larger values give more equal weights."""
     lka: LkaName = "none"
-    """Weights in the server's distillation (FedICT). balance: classes a client lacks. similarity: typical clients."""
+    """Weights of the server's distillation (FedICT). balance: classes a client lacks. similarity: typical clients."""
     lka_scale: float = 7.0
-    """What divides the differences of shares of classes with lka balance, at least 1; the larger, the more equal."""
+    """Divisor of the differences of class shares in lka balance, at least 1; larger values give more equal weights."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "distill.temperature", self.temperature, "a number above 0")
@@ -77,7 +77,7 @@ class DistillConfig:
         require(self.on_client or not self.fpkd, "distill.fpkd", self.fpkd, needed)
 
     def check(self, num_classes: int) -> None:
-        """Raise `ConfigError` for what cannot be with so many classes."""
+        """Raise `ConfigError` for values that are impossible with this number of classes."""
         fits = self.refine != "kkr" or self.kkr_peak * num_classes > 1
         require(fits, "distill.kkr_peak", self.kkr_peak, f"more than 1 / {num_classes}, the share of one class")
 
@@ -86,9 +86,9 @@ def distil_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float, weig
     """Return T^2 * KL(teacher || student) of the softened distributions, averaged over B (Hinton et al. 2015).
 
     A scalar. No gradient reaches the teacher. The factor T^2 keeps the gradient's size independent of T. With weights,
-    (B, C) or what broadcasts to it, 0 or more, each class's part of a sample's divergence counts that many times.
-    DIFFERS: the released code adds 1e-7 to the teacher's probabilities; logarithms of both sides make that
-    needless here, and the divergence is then exactly zero between equal logits.
+    (B, C) or broadcastable to it, 0 or more, each class's term of a sample's divergence is multiplied by its weight.
+    DIFFERS: the released code adds 1e-7 to the teacher's probabilities; log-probabilities of both sides make that
+    unnecessary, and the divergence of equal logits is then exactly zero.
     """
     student = F.log_softmax(student_BC / temperature, dim=1)
     teacher = F.log_softmax(teacher_BC.detach() / temperature, dim=1)
@@ -107,8 +107,8 @@ def client_loss(
 ) -> Tensor:
     """Return the edge loss, CE(client, label) + alpha * T^2 * KL(server || client), as a scalar.
 
-    `server_logit_BC` is None in round 0, when the server knows nothing yet: cross-entropy alone. `weight_C` is what
-    `fpkd_weight` says.
+    `server_logit_BC` is None in round 0, before the server has any logits: cross-entropy only. `weight_C` is the result
+    of `fpkd_weight`.
     """
     loss = F.cross_entropy(logit_BC, label_B)
     if server_logit_BC is None or not distill.on_client:
@@ -127,11 +127,11 @@ def server_loss(
 ) -> Tensor:
     """Return the server loss, CE(server, label) [+ alpha * T^2 * KL(client || server)], as a scalar.
 
-    `weight_BC` is, for each sample, what `lka_weight` says of its client. `sample_weight_B` is how much each sample
-    counts in the mean over B, 1 each without it (asynchronous training: by its age).
+    `weight_BC` is, for each sample, its client's row of `lka_weight`. `sample_weight_B` is each sample's weight in the
+    mean over B, 1 by default (asynchronous training: by its age).
 
-    DIFFERS: in the released code alpha weights the cross-entropy on this side; here it weights the
-    distillation on both sides, as in the paper. At alpha = 1 the two are the same.
+    DIFFERS: in the released code alpha weights the cross-entropy on this side; here it weights the distillation on both
+    sides, as in the paper. At alpha = 1 the two are the same.
     """
     if sample_weight_B is None:
         loss = F.cross_entropy(logit_BC, label_B)
@@ -153,14 +153,14 @@ def kkr(logit_BC: Tensor, peak: float, softener: float) -> Tensor:
     """Return the clients' knowledge refined to one peak probability: distributions (B, C) (Wu et al. 2022).
 
     FedDKC ("Exploring the Distributed Knowledge Congruence in Proxy-data-free Federated Distillation", arXiv
-    2204.07028), kernel-based knowledge refinement: clients that are sure of themselves and clients that are not then
-    say the same to the server. What is refined is p = softmax(logit / softener), the logits being softened by the
-    temperature already:
+    2204.07028), kernel-based knowledge refinement: confident and unconfident clients then
+    have equally sharp distributions. The refinement of p = softmax(logit / softener), where the logits are already
+    divided by the temperature,
 
         q = 1 / C + (peak - 1 / C) / (max p - 1 / C) * (p - 1 / C)
 
-    keeps the sum 1 and the order of the classes, and has the peak at the largest. Where that makes a class negative,
-    all classes but the largest share 1 - peak equally. Of equal logits the peak is not raised: they have none.
+    keeps the sum 1 and the order of the classes, and gives the largest the value `peak`. Where this makes a class
+    negative, all classes except the largest share 1 - peak equally. Equal logits stay uniform.
     """
     num_classes = logit_BC.shape[1]
     below = torch.expm1((logit_BC - logit_BC.amax(1, keepdim=True)) / softener)  # (p - max p) / max p, exact near 0
@@ -174,10 +174,10 @@ def kkr(logit_BC: Tensor, peak: float, softener: float) -> Tensor:
 def skr(logit_BC: Tensor, entropy: float) -> Tensor:
     """Return the clients' knowledge refined to one entropy: distributions (B, C) (Wu et al. 2022).
 
-    FedDKC (see `kkr`), searching-based knowledge refinement: softmax(logit / s), with that s for each sample that
-    gives the distribution `entropy` times the largest entropy, log C. DIFFERS: the authors' program takes bits (3.2
-    of 10 classes, our default) and stops with an error where it finds no s; here s is searched for all samples at once,
-    for logits of any scale, and ends at the nearest it can reach (of equal logits the entropy is always log C).
+    FedDKC (see `kkr`), searching-based knowledge refinement: softmax(logit / s), with the s for each sample that gives
+    the distribution `entropy` times the largest entropy, log C. DIFFERS: the authors' code specifies bits (3.2 for 10
+    classes, our default) and raises an error if it finds no s; here s is searched for all samples at once, for logits
+    of any scale, and the nearest possible value is used (for equal logits the entropy is always log C).
     """
     z = logit_BC - logit_BC.amax(1, keepdim=True)
     z = z / z.abs().amax(1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
@@ -199,11 +199,12 @@ def fpkd_weight(count_C: Tensor, distill: DistillConfig) -> Tensor | None:
     """Return the weights (C,) of a client's distillation, or None without `distill.fpkd` (Wu et al. 2023).
 
     FedICT ("Federated Multi-task Distillation for Multi-access Edge Computing", arXiv 2301.00389), federated prior
-    knowledge distillation: a client learns more from the server about the classes it has much of. `count_C`, int64, is
-    how many samples of each class it has, d their shares; the weight of a class is 1 + d / fpkd_scale. The 1 is a plain
-    divergence beside the weighted one. DIFFERS: divided by their mean, so that alpha means the same with and without,
-    and equal shares are plain distillation; and the authors' program softens the plain part a second time, here and in
-    `lka_weight`, which we take for a slip.
+    knowledge distillation: a client learns more from the server about the classes that are frequent in its data.
+    `count_C`, int64, is its number of samples of each class, d their shares; the weight of a class is 1 + d /
+    fpkd_scale. The 1 is a plain divergence in addition to the weighted one. DIFFERS: the weights are divided by their
+    mean, so that alpha has the same meaning with and without, and equal shares give plain distillation. The authors'
+    code also softens the plain term a second time, here and in `lka_weight`, which appears to be a mistake and is not
+    reproduced.
     """
     if not distill.fpkd:
         return None
@@ -214,11 +215,11 @@ def fpkd_weight(count_C: Tensor, distill: DistillConfig) -> Tensor | None:
 def lka_weight(count_KC: Tensor, distill: DistillConfig) -> Tensor | None:
     """Return the weights (K, C) of the server's distillation from each client, or None without `distill.lka`.
 
-    FedICT (see `fpkd_weight`), local knowledge adjustment. `count_KC`, int64, is how many samples of each class each
-    client has, d its shares of classes, and D those of all samples together.
+    FedICT (see `fpkd_weight`), local knowledge adjustment. `count_KC`, int64, is the number of samples of each class of
+    each client, d its shares of classes, and D those of all samples together.
 
-    balance     1 + (D - d) / lka_scale: classes that a client has little of count more
-    similarity  (1 + cos(D, d)) / 2: clients whose mix is that of all count more. DIFFERS: the authors' program does not
+    balance     1 + (D - d) / lka_scale: more weight for classes that are rare at a client
+    similarity  (1 + cos(D, d)) / 2: more weight for clients with the overall mix. DIFFERS: the authors' code does not
                 halve, and so counts the distillation twice when all clients are alike.
 
     Where all clients have the same mix both are plain distillation. A client without samples has shares of 0.

@@ -18,24 +18,24 @@ OptimizerName = Literal["adam", "sgd"]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """What both sides' training has in common; `ClientConfig` and `ServerConfig` add the rest."""
+    """Training settings common to both sides; `ClientConfig` and `ServerConfig` add the rest."""
 
     optimizer: OptimizerName = "adam"
     """adam (with amsgrad) or sgd (Nesterov momentum 0.9)."""
     lr: float = 0.001
-    """Learning rate before the schedule, of onecycle the highest; above 0."""
+    """Learning rate before the schedule, for onecycle the maximum; above 0."""
     schedule: ScheduleName = "constant"
-    """How the learning rate changes from step to step over the whole run. cosine, linear: to 0. onecycle: up for three
-    tenths of the run, then down (Smith and Topin 2017). plateau: by round, a tenth after 10 rounds without a lower
+    """Learning-rate schedule, step by step over the whole run. cosine, linear: decay to 0. onecycle: increase for three
+    tenths of the run, then decay (Smith and Topin 2017). plateau: by round, a tenth after 10 rounds without a lower
     training loss."""
     warmup_rounds: float = 0.0
-    """Rounds in which the learning rate rises from 0, in proportion, before the schedule begins; 0 or more."""
+    """Rounds of linear warm-up from 0 before the schedule begins; 0 or more."""
     weight_decay: float = 1e-4
     """L2 penalty; 0 or more. The paper's code uses 1e-4 with adam and 5e-4 with sgd."""
     batch_size: int = 256
-    """Samples in a training batch; at least 1. A smaller last batch is used too."""
+    """Samples in a training batch; at least 1. A smaller last batch is used as well."""
 
-    group: ClassVar[str]  # the name of the fields' group, for error messages
+    group: ClassVar[str]  # the field group's name, for error messages
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"{self.group}.lr", self.lr, "a number above 0")
@@ -49,12 +49,11 @@ class OptimizerConfig:
 
 
 class Optimizer:
-    """Adam with amsgrad, or SGD with Nesterov momentum 0.9 (the released code's), over torch's fused kernels.
+    """Adam with amsgrad, or SGD with Nesterov momentum 0.9 (the released code's), with torch's fused kernels.
 
-    torch's own optimizer objects are not used, for two reasons. Their first use imports torch's compiler, which
-    costs every rank one or two seconds of its start. And their state appears only at the first step; here it
-    exists from the start, filled with the zeros that the first step begins with, so that a client's state has
-    one fixed size.
+    torch's own optimizer classes are not used, for two reasons. Their first use imports torch's compiler, which adds
+    one or two seconds to every rank's start. And they create their state at the first step; here it exists from the
+    start, filled with the zeros of the first step, so that a client's state has a fixed size.
     """
 
     def __init__(self, config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> None:
@@ -68,11 +67,11 @@ class Optimizer:
 
     @property
     def state(self) -> list[Tensor]:
-        """Every tensor of the state, in an order that is always the same; they stay the same objects."""
+        """All tensors of the state, in a fixed order; their identity does not change."""
         return [*itertools.chain.from_iterable(self._buffers), *self._steps_done]
 
     def step(self, loss: Tensor) -> None:
-        """Move the parameters down the gradient of `loss` by one step at the rate `lr`; no gradient is kept."""
+        """Take one step along the gradient of `loss` at the rate `lr`; gradients are not kept."""
         loss.backward()  # leaves gradients in the layout of the parameters, as the fused kernels need them
         with torch.no_grad():
             self._step([gradient for p in self._parameters if (gradient := p.grad) is not None])
