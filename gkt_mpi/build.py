@@ -1,4 +1,4 @@
-"""What a server and a worker are made of, from the configuration and the file of images."""
+"""Constructs the parts of a server and a worker from the configuration and the image file."""
 
 import hashlib
 from functools import partial
@@ -39,7 +39,7 @@ def site_of(
     watch: Watch,
     prices: Prices,
 ) -> Site:
-    """Return what the learner is made of; `state` is of the checkpoint after `rounds_done` rounds, if there is one."""
+    """Return the components of the learner; `state` is the checkpoint after `rounds_done` rounds, if there is one."""
     device = placement.device
     return Site(
         file=file,
@@ -70,19 +70,19 @@ def site_of(
 
 
 def _test_rows(config: RunConfig, file: ImageFile) -> np.ndarray:
-    """Return the test images of the run in a random order, so that any part of them has about the same classes."""
+    """Return the run's test images in random order, so that every part of them has a similar mix of classes."""
     return numpy_generator(config.seed, "test images").permutation(len(file.labels("test")))[: config.data.test_limit]
 
 
 def pipeline_of(config: RunConfig, file: ImageFile, device: torch.device) -> ImagePipeline:
-    """Return how images become a network's input, on a device."""
+    """Return the transformation of images into a network's input, on a device."""
     augmentation = augmentation_for(config.data.name, file.image_shape[0], config.data.augment)
     mean, std = torch.from_numpy(file.mean).to(device), torch.from_numpy(file.std).to(device)
     return ImagePipeline(mean, std, augmentation)
 
 
 def codec_of(config: RunConfig, file: ImageFile) -> Codec:
-    """Return the codec of the features of these images."""
+    """Return the codec for the features of these images."""
     height, width, _ = file.image_shape
     return Codec(config.wire.codec, (height, width, STEM_CHANNELS))
 
@@ -97,9 +97,9 @@ def edges_of(config: RunConfig, file: ImageFile, device: torch.device) -> list[E
 
 
 def prices_of(config: RunConfig, file: ImageFile) -> tuple[RoundPricer, Prices]:
-    """Return what prices the rounds of a run, and the uploads of an asynchronous one.
+    """Return the cost functions for the rounds of a run and for the uploads of an asynchronous one.
 
-    Raises `ConfigError` for devices that are none, or with which the run would never end.
+    Raises `ConfigError` for unknown devices, or devices with which the run would never end.
     """
     codec = codec_of(config, file)
     setting = Setting(
@@ -130,15 +130,15 @@ def prices_of(config: RunConfig, file: ImageFile) -> tuple[RoundPricer, Prices]:
 
 
 def digest_of(config: RunConfig) -> torch.Tensor:
-    """Return the digest of a configuration as it travels, uint8 (32,)."""
+    """Return the digest of a configuration as sent to workers, uint8 (32,)."""
     return torch.frombuffer(bytearray(config.digest()), dtype=torch.uint8)
 
 
 def what_is_learnt(file: ImageFile, shards: list[np.ndarray]) -> dict[str, str]:
-    """Return what must be the same when a run is resumed, beside its configuration, as one text each.
+    """Return digests, as text, of data that must be unchanged when a run is resumed.
 
-    training images: differs when any client holds other samples, or samples with other labels. images: when anything
-    differs in the file of images, the test images included.
+    training images: differs when any client has other samples, or samples with other labels. images: when anything in
+    the image file differs, including the test images.
     """
     labels, digest = file.labels("train"), hashlib.sha256()
     for shard in shards:

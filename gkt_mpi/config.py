@@ -1,4 +1,4 @@
-"""The configuration of a run: gathers the dataclasses that stand beside their owners, from YAML and command line."""
+"""The configuration of a run: composes the dataclasses defined beside their owners, from YAML and command line."""
 
 import hashlib
 import json
@@ -37,40 +37,41 @@ from gkt_mpi.wire.codec import WireConfig
 from gkt_mpi.wording import kinds_of, reword, wrong_value
 
 Task = Literal["run", "check", "prepare"]
-_OPTIONS = ("config", "check", "prepare", "print_config", "help")  # what a command line has beside the fields
-_YAML_MODE = "limited_yaml"  # the parser's name for yaml_text.load
+_OPTIONS = ("config", "check", "prepare", "print_config", "help")  # options of the command line besides the fields
+_YAML_MODE = "limited_yaml"  # name under which the parser knows yaml_text.load
 _DESCRIPTION = """Group knowledge transfer over MPI: rank 0 trains the large CNN, the other ranks run edge clients.
 Start it with mpirun, for example: mpirun -np 5 python -m gkt_mpi.main --config launch/configs/digits.yaml"""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run."""
+    """The configuration of a run."""
 
     algorithm: AlgorithmName = "fedgkt"
-    """fedgkt: group knowledge transfer. fedgkt_async: the same, where nobody waits for the slowest client.
+    """fedgkt: group knowledge transfer. fedgkt_async: asynchronous fedgkt, which does not wait for the slowest client.
     fedavg: every client trains the large network, the server averages. split_learning: client and server train it
-    together, batch by batch. centralized: all images in one place. standalone: every client alone."""
+    together, batch by batch. centralized: training on all images in one place. standalone: every client trains
+    alone."""
     name: str = "run"
     """Name of the run: its folder is OUT/NAME."""
     out: str = "runs"
     """Folder of run folders; ~ is expanded."""
     seed: int = 0
-    """Seed of everything that is random in the run; 0 or more."""
+    """Seed of all random numbers of the run; 0 or more."""
     rounds: int = 200
     """Communication rounds; at least 1."""
     clients: int | None = None
-    """Number of edge clients, on any number of worker ranks; null for one a worker."""
+    """Number of edge clients, on any number of worker ranks; null for one per worker."""
     participation: float = 1.0
-    """Share of the clients that take part in a round, drawn by the seed, at least one; above 0, at most 1."""
+    """Share of the clients that take part in a round, drawn from the seed, at least one; above 0, at most 1."""
     clock: ClockName = "virtual"
-    """What decides whose upload is next in fedgkt_async. virtual: the times of `devices`, the same figures on every
-    machine. real: what arrives first, as fast as the machine allows."""
+    """Order of uploads in fedgkt_async. virtual: by the times of `devices`, reproducible on every machine. real: by
+    arrival, as fast as the machine allows."""
     data: DataConfig = field(default_factory=DataConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
-    async_: AsyncConfig = field(default_factory=AsyncConfig)  # users see it as async, which Python keeps for itself
+    async_: AsyncConfig = field(default_factory=AsyncConfig)  # async for users, which is a keyword in Python
     distill: DistillConfig = field(default_factory=DistillConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     bank: BankConfig = field(default_factory=BankConfig)
@@ -97,7 +98,7 @@ class RunConfig:
                 f"ones, as client.model {self.client.model} says; leave it out, or choose {_with_edges()}"
             )
         if not has_edges and self.client.epochs == 0:
-            raise ConfigError(f"client.epochs is 0, with which {self.algorithm} learns nothing; expected at least 1")
+            raise ConfigError(f"client.epochs is 0, so {self.algorithm} would learn nothing; expected at least 1")
         if self.client.upload_every > 1:
             instead = "" if algorithm.facts.is_synchronous else "; let clients train longer instead, by client.epochs"
             expected = f"1 in {self.algorithm}{instead}"
@@ -117,13 +118,13 @@ class RunConfig:
             require(self.async_.buffer <= self.clients, "async.buffer", self.async_.buffer, expected)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the configuration as its YAML file has it."""
+        """Return the configuration in the form of its YAML file."""
         return {name.rstrip("_"): value for name, value in asdict(self).items()}
 
     def for_ranks(self, num_ranks: int) -> "RunConfig":
         """Return the configuration with the number of clients filled in.
 
-        Raises `ConfigError` for a single rank, where clients have work.
+        Raises `ConfigError` for a single rank if the algorithm needs workers.
         """
         if num_ranks < 2 and ALGORITHMS[self.algorithm].facts.has_clients:
             ranks = 5 if self.clients is None else self.clients + 1
@@ -148,7 +149,7 @@ def _with_edges() -> str:
 
 class _Parser(ArgumentParser):
     def parse_path(self, path: str | os.PathLike[str], *arguments: Any, **options: Any) -> Namespace:  # noqa: ANN401
-        """Read a configuration as UTF-8, whatever the locale is."""
+        """Read a configuration as UTF-8, independent of the locale."""
         text = Path(path).read_text(encoding="utf-8")
         return self.parse_string(text, Path(path).name, *arguments, **options)
 
@@ -157,8 +158,8 @@ class _Parser(ArgumentParser):
 def make_parser(explains: bool) -> ArgumentParser:
     """Return the parser of the command line.
 
-    One that `explains` has a help for each field, the text below it in its dataclass; reading these takes most of the
-    time of making a parser.
+    With `explains` it has a help text for each field, the text below it in its dataclass; reading these takes most of
+    the time of creating a parser.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=explains)
     set_loader(_YAML_MODE, yaml_text.load, (yaml.YAMLError,))
@@ -166,21 +167,21 @@ def make_parser(explains: bool) -> ArgumentParser:
         prog="python -m gkt_mpi.main",
         description=_DESCRIPTION,
         exit_on_error=False,
-        allow_abbrev=False,  # a field cut short is a typing error
+        allow_abbrev=False,  # an abbreviated field is a typing error
         parser_mode=_YAML_MODE,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below.")
     parser.add_argument(
         "--check",
         action="store_true",
-        default=SUPPRESS,  # it is no part of the configuration
-        help="Look at every rank and whether the run can begin; train nothing.",
+        default=SUPPRESS,  # not part of the configuration
+        help="Check every rank and whether the run can start; train nothing.",
     )
     parser.add_argument(
         "--prepare",
         action="store_true",
         default=SUPPRESS,
-        help="Make the file of images, fetched first with --data.download true; train nothing. Needs no mpirun.",
+        help="Create the image file, after a download with --data.download true; train nothing. Needs no mpirun.",
     )
     parser.add_class_arguments(RunConfig, skip={"async_"})
     parser.add_class_arguments(AsyncConfig, "async")
@@ -188,12 +189,12 @@ def make_parser(explains: bool) -> ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None = None) -> RunConfig:
-    """Return the configuration of a command line (None: this process's). Raises `ConfigError` in one line."""
+    """Return the configuration of a command line (None: this process's). Raises `ConfigError`, in one line."""
     return parse_command(arguments)[0]
 
 
 def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Task]:
-    """Return the configuration of a command line, and what is to be done with it; see `parse`."""
+    """Return the configuration and the task of a command line; see `parse`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser(explains=any(word.startswith(("-h", "--h", "--print_config")) for word in arguments))
     try:
@@ -213,7 +214,7 @@ def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Ta
 
 
 def _refuse_empty(values: Any, owner: type, prefix: str = "") -> None:  # noqa: ANN401 - jsonargparse's own class
-    """Raise `ConfigError` for a group that is no group and for a field left empty, which the parser lets through."""
+    """Raise `ConfigError` for an invalid group and for an empty field, which the parser accepts."""
     for field_name, kind in get_type_hints(owner).items():
         if get_origin(kind) is ClassVar:
             continue
@@ -224,7 +225,7 @@ def _refuse_empty(values: Any, owner: type, prefix: str = "") -> None:  # noqa: 
             _refuse_empty(value, cast(type, kind), f"{prefix}{name}.")
         elif value is None and NoneType not in get_args(kind):
             raise ConfigError(f"{prefix}{name} is empty; give it a value, or leave the line out for the default")
-        elif isinstance(value, dict):  # whose keys the parser does not look at
+        elif isinstance(value, dict):  # whose keys the parser does not check
             allowed = [get_args(get_args(member)[0]) for member in get_args(kind) if get_origin(member) is dict]
             if not set(value) <= set(*allowed):
                 raise ConfigError(wrong_value(prefix + name, value, kind))

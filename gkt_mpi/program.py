@@ -1,4 +1,4 @@
-"""What a rank does (main.py): parse the configuration, start MPI, find its place, become server (rank 0) or worker."""
+"""The program of a rank (main.py): parse the configuration, start MPI, run the server (rank 0) or a worker."""
 
 import contextlib
 import faulthandler
@@ -51,19 +51,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-_SERVER_PATIENCE_S = 60.0  # a server that shows no progress for so long, at least, hangs
-_MORE_MEMORY = "give the ranks more, or set smaller batches (client, server, evaluate) or a smaller bank.memory_mib"
+_SERVER_PATIENCE_S = 60.0  # a server without progress for at least this long is considered hanging
+_MORE_MEMORY = "provide more memory, or set smaller batches (client, server, evaluate) or a smaller bank.memory_mib"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one rank and return its exit status: 0, 2 when the configuration cannot work, 75 when interrupted."""
-    faulthandler.register(signal.SIGUSR2)  # kill -USR2 prints what every thread is doing
+    """Run one rank and return its exit status: 0, 2 when the configuration is invalid, 75 when interrupted."""
+    faulthandler.register(signal.SIGUSR2)  # kill -USR2 prints the stack of every thread
     never_fail_on_encoding()
     rank = startup.launched_rank()
     config, task, refusal = None, "run", None
     try:
         with contextlib.ExitStack() as silence:
-            if rank != SERVER:  # --help is the server's to print
+            if rank != SERVER:  # only the server prints --help
                 nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 silence.enter_context(contextlib.redirect_stdout(nowhere))
             config, task = parse_command(arguments)
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         speaker = transport.first_with(refusal is not None)
     except LostRankError as error:
         mpi.end_job(Interrupted.exit_status, f"gkt_mpi: {error} while the job started; start the same command again")
-    if speaker is not None:  # the others have the same against the configuration, or nothing
+    if speaker is not None:  # all ranks refuse the configuration, or none does
         return _refuse(refusal, rank) if refusal and rank == speaker else ConfigError.exit_status
     assert config is not None
     interrupt = Interrupt()
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = run_rank(config, transport, mpi_library.node_place(), interrupt, transport.abort)
         transport.farewell(status)
         return status
-    except BaseException as error:  # whatever it is, no rank may be left waiting
+    except BaseException as error:  # on any error, no rank may be left waiting
         print(f"[rank {transport.rank}] {_describe(error)}", file=sys.stderr, flush=True)
         transport.abort(error.exit_status if isinstance(error, GktError | Interrupted) else 1)
         raise
@@ -126,10 +126,10 @@ def run_rank(
     interrupt: Interrupt | None = None,
     abort: Callable[[int], None] = sys.exit,
 ) -> int:
-    """Be the server or a worker to the end of the run; `node_place` is (local rank, local size, has the server).
+    """Run the server or a worker to the end of the run; `node_place` is (local rank, local size, has the server).
 
-    Returns the exit status. A `ConfigError` on the server, all of which come before training, and a signal to
-    `interrupt` stop the workers in good order; if it takes too long after a signal, `abort` ends the job.
+    Returns the exit status. A `ConfigError` on the server, which always precedes training, and a signal to `interrupt`
+    stop the workers in an orderly way; if this takes too long after a signal, `abort` ends the job.
     """
     if transport.rank != SERVER:
         try:
@@ -154,7 +154,7 @@ def run_rank(
 def serve(
     config: RunConfig, transport: Transport, placement: Placement, interrupt: Interrupt, abort: Callable[[int], None]
 ) -> int:
-    """Be the server to the end of the run and return the exit status."""
+    """Run the server to the end of the run and return the exit status."""
     placement.apply()
     console = make_console()
     file = _prepare_data(config, console)
@@ -171,8 +171,8 @@ def serve(
         rounds_done, state = checkpoints.load(say) or (0, None)  # refused before anything in the folder changes
         digest = digest_of(config)  # as the workers have it
         if rounds_done > config.rounds:
-            more = f"the run has {rounds_done} rounds done already, more than the {config.rounds} asked"
-            say(f"{more}; nothing is trained (with --checkpoint.resume never it begins anew)")
+            more = f"the run has already completed {rounds_done} rounds, more than the {config.rounds} requested"
+            say(f"{more}; nothing is trained (--checkpoint.resume never starts over)")
             config = replace(config, rounds=rounds_done)
         log = RunLog(folder, config.as_dict(), _versions(), file.classes)
         log.save_partition(shards, counts := count_by_class(labels, shards, num_classes), file.classes)
@@ -220,34 +220,34 @@ def _server_of(
 
 
 def _report(folder: Path, say: Callable[[str], None]) -> None:
-    """Write the report of a complete run and say where it is; without one the run is still complete."""
+    """Write the report of a complete run and print its path; the run is complete even if this fails."""
     try:
-        from gkt_mpi.report.page import write_report  # workers, and runs without a report, do without its libraries
+        from gkt_mpi.report.page import write_report  # workers, and runs without a report, do not need its libraries
 
         say(f"report: {write_report([folder])}")
     except GktError as error:
         say(f"no report: {' '.join(str(error).split())}")
-    except Exception as error:  # even a defect of ours, or a library that is missing
+    except Exception as error:  # even for a bug or a missing library
         say(f"no report: {' '.join(f'{type(error).__name__}: {error}'.split())}")
 
 
 def _run_algorithm(config: RunConfig, server: Server, learner: Learner) -> str | None:
-    """Run the server's side of the algorithm; what is done is saved. Return what to say if a signal ended it."""
+    """Run the server's side of the algorithm and save its progress. Return the message if a signal ended it."""
     try:
         ALGORITHMS[config.algorithm].run_server(server, learner)
     except Interrupted as error:
         rounds_done = server.end_early()
         return f"{error} after {rounds_done} of {config.rounds} rounds; start the same command again to resume"
-    except Exception:  # a defect of ours too: what is saved is the state after the last whole round
-        with contextlib.suppress(GktError, MemoryError):  # the error at hand is the one to tell
+    except Exception:  # also for bugs: the saved state is that after the last complete round
+        with contextlib.suppress(GktError, MemoryError):  # report the original error
             server.save()
         raise
     return None
 
 
 def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bool]) -> None:
-    """Build a worker of a run as the server describes it, and serve until the server says stop."""
-    transport.end_if_silent(2 * config.faults.timeout_s)  # the server gives it up before
+    """Build a worker as the server describes the run, and serve until the server stops it."""
+    transport.end_if_silent(2 * config.faults.timeout_s)  # until the server gives it up
     setup = receive_setup(transport)
     if setup is None:
         return
@@ -255,10 +255,10 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
     placement.apply()
     config = config.for_ranks(transport.size)
     if not torch.equal(setup.config_digest, digest_of(config)):
-        raise GktError("this rank has read another configuration than the server; give every node the same file")
+        raise GktError("this rank has read a different configuration from the server's; give every node the same file")
     file = ImageFile(file_path(config.data))
     if (len(file.classes), file.image_shape) != (setup.num_classes, setup.image_shape):
-        raise GktError(f"{file.path} is another file than the server's; every node must see the same data.dir")
+        raise GktError(f"{file.path} differs from the server's file; every node must see the same data.dir")
     codec = codec_of(config, file)
     algorithm = ALGORITHMS[config.algorithm]
     edges = edges_of(config, file, placement.device)
@@ -282,7 +282,7 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
 
 
 def _prepare_and_say(config: RunConfig) -> int:
-    """Make the file of images, say where it lies, and return the exit status."""
+    """Create the image file, print its path, and return the exit status."""
     console = make_console()
     file = _prepare_data(config, console)
     numbers = " and ".join(f"{len(file.labels(split)):,} {split}ing images" for split in ("train", "test"))
@@ -291,9 +291,9 @@ def _prepare_and_say(config: RunConfig) -> int:
 
 
 def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
-    """Make or open the data set's HDF5 file; say so, with a progress bar on a terminal, while it is made.
+    """Create or open the data set's HDF5 file, with a message and, on a terminal, a progress bar.
 
-    Say, too, what a user should know of its images.
+    Also prints notes about its images.
     """
     from rich.progress import Progress as Bar
 
@@ -301,7 +301,7 @@ def _prepare_data(config: RunConfig, console: "Console") -> ImageFile:
         task = bar.add_task("decoding", total=None, visible=False)
 
         def report(done: int, total: int) -> None:
-            """Say at the first image what is being made; move the bar."""
+            """Print a message at the first image; update the progress bar."""
             if done == 0:
                 text = f"decoding {total:,} images of {config.data.name} into {file_path(config.data)}"
                 console.print(text, highlight=False, soft_wrap=True)
@@ -332,7 +332,7 @@ def _say_what_runs(
 
 
 def _networks(config: RunConfig) -> str:
-    """Return which network is trained where, in words."""
+    """Return a description of which network is trained where."""
     edge, large = config.client.model, config.server.model
     names = edge if isinstance(edge, str) else " and ".join(dict.fromkeys(edge))
     return ALGORITHMS[config.algorithm].networks.format(edge=names, large=large, config=config)
@@ -346,12 +346,12 @@ def _refuse(error: GktError | Interrupted, rank: int) -> int:
 
 
 def _describe(error: BaseException) -> str:
-    """Return one line for an error a user can mend, the traceback for a defect."""
+    """Return one line for an error that a user can fix, the traceback for a bug."""
     if isinstance(error, GktError | Interrupted):
         return str(error)
     if is_out_of_memory(error):
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"gkt_mpi: no memory is left ({what}); {_MORE_MEMORY}; start the same command again to resume"
+        return f"gkt_mpi: out of memory ({what}); {_MORE_MEMORY}; start the same command again to resume"
     return "".join(traceback.format_exception(error)).rstrip()
 
 
@@ -360,6 +360,6 @@ def _versions() -> str:
 
 
 def _software() -> dict[str, str]:
-    """Return the versions of what every rank must have the same of."""
+    """Return the versions that must be the same on every rank."""
     packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "mpi4py")}
     return {"gkt_mpi": __version__, "Python": platform.python_version(), **packages}

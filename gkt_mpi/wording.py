@@ -1,7 +1,7 @@
-"""A wrong name or value of a command line or configuration, in a user's words: config.py raises what is worded here.
+"""Rewords the parser's errors about wrong names and values for users; config.py raises them.
 
-The parser's own messages speak of Python's types. Here a field's type becomes what may stand there, the nearest word
-first, and a name that does not exist comes with the nearest ones that do.
+The parser's own messages contain Python types. Here a field's type becomes a list of accepted values, the most similar
+first, and an unknown name is reported with the most similar existing ones.
 """
 
 import re
@@ -25,7 +25,7 @@ _UNKNOWN_IN_GROUP = re.compile(r"Group '(?P<group>.+)' does not accept option '(
 
 
 def kinds_of(owner: type, prefix: str = "") -> dict[str, Any]:
-    """Return the type of every field of a dataclass and of those inside it, by the name a user gives it."""
+    """Return the type of every field of a dataclass and of nested ones, by the name a user gives it."""
     kinds: dict[str, Any] = {}
     for name, kind in get_type_hints(owner).items():
         user_name = prefix + name.rstrip("_")
@@ -37,9 +37,9 @@ def kinds_of(owner: type, prefix: str = "") -> dict[str, Any]:
 
 
 def reword(text: str, kinds: Mapping[str, Any], options: Sequence[str] = ()) -> str:
-    """Return a message of the parser in one line and in a user's words, as it is where it has no such thing.
+    """Return a parser message reworded in one line, or unchanged if its form is unknown.
 
-    `kinds` are the fields and their types, `options` what else a command line may have, without the dashes.
+    `kinds` are the fields and their types, `options` the other options of the command line, without dashes.
     """
     text = " ".join(text.split())
     if (found := _WRONG_VALUE.search(text)) and found["field"] in kinds:
@@ -57,7 +57,7 @@ def reword(text: str, kinds: Mapping[str, Any], options: Sequence[str] = ()) -> 
     if found := re.fullmatch(r"Unexpected config:(.*)", text):
         return f"the configuration is {shorten(found[1].strip() or 'empty')}; expected fields, as in seed: 1"
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
-    return text.replace("Problems parsing config: ", "this is no YAML: ")
+    return text.replace("Problems parsing config: ", "this is not YAML: ")
 
 
 def wrong_value(field: str, value: object, kind: object) -> str:
@@ -68,7 +68,7 @@ def wrong_value(field: str, value: object, kind: object) -> str:
 
 
 def expected(kind: object, value: str = "") -> str:
-    """Return what may stand in a field of this type, in words; the nearest to a wrong value first."""
+    """Return the values accepted by a field of this type, in words; the most similar to a wrong value first."""
     members = _members(kind)
     words = list(dict.fromkeys(word for member in members for word in _literals(member)))
     phrases = [_either(_nearest_first(words, value))] if words else []
@@ -87,12 +87,12 @@ def expected(kind: object, value: str = "") -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a text of a user's, its end left out where it is long."""
+    """Return a user's text, truncated if it is long."""
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def _unknown(name: str, dashes: str, kinds: Mapping[str, Any], options: Sequence[str]) -> str:
-    """Return the message for a name that does not exist."""
+    """Return the message for an unknown name."""
     existing = [*kinds, *options]
     last = name.rpartition(".")[2]
     near = [other for other in existing if other.rpartition(".")[2] == last] or get_close_matches(name, existing, 1)
@@ -103,7 +103,7 @@ def _unknown(name: str, dashes: str, kinds: Mapping[str, Any], options: Sequence
 
 
 def _members(kind: object) -> tuple[Any, ...]:
-    """Return the types that a type allows, of which most are one."""
+    """Return the member types of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
@@ -114,7 +114,7 @@ def _literals(kind: object) -> tuple[str, ...]:
 
 
 def _nearest_first(words: list[str], value: str) -> list[str]:
-    """Return the words sorted by how near they are to the wrong word in a value: its letters, then its number."""
+    """Return the words sorted by similarity to the wrong word in a value: its letters, then its number."""
     wrong = next((word for word in re.findall(r"[^\s,:'\"\[\]{}]+", value) if word not in words), "")
     if not wrong:
         return words
@@ -127,7 +127,7 @@ def _nearest_first(words: list[str], value: str) -> list[str]:
 
 
 def _letters_and_number(word: str) -> tuple[str, int]:
-    """Return the letters of a word, small, and the number that its first few digits make, 0 without any."""
+    """Return the letters of a word in lower case, and the number formed by its first digits, 0 if there are none."""
     return re.sub(r"[\d\W]", "", word.lower()), int("".join(re.findall(r"[0-9]", word))[:9] or 0)
 
 

@@ -1,7 +1,7 @@
-"""Read a configuration's YAML with limits: what a small text can grow to, and that nothing is said twice.
+"""Reads a configuration's YAML with limits on its expanded size, and refuses duplicate keys.
 
-Anchors make a tree of a text that names its branches: nine lines of nine aliases each are 400 million branches. The
-size is counted before anything is expanded.
+Anchors let a small text expand to a huge tree: nine lines of nine aliases each are 400 million branches. The size is
+computed before anything is expanded.
 """
 
 from collections import Counter
@@ -13,14 +13,14 @@ from jsonargparse import get_loader
 
 from gkt_mpi.errors import ConfigError
 
-LARGEST = 2**20  # bytes of a file, and characters of what its anchors expand to
-MOST_VALUES = 1000  # the parser takes two seconds for so many, and its time grows with their square
-DEEPEST = 20  # groups within groups; ours have 3
+LARGEST = 2**20  # bytes of a file, and characters after expanding its anchors
+MOST_VALUES = 1000  # the parser takes two seconds for this many, and its time grows quadratically
+DEEPEST = 20  # nested groups; ours have 3
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load(text: str) -> Any:  # noqa: ANN401 - whatever YAML may be
-    """Return what a YAML text says. Raises `ConfigError` for one beyond the limits, `yaml.YAMLError` for no YAML."""
+    """Return the value of a YAML text. Raises `ConfigError` beyond the limits, `yaml.YAMLError` for invalid YAML."""
     if len(text) > LARGEST:
         raise ConfigError(f"a configuration of {len(text):,} characters is refused; expected at most {LARGEST:,}")
     _check_depth(text)
@@ -34,11 +34,11 @@ def check_file(path: str) -> None:
     """Raise `ConfigError` for a file that is too large for a configuration, before it is read."""
     file = Path(path)
     if file.is_file() and (size := file.stat().st_size) > LARGEST:
-        raise ConfigError(f"{path} has {size:,} bytes, which is no configuration; expected at most {LARGEST:,}")
+        raise ConfigError(f"{path} has {size:,} bytes, too many for a configuration; expected at most {LARGEST:,}")
 
 
 def _check_depth(text: str) -> None:
-    """Raise `ConfigError` for a text nested so deep that libyaml, which calls itself, would end the process."""
+    """Raise `ConfigError` for deep nesting, which would overflow the stack of the recursive libyaml."""
     depth = 0
     for event in yaml.parse(text, _Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -47,9 +47,9 @@ def _check_depth(text: str) -> None:
 
 
 def _size(node: Any, sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:  # noqa: ANN401 - yaml's nodes are untyped
-    """Return how many values and characters a node has with its aliases expanded, looking at each node once.
+    """Return the number of values and characters of a node with its aliases expanded, visiting each node once.
 
-    `sizes` has those of the nodes seen so far, zeros for those that are not done.
+    `sizes` has those of the nodes visited so far, zeros for unfinished ones.
     """
     if (known := sizes.get(id(node))) is not None:
         if known == (0, 0):
@@ -61,14 +61,14 @@ def _size(node: Any, sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:  # n
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         [(key, times)] = Counter(keys).most_common(1) or [("", 1)]
         if times > 1:
-            raise ConfigError(f"{key} stands {times} times in one group{_line(node)}; leave one of them")
+            raise ConfigError(f"{key} occurs {times} times in one group{_line(node)}; keep one of them")
         parts = [value for _, value in node.value]
     inner = [_size(part, sizes) for part in parts]
     values = 1 + sum(num for num, _ in inner)
     characters = (0 if parts else len(node.value)) + sum(num for _, num in inner)
     if values > MOST_VALUES or characters > LARGEST:
         found = f"more than {MOST_VALUES:,} values" if values > MOST_VALUES else f"{characters:,} characters"
-        raise ConfigError(f"the configuration has {found}, its anchors expanded{_line(node)}; write less")
+        raise ConfigError(f"the configuration has {found} after expanding its anchors{_line(node)}; shorten it")
     sizes[id(node)] = (values, characters)
     return values, characters
 

@@ -1,1 +1,1 @@
-"""What a run writes down as it goes: records, clients, uploads, timeline, progress."""
+"""Files and output that a run produces as it goes: records, clients, uploads, timeline, progress."""

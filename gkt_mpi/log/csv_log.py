@@ -1,6 +1,6 @@
-"""Files of a run folder that have a line for each of many records of one kind, whose fields are the columns.
+"""CSV files of a run folder, one line per record, with the record's fields as columns.
 
-uploads.csv   every upload that the server has learnt from, where clients are not in step    UploadRecord
+uploads.csv   every upload that the server has learnt from, in asynchronous training        UploadRecord
 clients.csv   every client at every evaluation                                               ClientRecord
 """
 
@@ -13,51 +13,51 @@ from gkt_mpi.log.lines import Found, parse_lines, split_lines, write_whole
 
 
 class UploadRecord(NamedTuple):
-    """One upload of a client; seconds are those of the run's clock, virtual or real, from the start of the run."""
+    """One upload of a client; seconds are on the run's clock, virtual or real, from the start of the run."""
 
     round: int  # of the run, in which the server learnt from it
     client: int
-    upload: int  # how many this client had sent before
-    asked_s: float  # when the client was asked for it
-    done_s: float  # when all of it was there
+    upload: int  # number of earlier uploads of this client
+    asked_s: float  # when the upload was requested
+    done_s: float  # when the upload was complete
     taken_s: float  # when the server began to learn from it
-    answered_s: float  # when the client was asked for its next
-    staleness: float  # rounds from asked to taken
-    is_used: int  # 0 of one that could not be used, or was too stale
+    answered_s: float  # when the client was sent its next request
+    staleness: float  # rounds from asked_s to taken_s
+    is_used: int  # 0 if it could not be used, or was too stale
 
 
 class ClientRecord(NamedTuple):
     """One client's part of an evaluation."""
 
-    round: int  # after which it was
-    is_final: int  # 1 in the evaluation at the end of the run, which is on the whole test set
+    round: int  # the preceding round
+    is_final: int  # 1 for the evaluation at the end of the run, which is on the whole test set
     client: int
-    images: int  # test images that its stem has seen
-    test_accuracy: float  # share of them classified correctly by what the algorithm yields
+    images: int  # test images classified with its stem
+    test_accuracy: float  # share classified correctly by the algorithm's result
     client_test_accuracy: float  # share classified correctly by the client's edge model alone
 
 
 Record = TypeVar("Record", bound=UploadRecord | ClientRecord)
-_NUMBERS = re.compile("[-+.e0-9,]*")  # Python would also take spaces and underscores
+_NUMBERS = re.compile("[-+.e0-9,]*")  # Python would also accept spaces and underscores
 _MOST_COUNT, _LONGEST_S = 10**9, 1e15
 
 
 class CsvLog(Generic[Record]):
-    """Such a file, made with its first line."""
+    """A CSV file of records, with a header line."""
 
     def __init__(self, path: Path, kind: type[Record]) -> None:
         self._path = path
         self._kind: type[Record] = kind
 
     def begin(self, kept: Sequence[Record]) -> None:
-        """Go on with these lines instead of what is there. Raises `OSError`."""
+        """Replace the file's contents by these lines. Raises `OSError`."""
         if kept:
             write_whole(self._path, self._text([self._kind._fields, *kept]))
         else:
             self._path.unlink(missing_ok=True)
 
     def append(self, records: Sequence[Record]) -> None:
-        """Write these lines. Raises `OSError`."""
+        """Append these lines. Raises `OSError`."""
         if not records:
             return
         header = [] if self._path.exists() else [self._kind._fields]
@@ -69,11 +69,11 @@ class CsvLog(Generic[Record]):
 
 
 def find_records_of(kind: type[Record], path: Path) -> Found[Record]:
-    """Return the lines of such a file, none without it, and which lines are damaged. Raises `OSError`.
+    """Return the lines of such a file, none if it does not exist, and the damaged lines. Raises `OSError`.
 
-    The columns are those that the first line names; where that is damaged, as `kind` has them.
+    The columns are those of the header line; if that is damaged, the fields of `kind`.
     """
-    lines, _ = split_lines(path)  # what is cut off may look like a shorter number
+    lines, _ = split_lines(path)  # a truncated line may look like a shorter number
     if not lines:
         return Found([], [])
     names = lines[0].split(",")
@@ -84,11 +84,11 @@ def find_records_of(kind: type[Record], path: Path) -> Found[Record]:
     def parse(line: str) -> Record:
         cells = line.split(",")
         if len(cells) != width or not _NUMBERS.fullmatch(line):
-            raise ValueError(f"{line!r} is no line of {width} numbers")
+            raise ValueError(f"{line!r} is not a line of {width} numbers")
         makes = kind.__annotations__.values()
         record = kind(*(make(cells[column]) for column, make in zip(columns, makes, strict=True)))
         if not all(_can_be(name, value) for name, value in zip(kind._fields, record, strict=True)):
-            raise ValueError(f"{line!r} is no {kind.__name__}")
+            raise ValueError(f"{line!r} is not a valid {kind.__name__}")
         return record
 
     found: Found[Record] = parse_lines(lines[1:], parse, first=2)
@@ -96,12 +96,12 @@ def find_records_of(kind: type[Record], path: Path) -> Found[Record]:
 
 
 def read_records_of(kind: type[Record], path: Path) -> list[Record]:
-    """Return the lines that are whole, none when there is no file. Raises `OSError`."""
+    """Return the valid lines, none if there is no file. Raises `OSError`."""
     return find_records_of(kind, path).items
 
 
 def _can_be(name: str, value: float) -> bool:
-    """Whether a column can have this value."""
+    """Whether a value is possible in a column."""
     if name.endswith("accuracy"):
         return 0 <= value <= 1
     return 0 <= value < _MOST_COUNT if isinstance(value, int) else abs(value) < _LONGEST_S

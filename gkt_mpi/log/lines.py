@@ -1,6 +1,6 @@
-"""Files of a run folder that grow line by line, read back: what is whole of them, and which lines are damaged.
+"""Reads files of a run folder that grow line by line, and separates valid from damaged lines.
 
-The end of a file that has no line feed is the line that a killed run had begun, and no damage.
+A last line without line feed is one that a killed run had begun; it does not count as damaged.
 """
 
 import os
@@ -17,19 +17,19 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Found(Generic[Item]):
-    """What the whole lines of a file say, each with its line number, from 1; and the numbers of the damaged lines."""
+    """The valid lines of a file, parsed, each with its line number, from 1; and the numbers of the damaged lines."""
 
     numbered: list[tuple[int, Item]]
     damaged: list[int]
 
     @property
     def items(self) -> list[Item]:
-        """What the whole lines say."""
+        """The parsed valid lines."""
         return [item for _, item in self.numbered]
 
 
 def split_lines(path: Path) -> tuple[list[str], str]:
-    """Return the lines of a file and what follows the last of them, nothing where there is no file.
+    """Return the lines of a file and the text after the last line feed; empty if there is no file.
 
     Bytes that are not UTF-8 become the replacement character. Raises `OSError`.
     """
@@ -40,20 +40,20 @@ def split_lines(path: Path) -> tuple[list[str], str]:
 
 
 def parse_lines(lines: Sequence[str], parse: Callable[[str], Item], first: int = 1) -> Found[Item]:
-    """Return what `parse` makes of these lines, the first of which has the number `first`; it raises `ValueError`."""
+    """Return these lines parsed by `parse`, which raises `ValueError`; the first line has the number `first`."""
     numbered, damaged = [], []
     for number, line in enumerate(lines, first):
         try:
             if _NO_CHARACTER in line:
                 raise ValueError(f"{line!r} has bytes that are not UTF-8")
             numbered.append((number, parse(line)))
-        except (ValueError, RecursionError):  # the latter of brackets in brackets
+        except (ValueError, RecursionError):  # RecursionError from nested brackets
             damaged.append(number)
     return Found(numbered, damaged)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that at no time, whatever ends the process, there is only a part of it. Raises `OSError`."""
+    """Write a file atomically: it is never visible with partial contents. Raises `OSError`."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -61,13 +61,13 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:  # Ctrl-C, too
+    except BaseException:  # Ctrl-C as well
         temporary.unlink(missing_ok=True)
         raise
 
 
 def name_lines(numbers: Sequence[int]) -> str:
-    """Return "line 3", or "lines 3 and 5", of many the first."""
+    """Return "line 3", or "lines 3 and 5"; only the first ones of many."""
     if len(numbers) == 1:
         return f"line {numbers[0]:,}"
     if len(numbers) > _MOST_NAMED:

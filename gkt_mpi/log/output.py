@@ -1,14 +1,14 @@
-"""Output that never fails: a name is printed on any stream, whatever it contains and whatever the stream encodes."""
+"""Output that never fails on encoding: any name can be printed on any stream."""
 
 import codecs
 import io
 import sys
 
-ERRORS = "gkt_mpi"  # what to give as `errors` of a stream
+ERRORS = "gkt_mpi"  # a stream's `errors` argument
 
 
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Return the bytes that a file's name was made of as they are, and any other character as its escape sequence."""
+    """Return the original bytes of a file name unchanged, and other characters as escape sequences."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:
@@ -19,7 +19,7 @@ codecs.register_error(ERRORS, _escape)
 
 
 def never_fail_on_encoding() -> None:
-    """Have standard output and standard error take any text."""
+    """Make standard output and standard error accept any text."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ERRORS)

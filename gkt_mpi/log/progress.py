@@ -1,4 +1,4 @@
-"""Live progress on rank 0: one moving line on a terminal, plain lines elsewhere."""
+"""Live progress on rank 0: one updating line on a terminal, plain lines elsewhere."""
 
 import os
 import sys
@@ -15,19 +15,19 @@ from rich.table import Table
 from gkt_mpi.facts import facts_of
 from gkt_mpi.log.output import ERRORS
 
-_PLAIN_WIDTH = 100  # columns, where there is no terminal or it does not tell
+_PLAIN_WIDTH = 100  # columns, where there is no terminal or its width is unknown
 CLIENTS_TRAIN, SERVER_TRAINS = "clients train and upload", "server trains"  # phases of a round
-_LONG_S = 60.0  # a run that will take longer says so in its first round
+_LONG_S = 60.0  # a run that will take longer reports this in its first round
 _KNOWN_AFTER = 0.02  # of the last phase of the first round: then its pace is known
-_PLAIN_EVERY_S = 30.0  # a phase that lasts longer shows how far it is, this often
+_PLAIN_EVERY_S = 30.0  # interval of progress lines in a phase that lasts longer
 
 
 def make_console() -> Console:
-    """Return a console on standard output, or on mpirun's terminal when a person watches the job there.
+    """Return a console on standard output, or on mpirun's terminal if the job runs on one.
 
-    mpirun gives every rank a pseudo-terminal even when its own output goes to a file, and turns the carriage
-    returns of a moving line into line feeds. On its node it is the rank's parent: its output tells whether
-    there is a terminal, and can be written to directly.
+    mpirun gives every rank a pseudo-terminal even when its own output goes to a file, and turns the carriage returns of
+    an updating line into line feeds. On its node it is the rank's parent: its output shows whether there is a terminal,
+    and can be written to directly.
     """
     under_mpirun = "OMPI_COMM_WORLD_RANK" in os.environ or "PMIX_RANK" in os.environ
     try:
@@ -45,21 +45,21 @@ def make_console() -> Console:
 
 
 def _console(terminal: TextIO | None, width: int) -> Console:
-    """Return a console on a terminal, or on standard output; brackets in a path are not taken for markup."""
+    """Return a console on a terminal, or on standard output; brackets in a path are not interpreted as markup."""
     return Console(file=terminal, force_terminal=terminal is not None, width=width, markup=False, emoji=False)
 
 
 class Progress:
-    """Shows round, phase, accuracy, bytes and the time left."""
+    """Shows round, phase, accuracy, bytes and remaining time."""
 
     def __init__(self, num_rounds: int, console: Console, last_phase: str = SERVER_TRAINS) -> None:
-        """`num_rounds` are the run's; `last_phase` is the one with which the training of a round ends."""
+        """Initialise for a run of `num_rounds` rounds; `last_phase` is the last phase of a round's training."""
         self.console = console
         self._num_rounds, self._last_phase = num_rounds, last_phase
         self._round = 0
         self._phase, self._phase_done, self._phase_total = "", 0, 0
         self._round_s: list[float] = []
-        self._first_round_s = 0.0  # as estimated in it
+        self._first_round_s = 0.0  # as estimated in the first round
         self._round_began = self._last_line = time.monotonic()
         self._accuracy, self._uploaded = "", 0
         self._bar: Bar | None = None
@@ -85,7 +85,7 @@ class Progress:
         self._round, self._round_began = round, time.monotonic()
         if self._bar is not None:
             self._bar.start()
-            self.console.show_cursor()  # a rank that is killed could not bring it back
+            self.console.show_cursor()  # a killed rank could not restore the cursor
 
     def begin_phase(self, name: str, total: int) -> None:
         """Begin a phase of `total` samples."""
@@ -94,7 +94,7 @@ class Progress:
         self._show()
 
     def advance(self, samples: int) -> None:
-        """Move the phase on by this many samples."""
+        """Advance the phase by this many samples."""
         self._phase_done += samples
         self._estimate()
         if self._bar is not None:
@@ -111,7 +111,7 @@ class Progress:
         if "test_accuracy" in record:
             self._accuracy = f"accuracy {record['test_accuracy']:.4f}"
             accuracy = self._accuracy
-            if "client_test_accuracy" in record and "server_train_loss" in record:  # else it is the same
+            if "client_test_accuracy" in record and "server_train_loss" in record:  # otherwise it is the same
                 accuracy += f"  edge {record['client_test_accuracy']:.4f}"
         losses = [record[key] for key in ("server_train_loss", "client_train_loss") if key in record]
         loss = f"loss {losses[0]:.4f}" if losses else "untrained"
@@ -121,7 +121,7 @@ class Progress:
         self._line(f"{name}  {accuracy}  {loss}  {moved}  {record['round_s']:.1f} s  {self._time_left()}")
 
     def end_run(self) -> None:
-        """Clear the moving line."""
+        """Clear the updating line."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -138,7 +138,7 @@ class Progress:
                 total=self._phase_total,
                 round=self._round_name(),
                 status=self._status(),
-                refresh=True,  # a person sees every phase, however short
+                refresh=True,  # on a terminal every phase is shown, however short
             )
 
     def _round_name(self) -> str:
@@ -150,16 +150,16 @@ class Progress:
         return "  ".join(filter(None, (self._accuracy, uploaded, self._time_left())))
 
     def _time_left(self) -> str:
-        """Return the rounds to do times the mean round so far, less what this one has taken; "" before it is known."""
+        """Return the mean round time times the remaining rounds, less the current round's; "" before it is known."""
         round_s = sum(self._round_s) / len(self._round_s) if self._round_s else self._first_round_s
         if not round_s:
             return ""
         return f"{_clock(round_s * (self._num_rounds - self._round) - (time.monotonic() - self._round_began))} left"
 
     def _estimate(self) -> None:
-        """In the first round of a run, from the pace of its last phase, estimate how long the round will take.
+        """In the first round of a run, estimate the duration of a round from the pace of its last phase.
 
-        Evaluation is not in it. Says how long all rounds will take, once, if that is long.
+        Evaluation is not included. Reports once how long all rounds will take, if that is long.
         """
         is_known = self._phase == self._last_phase and self._phase_done >= _KNOWN_AFTER * self._phase_total > 0
         if self._round_s or self._first_round_s or not is_known:
@@ -180,7 +180,7 @@ def _clock(seconds: float) -> str:
 
 
 def summary_table(summary: dict[str, Any], name: str, algorithm: str) -> Table:
-    """Return the small table shown at the end of a run."""
+    """Return the summary table shown at the end of a run."""
     table = Table(title=f"{name}: {summary['status']} after {summary['rounds']} rounds", show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
@@ -208,7 +208,7 @@ def summary_table(summary: dict[str, Any], name: str, algorithm: str) -> Table:
 
 
 def partition_table(counts: np.ndarray, classes: list[str]) -> Table | None:
-    """Return the partition as a table of clients by classes, or None where it would not fit a screen."""
+    """Return the partition as a table of clients by classes, or None if it would not fit a screen."""
     if len(counts) > 32 or len(classes) > 20:
         return None
     table = Table(title="training images of each client by class", padding=(0, 1), show_lines=False)

@@ -1,4 +1,4 @@
-"""The records of metrics.jsonl, a line a round, read back."""
+"""Reads metrics.jsonl, which has one record per round."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,15 @@ from gkt_mpi.log.lines import Found, parse_lines, split_lines
 
 
 def find_records(path: Path) -> Found[dict[str, Any]]:
-    """Return the records of a metrics.jsonl, none without the file, and which lines are none. Raises `OSError`."""
+    """Return the valid records of a metrics.jsonl, none if it is missing, and the damaged lines. Raises `OSError`."""
     lines, rest = split_lines(path)
     found = parse_lines(lines, _parse_record)
-    last = parse_lines([rest], _parse_record, first=1 + len(lines))  # maybe whole, but for its line feed
+    last = parse_lines([rest], _parse_record, first=1 + len(lines))  # possibly complete except for its line feed
     return Found(found.numbered + last.numbered, found.damaged)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics.jsonl that are whole. Raises `OSError`."""
+    """Return the valid records of a metrics.jsonl. Raises `OSError`."""
     return find_records(path).items
 
 
@@ -24,5 +24,5 @@ def _parse_record(line: str) -> dict[str, Any]:
     """Return a line's record, which has the number of its round. Raises `ValueError`."""
     record = json.loads(line)
     if not isinstance(record, dict) or type(record.get("round")) is not int or record["round"] < 0:
-        raise ValueError(f"{line!r} is no record of a round")
+        raise ValueError(f"{line!r} is not a record of a round")
     return record

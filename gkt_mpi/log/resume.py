@@ -1,12 +1,12 @@
-"""Make the log of a run agree with what its checkpoint knows, before the run goes on.
+"""Reconcile the log of a run with its checkpoint, before the run continues.
 
-metrics.jsonl               the newest rounds from the checkpoint (but for the last one's two times), of the older ones
-                            it is known whether they are as they were written
-uploads.csv, clients.csv    the last round's lines from the checkpoint, earlier ones from the log
-trace.json                  from the log: no checkpoint has anything of it
+    metrics.jsonl               the newest rounds from the checkpoint (except the last one's two times); of the older
+                                ones the checkpoint has a digest that detects changes
+    uploads.csv, clients.csv    the last round's lines from the checkpoint, earlier ones from the log
+    trace.json                  from the log: checkpoints do not contain it
 
-Lines of rounds that no checkpoint covers are dropped, and lines that were lost or cut off come from the checkpoint.
-Of a file with damage in it a copy as it is goes aside, as NAME.damaged, and that is told in a line.
+Lines of rounds beyond the checkpoint are dropped, and lost or truncated lines are restored from the checkpoint.
+A damaged file is first copied to NAME.damaged, and the damage is reported in one line.
 """
 
 import json
@@ -22,15 +22,15 @@ from gkt_mpi.log.records import find_records
 from gkt_mpi.log.seal import digest_of
 from gkt_mpi.log.timeline import find_events
 
-_KNOWN_LATER = ("checkpoint_s", "round_s")  # of a round: only when its checkpoint has been written
-_BETWEEN_S = 0.1  # at most, from the end of the checkpoint to the end of the round
+_KNOWN_LATER = ("checkpoint_s", "round_s")  # times that are known only after the round's checkpoint has been written
+_BETWEEN_S = 0.1  # upper bound, from the end of the checkpoint to the end of the round
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a checkpoint knows of the log: how many rounds are done, their newest records, and the last one's lines.
+    """The checkpoint's knowledge of the log: the number of rounds, their newest records, and the last one's lines.
 
-    Of the oldest `sealed` records it has the digest only (seal.py).
+    Of the oldest `sealed` records it has only the digest (seal.py).
     """
 
     rounds_done: int
@@ -43,7 +43,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Agreed:
-    """What the files of the log are to hold before the run goes on; `events` are the spans of trace.json."""
+    """The contents of the log's files before the run continues; `events` are the spans of trace.json."""
 
     records: list[dict[str, Any]]
     uploads: list[UploadRecord]
@@ -52,8 +52,8 @@ class Agreed:
 
 
 def agree(folder: Path, known: Known, say: Callable[[str], None]) -> Agreed:
-    """Return what the log of a run folder is to hold; damage is told to `say`, and put aside. Raises `OSError`."""
-    if known.rounds_done == 0:  # nothing of what is there is of this run
+    """Return the contents for a run folder's log; damage is reported through `say`, and copied. Raises `OSError`."""
+    if known.rounds_done == 0:  # existing files do not belong to this run
         return Agreed([], [], [], [])
     return Agreed(
         records=_agree_on_records(folder / "metrics.jsonl", known, say),
@@ -84,19 +84,19 @@ def _agree_on_records(path: Path, known: Known, say: Callable[[str], None]) -> l
     else:
         aside = _copy_aside(path)
         say(
-            f"{path} is damaged: its first {known.sealed} lines are not as they were written, and no checkpoint has "
-            f"them; a copy is put aside as {aside}, and the run goes on with what can be read"
+            f"{path} is damaged: its first {known.sealed} lines have changed, and no checkpoint contains "
+            f"them; a copy is kept as {aside}, and the run continues with the readable lines"
         )
     return records
 
 
 def _are_equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two records say the same, nan being equal to nan."""
+    """Whether two records are equal, treating nan as equal to nan."""
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
 def _is_completed(saved: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether a record is a checkpoint's with the times that were known only later, and these can be right."""
+    """Whether a record equals a checkpoint's plus the times known only later, and these are plausible."""
     if not _are_equal(saved, record | {name: saved[name] for name in _KNOWN_LATER if name in saved}):
         return False
     checkpoint_s, round_s = (record.get(name) for name in _KNOWN_LATER)
@@ -116,28 +116,33 @@ def _agree_on_lines(
         for number, record in found.numbered
         if before <= record.round < rounds_done and record not in known and not getattr(record, "is_final", 0)
     ]
-    _put_aside(path, [*found.damaged, *wrong], "it goes on without these, the last round as the checkpoint has it", say)
+    _put_aside(
+        path,
+        [*found.damaged, *wrong],
+        "these are dropped, except for the last round's, which come from the checkpoint",
+        say,
+    )
     return [*(record for record in found.items if record.round < before), *last]
 
 
 def _agree_on_events(path: Path, rounds_done: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
     found = find_events(path)
-    _put_aside(path, found.damaged, "it goes on without these", say)
+    _put_aside(path, found.damaged, "these are dropped", say)
     return [event for event in found.items if event["ph"] == "X" and event["args"]["round"] < rounds_done]
 
 
 def _put_aside(path: Path, lines: Sequence[int], what_else: str, say: Callable[[str], None]) -> None:
-    """Keep a copy of a damaged file, and say so; nothing where no line is damaged."""
+    """Keep a copy of a damaged file and report it; do nothing if no line is damaged."""
     if lines:
         aside = _copy_aside(path)
-        say(f"{path} is damaged ({name_lines(sorted(lines))}); a copy is put aside as {aside}, and {what_else}")
+        say(f"{path} is damaged ({name_lines(sorted(lines))}); a copy is kept as {aside}, and {what_else}")
 
 
 def _copy_aside(path: Path) -> str:
-    """Keep a copy of a file, if it is there; return its name."""
+    """Keep a copy of a file, if it exists; return its name."""
     aside = path.with_name(path.name + ".damaged")
     number = 2
-    while aside.exists():  # nothing that was put aside before is lost
+    while aside.exists():  # do not overwrite earlier copies
         aside, number = path.with_name(f"{path.name}.damaged{number}"), number + 1
     if path.exists():
         shutil.copyfile(path, aside)

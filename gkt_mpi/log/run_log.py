@@ -1,9 +1,9 @@
-"""The files that tell what happened in a run: config.yaml, metrics.jsonl, summary.json, trace.json, tensorboard/.
+"""The files that record a run: config.yaml, metrics.jsonl, summary.json, trace.json, tensorboard/.
 
-And clients.csv and uploads.csv, see csv_log.py, and at the end confusion.csv.
+Also clients.csv and uploads.csv, see csv_log.py, and at the end confusion.csv.
 
-Every figure of a round is one key of one flat JSON object, a line in metrics.jsonl; docs/metrics.md explains
-each of them.
+Every figure of a round is one key of one flat JSON object, a line in metrics.jsonl; docs/metrics.md explains each of
+them.
 """
 
 import csv
@@ -34,23 +34,23 @@ from gkt_mpi.log.timeline import Trace
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What a run leaves besides its figures."""
+    """Optional outputs of a run."""
 
     report: Literal["auto", "never"] = "auto"
-    """auto: a run that is complete ends with its page, report.html. never: without (python -m gkt_mpi.report
-    RUN draws it at any time)."""
+    """auto: write report.html when a run is complete. never: do not write it (python -m gkt_mpi.report RUN draws it at
+    any time)."""
 
 
-_PATIENCE_S = 120.0  # an NFS server forgets the locks of a node that is gone after 90 s
+_PATIENCE_S = 120.0  # an NFS server releases the locks of a dead node after 90 s
 _LOOK_EVERY_S = 0.5
 
 
 @contextmanager
 def hold_folder(folder: Path, say: Callable[[str], None], patience_s: float = _PATIENCE_S) -> Iterator[None]:
-    """Make a run's folder and keep other runs out of it for the length of a `with`.
+    """Create a run's folder and lock it for the duration of a `with`.
 
-    Waits a while for a run that is at work there: it may be about to end, or a file server may not know yet that its
-    node has died. Raises `ConfigError` when it goes on, or the folder cannot be made.
+    Waits for a while if another run holds it: that run may be about to end, or a file server may not yet have detected
+    that its node died. Raises `ConfigError` if the folder stays locked, or cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,9 +61,9 @@ def hold_folder(folder: Path, say: Callable[[str], None], patience_s: float = _P
         until, has_said = time.monotonic() + patience_s, False
         while not _is_locked(lock):
             if time.monotonic() > until:
-                raise ConfigError(f"another run is at work in {folder}; wait for its end, or choose another --name")
+                raise ConfigError(f"another run is using {folder}; wait for it to end, or choose another --name")
             if not has_said:
-                say(f"another run is at work in {folder}; waiting up to {patience_s:.0f} s for its end")
+                say(f"another run is using {folder}; waiting up to {patience_s:.0f} s for it to end")
                 has_said = True
             time.sleep(_LOOK_EVERY_S)
         yield
@@ -88,7 +88,7 @@ class RunLog:
     """Writes the log of one run into its folder; only the server has one."""
 
     def __init__(self, folder: Path, config: dict[str, Any], note: str, classes: Sequence[str] = ()) -> None:
-        """Make the folder and write config.yaml, with `note` as its first comment line. Raises `ConfigError`.
+        """Create the folder and write config.yaml, with `note` as its first comment line. Raises `ConfigError`.
 
         `classes` are the names of the data set's classes.
         """
@@ -99,11 +99,11 @@ class RunLog:
         self._trace = Trace(folder / "trace.json")
         self._uploads = CsvLog(folder / "uploads.csv", UploadRecord)
         self._clients = CsvLog(folder / "clients.csv", ClientRecord)
-        self._names = ExitStack()  # other names of folders, as long as something is written there
+        self._names = ExitStack()  # alternative folder names, as long as something is written there
         self.records: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self._seal = Seal()
-        self.best_accuracy = -1.0  # between rounds so far, if there is any
+        self.best_accuracy = -1.0  # between rounds so far, if any
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             text = f"# {note}\n" + yaml.safe_dump(config, sort_keys=False)
@@ -134,8 +134,8 @@ class RunLog:
     ) -> None:
         """Begin to log after `rounds_done` rounds; `saved` is what `saved()` returned then. Raises `ConfigError`.
 
-        What is there is made to agree with the checkpoint, which also has `uploads` and `clients` of the last round;
-        damage is told to `say` (resume.py).
+        Existing files are reconciled with the checkpoint, which also has `uploads` and `clients` of the last round;
+        damage is reported through `say` (resume.py).
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -167,11 +167,11 @@ class RunLog:
         self._began = time.perf_counter()
 
     def _tensorboard_folder(self) -> str:
-        """Return the folder of the scalars by a name that TensorBoard can take, which encodes it as UTF-8."""
+        """Return the folder of the scalars under a name that TensorBoard accepts, which it encodes as UTF-8."""
         folder = self.folder / "tensorboard"
         try:
             str(folder).encode()
-        except UnicodeEncodeError:  # the name has bytes that are no letters in this locale
+        except UnicodeEncodeError:  # the name has bytes that this locale cannot decode
             folder.mkdir(exist_ok=True)
             descriptor = os.open(folder, os.O_RDONLY)
             self._names.callback(os.close, descriptor)
@@ -185,11 +185,11 @@ class RunLog:
         uploads: Sequence[UploadRecord] = (),
         clients: Sequence[ClientRecord] = (),
     ) -> None:
-        """Write one round's figures as a line of metrics.jsonl and as TensorBoard scalars, its spans by rank, uploads.
+        """Log a round: its figures in metrics.jsonl and TensorBoard, its spans by rank, and its uploads.
 
-        And what its evaluation says of each client.
+        Also logs its evaluation of each client.
 
-        Raises `GktError` when they cannot be written.
+        Raises `GktError` when the files cannot be written.
         """
         self.records.append(record)
         self.best_accuracy = max(self.best_accuracy, record.get("test_accuracy", -1.0))
@@ -206,7 +206,7 @@ class RunLog:
             self._clients.append(clients)
 
     def saved(self, *record: dict[str, Any]) -> dict[str, Any]:
-        """Return what a checkpoint holds of the log, with the record of a round that is not logged yet, if any."""
+        """Return the log's part of a checkpoint, with the record of a round that is not logged yet, if any."""
         sealed = self._seal.num_rounds
         return {"newest": [*self.records[sealed:], *record], "sealed": sealed, "digest": self._seal.digest}
 
@@ -217,10 +217,10 @@ class RunLog:
         clients: Sequence[ClientRecord] = (),
         confusion: Tensor | None = None,
     ) -> None:
-        """Write summary.json from all lines of metrics.jsonl, the final accuracies and how the networks computed.
+        """Write summary.json from all lines of metrics.jsonl, the final accuracies, precision and compilation.
 
-        `accuracy` has their names in a round. The final evaluation's `clients` go to clients.csv, and `confusion`,
-        int64 (C, C), to confusion.csv: a line for each true class, a column for each class that was answered.
+        `accuracy` has the names of a round's record. The final evaluation's `clients` go to clients.csv, and
+        `confusion`, int64 (C, C), to confusion.csv: a line for each true class, a column for each predicted class.
 
         Raises `GktError` when it cannot be written.
         """
@@ -246,7 +246,7 @@ class RunLog:
         self._write_summary()
 
     def interrupt(self, rounds_done: int) -> None:
-        """Write a summary.json that says after how many rounds the run was interrupted.
+        """Write a summary.json that states after how many rounds the run was interrupted.
 
         Raises `GktError` when it cannot be written.
         """
@@ -255,7 +255,7 @@ class RunLog:
         self._write_summary()
 
     def _so_far(self, status: str) -> dict[str, Any]:
-        """Return what a summary says of all runs, completed or not."""
+        """Return the part of the summary that all runs have, completed or not."""
         sums = ("upload_bytes", "download_bytes", "simulation_bytes", "edge_flops", "virtual_s")
         return {
             "rounds": len(self.records),
@@ -272,7 +272,7 @@ class RunLog:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what the system says when nothing can be written into an error that says what to do."""
+        """Convert write errors of the system into an error that advises what to do."""
         try:
             yield
         except OSError as error:
@@ -280,7 +280,7 @@ class RunLog:
 
 
 def _spread(accuracies: list[float]) -> dict[str, float]:
-    """Return how far the clients' final accuracies lie apart; nothing where there is one or none."""
+    """Return minimum, maximum and deviation of the clients' final accuracies; empty for fewer than two."""
     if len(accuracies) < 2:
         return {}
     values = {"min": min(accuracies), "max": max(accuracies), "sd": statistics.stdev(accuracies)}

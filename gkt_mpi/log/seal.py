@@ -1,7 +1,7 @@
-"""What a checkpoint knows of the log: the newest records, and of the older ones a digest.
+"""The checkpoint's knowledge of the log: the newest records, and a digest of the older ones.
 
-So a checkpoint is as large in round 100,000 as in round 500, and yet no line of metrics.jsonl can change unnoticed: the
-newest come from the checkpoint, and of the others it is known whether they are as they were written.
+A checkpoint in round 100,000 is therefore as large as in round 500, and yet no change of metrics.jsonl goes unnoticed:
+the newest lines are restored from the checkpoint, and the digest detects changes of the others.
 """
 
 import hashlib
@@ -9,20 +9,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-NEWEST = 256  # records that a checkpoint has at least, where there are so many; at most twice as many
+NEWEST = 256  # minimum number of records in a checkpoint, if there are as many; at most twice as many
 
 
 class Seal:
-    """The digest of the oldest records of a log; these are `num_rounds`, all but the newest."""
+    """The digest of the oldest `num_rounds` records of a log, all except the newest."""
 
     def __init__(self, records: Sequence[dict[str, Any]] = ()) -> None:
-        """Begin with what the log has already."""
+        """Start with the existing records of the log."""
         self.num_rounds = 0
         self._digest = hashlib.sha256()
         self.follow(records)
 
     def follow(self, records: Sequence[dict[str, Any]]) -> None:
-        """Take in what is no longer new; `records` are all of the log, which only grows."""
+        """Add records that are no longer new; `records` are all of the log, which only grows."""
         while len(records) - self.num_rounds >= 2 * NEWEST:
             for record in records[self.num_rounds : self.num_rounds + NEWEST]:
                 self._digest.update(as_line(record).encode())
@@ -40,7 +40,7 @@ def as_line(record: dict[str, Any]) -> str:
 
 
 def digest_of(records: Sequence[dict[str, Any]]) -> str:
-    """Return the digest that a seal over just these records has."""
+    """Return the digest of a seal over exactly these records."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(as_line(record).encode())

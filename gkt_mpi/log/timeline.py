@@ -1,11 +1,11 @@
-"""What each rank did when: phases timed on every rank, gathered by the server, kept as a trace.
+"""The timeline: phases timed on every rank, collected by the server, written as a trace.
 
-A rank notes the phases it goes through, about a microsecond each; a worker's travel with its clients' reports. The
-server appends all of them to RUN/trace.json after each round, in Chrome's trace format (open it at ui.perfetto.dev or
-chrome://tracing), and the report draws them. What lies between the phases of a rank is idle.
+A rank records its phases, at about a microsecond each; a worker's are sent with its clients' reports. The server
+appends all of them to RUN/trace.json after each round, in Chrome's trace format (open it at ui.perfetto.dev or
+chrome://tracing), and the report draws them. Gaps between a rank's phases are idle time.
 
 Times are those of the ranks' own clocks: on several nodes they agree as well as the nodes' clocks do. With a GPU a
-phase is what the host sees of it, which runs ahead of the device until something waits for a result.
+phase is measured on the host, which runs ahead of the device until it waits for a result.
 """
 
 import json
@@ -25,18 +25,18 @@ from gkt_mpi.log.lines import Found, parse_lines, split_lines, write_whole
 Phase = Literal[
     "load",  # a client's images and state
     "client train",
-    "extract",  # a client's features; encode and send lie within
+    "extract",  # a client's features; encode and send are nested
     "encode",
-    "send",  # waiting until an earlier block has left
+    "send",  # waiting until an earlier block has been sent
     "receive",
-    "server train",  # predict lies within
+    "server train",  # predict is nested
     "predict",
     "evaluate",
     "checkpoint",
 ]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-Span = tuple[float, float]  # from when to when
-_MOST_EVENTS = 200_000  # of a trace, some 20 MB
+Span = tuple[float, float]  # start and end
+_MOST_EVENTS = 200_000  # of a trace, about 20 MB
 MOST_SPANS = 10_000  # that a rank keeps between two reports
 _LATEST_S = 1e11  # of a Unix time: in the year 5138
 _MOST_COUNT = 10**7  # of ranks or rounds
@@ -48,13 +48,13 @@ class Timeline:
     def __init__(self) -> None:
         self.spans: list[tuple[int, float, float]] = []
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._inside = dict.fromkeys(PHASES, (0, 0.0))  # by `enter`: how often, and since when
+        self._inside = dict.fromkeys(PHASES, (0, 0.0))  # by `enter`: nesting depth, and start
         self._lock = threading.RLock()
         self._clock_offset = time.time() - time.perf_counter()
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Note what happens inside as one span of this phase."""
+        """Record the block as one span of this phase."""
         began = time.perf_counter()
         try:
             yield
@@ -62,7 +62,7 @@ class Timeline:
             self.add(name, began)
 
     def add(self, name: Phase, began: float) -> float:
-        """Note a span from `began`, as `time.perf_counter` told it, until now; return its seconds."""
+        """Record a span from `began`, a `time.perf_counter` value, until now; return its seconds."""
         seconds = time.perf_counter() - began
         with self._lock:
             self._seconds[name] += seconds
@@ -71,13 +71,13 @@ class Timeline:
         return seconds
 
     def enter(self, name: Phase) -> None:
-        """Begin a phase that may have begun already, here or in another thread; one span is all of it."""
+        """Begin a phase that may already be active, here or in another thread; overlapping entries form one span."""
         with self._lock:
             depth, began = self._inside[name]
             self._inside[name] = depth + 1, began if depth else time.perf_counter()
 
     def leave(self, name: Phase) -> None:
-        """End what `enter` has begun, in any thread; the last one to do so notes the span."""
+        """End a phase begun by `enter`, in any thread; the last one to leave records the span."""
         with self._lock:
             depth, began = self._inside[name]
             self._inside[name] = depth - 1, began
@@ -85,27 +85,27 @@ class Timeline:
                 self.add(name, began)
 
     def seconds(self, name: Phase) -> float:
-        """Return the seconds of this phase since the start."""
+        """Return the total seconds of this phase."""
         with self._lock:
             depth, began = self._inside[name]
             return self._seconds[name] + (time.perf_counter() - began if depth else 0.0)
 
     def take(self) -> Tensor:
-        """Return the spans so far and forget them: float64 (n, 3), phase number, start (Unix time, s), seconds."""
+        """Return and clear the spans so far: float64 (n, 3), phase number, start (Unix time, s), seconds."""
         with self._lock:
             spans, self.spans = self.spans, []
         return torch.tensor(spans, dtype=torch.float64).reshape(-1, 3)
 
 
 class Trace:
-    """The file of a run's spans. Its closing bracket is left out, as the format allows, so that it can grow."""
+    """The file of a run's spans. The closing bracket is omitted, as the format permits, so that it can grow."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._num_events = 0
 
     def begin(self, kept: Sequence[dict[str, Any]], num_ranks: int) -> None:
-        """Begin with the spans that are kept of earlier rounds. Raises `OSError`."""
+        """Begin with the spans kept from earlier rounds. Raises `OSError`."""
         names = [
             {"name": "thread_name", "ph": "M", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}{role}"}}
             for rank, role in enumerate([" server", *[" worker"] * (num_ranks - 1)])
@@ -114,7 +114,7 @@ class Trace:
         write_whole(self._path, "[\n" + "".join(json.dumps(event) + ",\n" for event in (*names, *kept)))
 
     def append(self, round: int, spans: dict[int, Tensor]) -> None:
-        """Write a round's spans, rank by rank; nothing more once the file is full. Raises `OSError`."""
+        """Write a round's spans, rank by rank; nothing once the file is full. Raises `OSError`."""
         if self._num_events >= _MOST_EVENTS:
             return
         lines = []
@@ -136,9 +136,9 @@ class Trace:
 
 
 def are_spans(spans: Tensor, earliest_s: float, latest_s: float) -> bool:
-    """Whether each row of float64 (n, 3), from another rank, is a span: a phase's number, from when, for how long.
+    """Whether each row of float64 (n, 3), from another rank, is a valid span: phase number, start, duration.
 
-    They lie between two moments, in seconds of Unix time.
+    They must lie between the two times, in seconds of Unix time.
     """
     number, start, seconds = spans.unbind(1)
     are_times = (start >= earliest_s) & (seconds >= 0) & (start + seconds <= latest_s)
@@ -146,30 +146,30 @@ def are_spans(spans: Tensor, earliest_s: float, latest_s: float) -> bool:
 
 
 def find_events(path: Path) -> Found[dict[str, Any]]:
-    """Return the events of a trace, none when there is no file, and which lines are damaged. Raises `OSError`."""
+    """Return the events of a trace, empty if there is no file, and the damaged lines. Raises `OSError`."""
     lines, rest = split_lines(path)
     found = parse_lines(lines[1:], _parse_event, first=2)
     if lines and lines[0] != "[":
         found.damaged.insert(0, 1)
-    last = parse_lines([rest], _parse_event, first=1 + len(lines))  # maybe whole, but for its line feed
+    last = parse_lines([rest], _parse_event, first=1 + len(lines))  # possibly complete except for its line feed
     return Found(found.numbered + last.numbered, found.damaged)
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a trace that are whole, none when there is no file. Raises `OSError`."""
+    """Return the valid events of a trace, empty if there is no file. Raises `OSError`."""
     return find_events(path).items
 
 
 def _parse_event(line: str) -> dict[str, Any]:
-    """Return the event of a trace's line. Raises `ValueError` when it is none, or none that can be."""
+    """Return the event of a trace's line. Raises `ValueError` for an invalid or impossible event."""
     event = json.loads(line.removesuffix(","))
     if not isinstance(event, dict) or not _is_event(event):
-        raise ValueError(f"{line!r} is no event")
+        raise ValueError(f"{line!r} is not an event")
     return event
 
 
 def _is_event(event: dict[str, Any]) -> bool:
-    """Whether an event is a rank's name, or a span with all that is read of it."""
+    """Whether an event is a rank's name, or a span with all fields that are read."""
     arguments = event.get("args")
     if not isinstance(arguments, dict) or not _is_count(event.get("tid")) or not isinstance(event.get("name"), str):
         return False
@@ -186,10 +186,10 @@ def _is_count(value: object) -> bool:
 
 
 def idle_shares(events: Iterable[dict[str, Any]], shown: Span | None = None) -> dict[int, float]:
-    """Return for each rank that has spans the share, from 0 to 1, of the time in which none of them lay.
+    """Return the idle share of each rank that has spans, from 0 to 1: the share of time without any span.
 
-    `events` are those of a trace, of a round for example. `shown` is the time that counts, as their `ts`, in
-    microseconds; without it, all from the first span's beginning to the last one's end, whichever rank's.
+    `events` are those of a trace, such as those of a round. `shown` is the period considered, like their `ts` in
+    microseconds; by default from the start of the first span to the end of the last, over all ranks.
     """
     spans: dict[int, list[Span]] = {}
     for event in events:
@@ -209,13 +209,13 @@ def idle_shares(events: Iterable[dict[str, Any]], shown: Span | None = None) -> 
 
 
 def clip_spans(spans: Iterable[Span], shown: Span) -> list[Span]:
-    """Return what of each span lies within `shown`, without those of which nothing does."""
+    """Return the parts of the spans within `shown`, without empty ones."""
     clipped = [(max(begin, shown[0]), min(end, shown[1])) for begin, end in spans]
     return [(begin, end) for begin, end in clipped if begin < end]
 
 
 def merge_spans(spans: Iterable[Span], gap: float = 0.0) -> list[Span]:
-    """Return the time that spans cover together, ascending; those no further apart than `gap` become one."""
+    """Return the union of the spans, ascending; spans separated by at most `gap` are merged."""
     merged: list[Span] = []
     for begin, end in sorted(spans):
         if merged and begin <= merged[-1][1] + gap:

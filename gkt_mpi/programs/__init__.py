@@ -1,1 +1,1 @@
-"""Programs beside a run, each run by python -m or by a flag."""
+"""Programs besides training, each run by python -m or by a flag."""

@@ -1,7 +1,7 @@
-"""A look at every rank before a long run: mpirun ... python -m gkt_mpi.main --check --config ...
+"""Checks every rank before a long run: mpirun ... python -m gkt_mpi.main --check --config ...
 
-Each worker tells the server what it is and what it has; the server shows all of it in a table, exchanges some bytes
-with every worker, and ends with `ready` or with what to mend first. Nothing is trained, and nothing stays behind.
+Each worker reports its properties and resources to the server, which shows them in a table, exchanges some bytes with
+every worker, and ends with `ready` or with what to fix first. Nothing is trained, and no files are left.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import Check, Kind, Stop
 from gkt_mpi.wire.transport import SERVER, Transport
 
-ANSWER_S = 60.0  # a rank that has not answered for so long is not reached
+ANSWER_S = 60.0  # a rank that has not answered for this long is unreachable
 _LARGEST_ANSWER = 2**20
-_OPEN_FILES = 64  # of one rank: MPI has 18, then come libraries, images, logs and a bank on the disk
-_EXCHANGED_BYTES = 2**23  # as much as a block of features
+_OPEN_FILES = 64  # of one rank: MPI uses 18, plus libraries, images, logs and a bank on disk
+_EXCHANGED_BYTES = 2**23  # the size of a block of features
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a rank is and has."""
+    """A rank's properties and resources."""
 
     host: str
     device: str
@@ -47,18 +47,18 @@ class Look:
     memory_mib: float  # of its node, available to it
     config: str  # the configuration's digest
     software: dict[str, str]
-    limit_mib: float  # memory that the job's ranks on its node may have together
-    limit_by: str  # what sets it
-    to_mend: list[str] = field(default_factory=list)
+    limit_mib: float  # memory limit of the job's ranks on its node together
+    limit_by: str  # the source of this limit
+    to_fix: list[str] = field(default_factory=list)
 
 
 def preflight(
     config: RunConfig, transport: Transport, node_place: tuple[int, int, bool], software: dict[str, str]
 ) -> int:
-    """Be the server or a worker of the check and return the exit status: 0 when the run can begin, else 2.
+    """Run the server or a worker of the check and return the exit status: 0 when the run can start, else 2.
 
-    `node_place` is (local rank, local size, has the server); `software` maps what must be the same on every rank,
-    programs and properties of MPI, to its version or state.
+    `node_place` is (local rank, local size, has the server); `software` maps programs and properties of MPI that must
+    be the same on every rank to their version or state.
     """
     look = _look(config, node_place, software)
     if transport.rank != SERVER:
@@ -66,21 +66,21 @@ def preflight(
         return 0
     console = make_console()
     try:
-        to_mend = _check(config.for_ranks(transport.size), transport, look, console)
+        to_fix = _check(config.for_ranks(transport.size), transport, look, console)
     except ConfigError as error:
-        to_mend = [str(error)]
+        to_fix = [str(error)]
     for rank in range(1, transport.size):
         transport.send(rank, Stop())
     transport.flush()
-    verdict = f"mend this first: {' '.join(to_mend[0].split())}" if to_mend else "ready"
+    verdict = f"fix this first: {' '.join(to_fix[0].split())}" if to_fix else "ready"
     console.print(verdict, soft_wrap=True, highlight=False)
-    return ConfigError.exit_status if to_mend else 0
+    return ConfigError.exit_status if to_fix else 0
 
 
 def _check(config: RunConfig, transport: Transport, look: Look, console: Console) -> list[str]:
-    """Ask every rank, show what they say, and return what is to be mended, the most fundamental first."""
+    """Ask every rank, show the answers, and return the problems to fix, the most fundamental first."""
     transport.set_timeout(ANSWER_S)
-    to_mend = []
+    to_fix = []
     looks, rates = {SERVER: look}, {}
     with _folders(config) as (seen, problems, said):
         for rank in range(1, transport.size):
@@ -89,24 +89,24 @@ def _check(config: RunConfig, transport: Transport, look: Look, console: Console
             looks |= {rank: Look(**json.loads(_text(answer))) for rank, answer in _answers(transport)}
             rates = {rank: _exchange(transport, rank) for rank in range(1, transport.size)}
         except GktError as error:
-            advice = "see whether its node is up, and whether the nodes reach each other (firewall, network interface)"
-            to_mend.append(f"{error}, asked by rank 0 on {look.host}; {advice}")
+            advice = "check that its node is up, and that the nodes reach each other (firewall, network interface)"
+            to_fix.append(f"{error}, from rank 0 on {look.host}; {advice}")
     for table in (_rank_table(looks, rates), _software_table(looks)):
         console.print(table)
     for note in (*said, *_notes(config, looks)):
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
-    to_mend += _differences(looks)
-    to_mend += _short_of_memory(config, looks)
-    to_mend += [f"rank {rank} on {its.host}: {text}" for rank, its in sorted(looks.items()) for text in its.to_mend]
-    return to_mend + problems
+    to_fix += _differences(looks)
+    to_fix += _short_of_memory(config, looks)
+    to_fix += [f"rank {rank} on {its.host}: {text}" for rank, its in sorted(looks.items()) for text in its.to_fix]
+    return to_fix + problems
 
 
 def _answer(transport: Transport, look: Look) -> None:
-    """Tell the server what this rank is, then send back whatever comes, until it says stop."""
+    """Report this rank's properties to the server, then return whatever it sends, until it stops this worker."""
     accepted = Contract(frozenset({Kind.CHECK, Kind.STOP}), state_bytes=_EXCHANGED_BYTES)
     _, message = transport.receive(accepted)
     if isinstance(message, Check):
-        look.to_mend.extend(_unseen(json.loads(_text(message.content))))
+        look.to_fix.extend(_unseen(json.loads(_text(message.content))))
         transport.send(SERVER, Check(_bytes(asdict(look))))
     while isinstance(message, Check):
         _, message = transport.receive(accepted)
@@ -116,12 +116,12 @@ def _answer(transport: Transport, look: Look) -> None:
 
 
 def _look(config: RunConfig, node_place: tuple[int, int, bool], software: dict[str, str]) -> Look:
-    """Return what this rank is and has, its device tried out."""
-    to_mend, device, threads = [], "none", 0
+    """Return this rank's properties and resources; tries out its device."""
+    to_fix, device, threads = [], "none", 0
     files = getrlimit(RLIMIT_NOFILE)[0]
     if 0 <= files < _OPEN_FILES:  # -1: no limit
         text = f"this rank may open {files} files at once; expected at least {_OPEN_FILES}: ulimit -n {_OPEN_FILES}"
-        to_mend.append(f"{text}, or its node's /etc/security/limits.conf")
+        to_fix.append(f"{text}, or its node's /etc/security/limits.conf")
     try:
         placement = place(config.placement, *node_place)
         device, threads = str(placement.device), placement.threads
@@ -129,13 +129,13 @@ def _look(config: RunConfig, node_place: tuple[int, int, bool], software: dict[s
         if placement.device.type == "cuda":
             device += f" {torch.cuda.get_device_name(placement.device)}"
     except (ConfigError, RuntimeError) as error:
-        to_mend.append(str(error))
+        to_fix.append(str(error))
     memory, digest = available_memory_mib(), config.digest().hex()
-    return Look(socket.gethostname(), device, threads, memory, digest, software, *limit_of_node(), to_mend)
+    return Look(socket.gethostname(), device, threads, memory, digest, software, *limit_of_node(), to_fix)
 
 
 def _answers(transport: Transport) -> Iterator[tuple[int, Tensor]]:
-    """Yield what each worker answers, as it comes. Raises `LostRankError` for one that does not."""
+    """Yield each worker's answer in order of arrival. Raises `LostRankError` if one is missing."""
     silent = dict.fromkeys(range(1, transport.size), 1)
     accepted = Contract(
         frozenset({Kind.CHECK}), num_samples=silent, sender={rank: rank for rank in silent}, state_bytes=_LARGEST_ANSWER
@@ -148,7 +148,7 @@ def _answers(transport: Transport) -> Iterator[tuple[int, Tensor]]:
 
 
 def _exchange(transport: Transport, rank: int) -> tuple[float, float]:
-    """Send some bytes to a worker and back; return the seconds there and back of 1 byte, and bytes/s of 8 MiB."""
+    """Send some bytes to a worker and back; return the round-trip seconds of 1 byte, and bytes/s of 8 MiB."""
     accepted = Contract(
         frozenset({Kind.CHECK}), num_samples={rank: 1}, sender={rank: rank}, state_bytes=_EXCHANGED_BYTES
     )
@@ -160,31 +160,31 @@ def _exchange(transport: Transport, rank: int) -> tuple[float, float]:
         source, message = transport.receive(accepted)
         seconds[size] = time.perf_counter() - began
         if source != rank or not isinstance(message, Check) or not torch.equal(message.content, sent):
-            raise GktError(f"rank {rank} has sent back other bytes than it was sent")
+            raise GktError(f"rank {rank} has returned different bytes from those it was sent")
     return seconds[1], 2 * _EXCHANGED_BYTES / seconds[_EXCHANGED_BYTES]
 
 
 @contextmanager
 def _folders(config: RunConfig) -> Iterator[tuple[dict[str, str], list[str], list[str]]]:
-    """Look for the data and try to write into the run's folders, on the server.
+    """Check the data and try to write into the run's folders, on the server.
 
-    Yield what every worker must see (a path for each field), what is to be mended, and what to say. What was written
-    is removed at the end.
+    Yield what every worker must see (a path for each field), the problems to fix, and notes. The files written are
+    removed at the end.
     """
     seen: dict[str, str] = {}
     made: list[Path] = []
-    to_mend: list[str] = []
+    to_fix: list[str] = []
     said: list[str] = []
 
     def write(name: str, folder: Path) -> None:
-        """Leave a file in a folder, made where it is missing, for the workers to see."""
+        """Create a file in a folder, which is created if missing, for the workers to see."""
         path = folder / f".gkt_mpi-check-{secrets.token_hex(8)}"
         try:
             made.extend(reversed([parent for parent in (*reversed(folder.parents), folder) if not parent.exists()]))
             folder.mkdir(parents=True, exist_ok=True)
             path.touch()
         except OSError as error:
-            to_mend.append(f"{name}: {error.strerror}: {folder}; set it to a folder that this rank may write")
+            to_fix.append(f"{name}: {error.strerror}: {folder}; set it to a folder that this rank may write")
             return
         made.insert(0, path)
         seen[name] = str(path)
@@ -193,15 +193,15 @@ def _folders(config: RunConfig) -> Iterator[tuple[dict[str, str], list[str], lis
         found = look_for(config.data)
         if isinstance(found, ImageFile):
             seen["data.dir"] = str(found.path)
-            to_mend += _too_large(config, found)
+            to_fix += _too_large(config, found)
         else:
             said.append(found)
             write("data.dir", file_path(config.data).parent)
     except ConfigError as error:
-        to_mend.append(str(error))
+        to_fix.append(str(error))
     try:
         write("out", expand(config.out, "out"))
-        yield seen, to_mend, said
+        yield seen, to_fix, said
     finally:
         for path in made:
             with contextlib.suppress(OSError):
@@ -209,23 +209,23 @@ def _folders(config: RunConfig) -> Iterator[tuple[dict[str, str], list[str], lis
 
 
 def _unseen(seen: Mapping[str, str]) -> list[str]:
-    """Return what is to be mended on a worker that does not see what the server sees."""
-    to_mend = []
+    """Return the problems of a worker that does not see the server's files."""
+    to_fix = []
     for name, path in seen.items():
         try:
             if path.endswith(".h5"):
                 ImageFile(Path(path))
             is_there = Path(path).exists()
         except (OSError, ConfigError) as error:
-            to_mend.append(str(error))
+            to_fix.append(str(error))
             continue
         if not is_there:
-            to_mend.append(f"it does not see the server's {name}, {Path(path).parent}; set {name} to a shared folder")
-    return to_mend
+            to_fix.append(f"it does not see the server's {name}, {Path(path).parent}; set {name} to a shared folder")
+    return to_fix
 
 
 def _too_large(config: RunConfig, file: ImageFile) -> list[str]:
-    """Return what is to be mended if all features of a round will not fit into the server's memory."""
+    """Return a problem if the features of a round do not fit into the server's memory."""
     needed = bank_mib(config, _images_in(file))
     limit = config.bank.memory_mib
     in_memory = needed if limit is None else min(needed, limit)
@@ -238,11 +238,11 @@ def _too_large(config: RunConfig, file: ImageFile) -> list[str]:
 
 
 def _short_of_memory(config: RunConfig, looks: Mapping[int, Look]) -> list[str]:
-    """Return what is to be mended where the ranks of a node will need more memory than it, or the job, has."""
+    """Return a problem for each node whose ranks need more memory than it, or the job, has."""
     images = _images_of(config)
     if images is None:
         return []
-    to_mend = []
+    to_fix = []
     for host in dict.fromkeys(its.host for its in looks.values()):
         there = {rank: its for rank, its in looks.items() if its.host == host}
         limit, limit_by = min((its.limit_mib, its.limit_by) for its in there.values())
@@ -254,15 +254,15 @@ def _short_of_memory(config: RunConfig, looks: Mapping[int, Look]) -> list[str]:
                 advice = "raise that limit, or start fewer ranks on the node"
             elif not limit_by.startswith("SLURM"):
                 advice = "take more nodes or fewer ranks, smaller batches, or a lower bank.memory_mib"
-            to_mend.append(
+            to_fix.append(
                 f"{len(there)} ranks on {host} need about {needed / 1024:.1f} GiB of memory, more than the "
                 f"{limit / 1024:.1f} GiB of {limit_by}; {advice}"
             )
-    return to_mend
+    return to_fix
 
 
 def _images_of(config: RunConfig) -> Images | None:
-    """Return the size of the run's data set, also before its file is made; None where it cannot be known."""
+    """Return the size of the run's data set, even before its file exists; None if it is unknown."""
     with contextlib.suppress(ConfigError):
         found = look_for(config.data)
         if isinstance(found, ImageFile):
@@ -278,22 +278,22 @@ def _images_in(file: ImageFile) -> Images:
 
 
 def _differences(looks: Mapping[int, Look]) -> list[str]:
-    """Return what is to be mended where ranks differ that must not."""
+    """Return the problems of ranks that differ where they must not."""
     first = looks[SERVER]
-    to_mend = []
+    to_fix = []
     for rank, its in sorted(looks.items()):
         who = f"rank {rank} on {its.host}"
         for name in first.software.keys() | its.software.keys():
             here, there = first.software.get(name, "none"), its.software.get(name, "none")
             if here != there:
-                to_mend.append(f"{who} has {name} {there}, rank 0 has {here}; give every node the same environment")
+                to_fix.append(f"{who} has {name} {there}, rank 0 has {here}; give every node the same environment")
         if its.config != first.config:
-            to_mend.append(f"{who} has read another configuration than rank 0; give every node the same file")
-    return to_mend
+            to_fix.append(f"{who} has read a different configuration from rank 0's; give every node the same file")
+    return to_fix
 
 
 def _notes(config: RunConfig, looks: Mapping[int, Look]) -> Iterator[str]:
-    """Yield what is worth knowing before the run, but no reason not to begin."""
+    """Yield notes that do not prevent the run."""
     assert config.clients is not None
     idle = len(looks) - 1 - config.clients
     if idle > 0:
@@ -303,7 +303,7 @@ def _notes(config: RunConfig, looks: Mapping[int, Look]) -> Iterator[str]:
 
 
 def _rank_table(looks: Mapping[int, Look], rates: Mapping[int, tuple[float, float]]) -> Table:
-    """Return the table of the ranks, with what the exchange with each took."""
+    """Return the table of the ranks, with the results of the exchange with each."""
     table = Table(box=None, pad_edge=False)
     for name in ("rank", "host", "role", "device"):
         table.add_column(name, overflow="fold")
@@ -321,7 +321,7 @@ def _rank_table(looks: Mapping[int, Look], rates: Mapping[int, tuple[float, floa
 
 
 def _software_table(looks: Mapping[int, Look]) -> Table:
-    """Return a table of programs and properties of MPI, one column for all ranks that have the same."""
+    """Return a table of programs and properties of MPI, with one column for all ranks that agree."""
     columns: dict[str, list[int]] = {}
     for rank, its in sorted(looks.items()):
         columns.setdefault(json.dumps(its.software), []).append(rank)

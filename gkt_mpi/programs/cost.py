@@ -1,8 +1,8 @@
-"""What training costs: python -m gkt_mpi.programs.cost [--data cifar100] [--codec int8] [--clients 16] [--help].
+"""Prints the cost of training: python -m gkt_mpi.programs.cost [--data cifar100] [--codec int8] [--help].
 
-Counted, not guessed: parameters, activations and operations of the real modules (cost/flops.py), bytes from the
-layout of the real messages, equal to what a run's ledger says (cost/work.py), and the seconds of a round on real
-devices (cost/virtual_clock.py).
+Parameters, activations and operations are counted on the real modules (cost/flops.py), bytes from the layout of the
+real messages, equal to those a run counts (cost/work.py), and the seconds of a round on real devices
+(cost/virtual_clock.py).
 """
 
 import argparse
@@ -31,7 +31,7 @@ _PAPER = "The paper: 54 and 105 times fewer parameters (for an edge of 11 thousa
 
 @dataclass(frozen=True)
 class DataSize:
-    """What a data set's cost depends on."""
+    """The properties of a data set that determine the cost."""
 
     train: int
     classes: int
@@ -48,7 +48,7 @@ DATA = {
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the tables of rounds: an algorithm, and what is special about this round of it."""
+    """A row of the tables of rounds: an algorithm, and the kind of round."""
 
     name: str
     work: RoundWork
@@ -66,14 +66,14 @@ def network_costs(data: DataSize) -> dict[str, NetworkCost]:
 
 
 def edge_savings(large: ServerName, data: DataSize) -> dict[str, float]:
-    """Return how many times cheaper ResNet-8 is at the edge than a whole large network, by field of `NetworkCost`."""
+    """Return the ratios of a whole large network's costs to ResNet-8's at the edge, by field of `NetworkCost`."""
     edge = edge_cost("resnet8", data.image_shape, data.classes)
     whole = whole_cost(large, data.image_shape, data.classes)
     return {name: value / asdict(edge)[name] for name, value in asdict(whole).items()}
 
 
 def cases(setting: Setting, data: DataSize, num_clients: int, edge: EdgeName) -> Iterator[Case]:
-    """Yield a round of every algorithm, with the training set spread equally over the clients."""
+    """Yield a round of every algorithm, with the training set distributed equally over the clients."""
     clients = dict.fromkeys(range(num_clients), Participant(math.ceil(data.train / num_clients), edge))
     untaught = {client: replace(its, gets_logits=False) for client, its in clients.items()}
     for algorithm in ALGORITHMS.values():
@@ -85,14 +85,14 @@ def cases(setting: Setting, data: DataSize, num_clients: int, edge: EdgeName) ->
 
 
 def _in_floats(setting: Setting) -> Setting:
-    """Return a setting whose codec can carry gradients."""
+    """Return a setting whose codec can encode gradients."""
     if setting.codec.name not in INTEGER_CODECS:
         return setting
     return replace(setting, codec=replace(setting.codec, name="float32"))
 
 
 def model_table(data: DataSize) -> Table:
-    """Return the table of the networks, with what the edge saves."""
+    """Return the table of the networks, with the edge's savings."""
     table = _table("one image", "network", "parameters", "forward MFLOP", "training MFLOP", "activations")
     for name, cost in network_costs(data).items():
         flops = (f"{number / 1e6:,.2f}" for number in (cost.forward_flops, cost.training_flops))
@@ -121,9 +121,9 @@ def round_table(rounds: list[Case], title: str, codec: CodecName) -> Table:
 
 
 def seconds_table(rounds: list[Case], num_clients: int, server: str) -> Table:
-    """Return the table of a round's seconds where every client is a device of a packaged profile that never leaves."""
+    """Return the table of a round's seconds if every client is a device of a packaged profile that never leaves."""
     profiles = [name for name in packaged_profiles() if not load_profile(name, "profile").away]
-    title = f"virtual seconds of a round of {num_clients} clients on such devices, the server on {server}"
+    title = f"virtual seconds of a round of {num_clients} clients on these devices, the server on {server}"
     table = _table(title, "seconds", *profiles)
     host = load_profile(server, "--server-device")
     for case in rounds:
@@ -155,13 +155,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gkt_mpi.programs.cost", allow_abbrev=False, description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--data", choices=DATA, default="cifar10", help="whose number and shape of images is taken")
+    parser.add_argument(
+        "--data", choices=DATA, default="cifar10", help="data set that gives the number and shape of images"
+    )
     parser.add_argument("--images", type=_positive, help="training images, instead of the data set's")
     parser.add_argument("--classes", type=_positive, help="classes, instead of the data set's")
     parser.add_argument("--size", type=_positive, help="height and width, instead of the data set's")
     parser.add_argument("--codec", choices=get_args(CodecName), default="float32")
     parser.add_argument("--clients", type=_positive, default=16)
-    parser.add_argument("--epochs", type=_positive, default=1, help="passes of a client in a round")
+    parser.add_argument("--epochs", type=_positive, default=1, help="passes per client and round")
     parser.add_argument("--batch-size", type=_positive, default=256, help="of a client")
     parser.add_argument("--server-epochs", type=_positive, default=20)
     parser.add_argument("--edge", choices=get_args(EdgeName), default="resnet8")
@@ -172,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Print the tables."""
-    torch.set_num_threads(1)  # counting is too little work to share
+    torch.set_num_threads(1)  # too little work for several threads
     parser = _parser()
     options = parser.parse_args()
     data = DATA[options.data]

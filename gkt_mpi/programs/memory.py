@@ -1,8 +1,8 @@
-"""What memory the ranks of a node will need, and what limit there is: for the look before a run (check.py).
+"""Estimates the memory that the ranks of a node need, and finds its limit, for the check before a run (check.py).
 
-The need is an estimate from counts, a fifth above what short runs of CIFAR-10's size took on the CPU: resident memory
-of torch, images and messages, the activations of a batch, and on the server the bank of features. On a GPU, where the
-activations are not, it has not been measured.
+The need is an estimate from counts, a fifth above measurements of short runs of CIFAR-10's size on the CPU: resident
+memory of torch, images and messages, the activations of a batch, and on the server the bank of features. With a GPU,
+which holds the activations, it has not been measured.
 """
 
 import os
@@ -17,16 +17,16 @@ from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.wire.codec import Codec
 
 _MIB = 2**20
-_LIBRARIES_MIB = 450.0  # torch, MPI and the rest of a rank that has no work
-_CUDA_MIB = 2000.0  # more of them with a GPU
-_ACTIVATIONS = 1.25  # times the activations that are kept: gradients, and what the allocator does not give back
-_BLOCKS = 16  # of features, on their way from the network through the codec to MPI and into the bank
-_UNLIMITED = 2**60  # bytes; control groups of version 1 write a little less than 2^63
+_LIBRARIES_MIB = 450.0  # torch, MPI and the rest of an idle rank
+_CUDA_MIB = 2000.0  # more with a GPU
+_ACTIVATIONS = 1.25  # multiple of the stored activations: gradients, and memory the allocator does not return
+_BLOCKS = 16  # of features, between the network, the codec, MPI and the bank
+_UNLIMITED = 2**60  # bytes; cgroup version 1 reports slightly less than 2^63 for no limit
 
 
 @dataclass(frozen=True)
 class Images:
-    """How many images there are to train on, and what they are."""
+    """Number and shape of the training images."""
 
     train: int
     classes: int
@@ -48,7 +48,7 @@ def bank_mib(config: RunConfig, images: Images) -> float:
 
 
 def needed_mib(config: RunConfig, images: Images, is_server: bool, has_gpu: bool) -> float:
-    """Return the memory in MiB that a rank will need, about."""
+    """Return the approximate memory need of a rank in MiB."""
     if is_server:
         limit = config.bank.memory_mib
         bank = bank_mib(config, images)
@@ -66,7 +66,7 @@ def needed_mib(config: RunConfig, images: Images, is_server: bool, has_gpu: bool
 def limit_of_node(
     environment: Mapping[str, str] = os.environ, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
 ) -> tuple[float, str]:
-    """Return the memory in MiB that a job's ranks on this node may have together, and what sets this limit."""
+    """Return the memory limit in MiB of a job's ranks on this node together, and its source."""
     return min(_limits(environment, proc, groups), default=(float("inf"), "nothing"))
 
 
@@ -93,7 +93,7 @@ def _limits(environment: Mapping[str, str], proc: Path, groups: Path) -> Iterato
 
 
 def _on_server(config: RunConfig, images: Images) -> tuple[NetworkCost | None, int]:
-    """Return what the server trains, and in batches of how many images."""
+    """Return the network that the server trains, and its batch size in images."""
     model, norm = config.server.model, config.server.norm
     facts = ALGORITHMS[config.algorithm].facts
     if facts.server_part == "none":
@@ -135,5 +135,5 @@ def _lines(path: Path) -> list[str]:
 
 
 def _number(text: str | None) -> int | None:
-    """Return a whole number that stands in a text, or None for anything else, such as max."""
+    """Return the integer in a text, or None for anything else, such as max."""
     return int(text) if text and text.strip().isdecimal() else None

@@ -1,1 +1,1 @@
-"""The pages made of run folders; nothing of it is imported while a run trains."""
+"""Reports on run folders; nothing in this package is imported while a run trains."""

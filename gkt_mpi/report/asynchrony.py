@@ -1,6 +1,6 @@
-"""What uploads.csv tells of a run whose clients are not in step: staleness, who was at work when, what waiting cost.
+"""Evaluation of uploads.csv of an asynchronous run: staleness, activity by client, cost of waiting.
 
-Seconds are those of the run's clock, from the start of the run; a round is as many uploads as there are clients.
+Seconds are on the run's clock, from the start of the run; a round is as many uploads as there are clients.
 """
 
 import math
@@ -12,13 +12,13 @@ from typing import Any
 from gkt_mpi.log.csv_log import UploadRecord
 from gkt_mpi.log.timeline import Span, clip_spans
 
-_OVERDUE = 2  # times the longest that a client was ever from one request to the next
-_AWAY = 2  # times the median of a client's uploads; one that took longer tells of an absence
+_OVERDUE = 2  # times the longest time of a client between two requests
+_AWAY = 2  # times the median of a client's uploads; a longer one indicates an absence
 
 
 @dataclass(frozen=True)
 class Staleness:
-    """How old a client's uploads were when the server began to learn from them, in rounds."""
+    """Age of a client's uploads when the server began to learn from them, in rounds."""
 
     num_uploads: int
     mean: float
@@ -28,32 +28,32 @@ class Staleness:
 
 @dataclass(frozen=True)
 class Lane:
-    """A client's time: at work from asked to done, waiting from done to answered."""
+    """A client's time: working from asked to done, waiting from done to answered."""
 
     work: list[Span]
     waiting: list[Span]
-    open: list[Span]  # from its last answer on, to what it was asked for then nothing was answered
+    open: list[Span]  # from its last answer on: its last request was not answered with an upload
 
 
 @dataclass(frozen=True)
 class InStep:
-    """What the same number of rounds would have taken in step, an estimate from what the uploads took."""
+    """Estimated duration of the same number of rounds in synchronous training, from the uploads' durations."""
 
     num_rounds: int
     slowest_client: int
     slowest_client_s: float  # its median from asked to done
-    absent_s: float  # what clients were late because they were away, at most of one client, in the whole run
-    server_s: float  # of a round, mean
-    run_s: float  # what the run did take
+    absent_s: float  # delay by absences, at most of one client, in the whole run
+    server_s: float  # per round, mean
+    run_s: float  # the run's actual duration
 
     @property
     def total_s(self) -> float:
-        """Seconds in step: each round the server waits for the slowest client, then learns; an absence counts once."""
+        """Estimated seconds: each round the server waits for the slowest client, then trains; absences count once."""
         return self.num_rounds * (self.slowest_client_s + self.server_s) + self.absent_s
 
     @property
     def ratio(self) -> float:
-        """How many times as long as the run."""
+        """Ratio to the run's actual duration."""
         return self.total_s / self.run_s if self.run_s > 0 else math.nan
 
 
@@ -71,7 +71,7 @@ def silent_clients(uploads: Iterable[UploadRecord], num_clients: int) -> list[in
 
 
 def overdue_clients(uploads: Sequence[UploadRecord]) -> list[int]:
-    """Return the clients that were answered, and then not for twice as long as ever before: they may be gone."""
+    """Return the clients that were answered, but then silent for twice as long as ever before: they may be gone."""
     end = end_s(uploads)
     return [
         client
@@ -81,13 +81,13 @@ def overdue_clients(uploads: Sequence[UploadRecord]) -> list[int]:
 
 
 def staleness_by_client(uploads: Iterable[UploadRecord]) -> dict[int, Staleness]:
-    """Return how stale the uploads of each client were that has any."""
+    """Return the staleness of the uploads of each client that has any."""
     ages = {client: [upload.staleness for upload in own] for client, own in by_client(uploads).items()}
     return {client: Staleness(len(own), math.fsum(own) / len(own), min(own), max(own)) for client, own in ages.items()}
 
 
 def flushes(uploads: Iterable[UploadRecord]) -> list[Span]:
-    """Return when the server learnt from uploads, ascending: those that it took at one moment are one flush."""
+    """Return the times at which the server learnt from uploads, ascending: uploads taken together are one flush."""
     answered: dict[float, float] = {}
     for upload in uploads:
         answered[upload.taken_s] = max(upload.answered_s, answered.get(upload.taken_s, upload.answered_s))
@@ -95,12 +95,12 @@ def flushes(uploads: Iterable[UploadRecord]) -> list[Span]:
 
 
 def end_s(uploads: Iterable[UploadRecord]) -> float:
-    """Return when the last of these uploads was answered, 0 of none."""
+    """Return when the last of these uploads was answered, 0 if there are none."""
     return max((upload.answered_s for upload in uploads), default=0.0)
 
 
 def lane(own: Sequence[UploadRecord], run_s: float, until_s: float) -> Lane:
-    """Return how a client spent the time up to `until_s`; `own` are its uploads in their order, of a run of `run_s`."""
+    """Return a client's use of time up to `until_s`; `own` are its uploads in order, of a run of `run_s` seconds."""
     shown = 0.0, until_s
     return Lane(
         work=clip_spans([(upload.asked_s, upload.done_s) for upload in own], shown),
@@ -110,9 +110,9 @@ def lane(own: Sequence[UploadRecord], run_s: float, until_s: float) -> Lane:
 
 
 def estimate_in_step(uploads: Sequence[UploadRecord]) -> InStep:
-    """Return what training in step would have taken, of the clients that uploaded; `uploads` are at least one.
+    """Return the estimated duration of synchronous training with the clients that uploaded; at least one upload.
 
-    An estimate: every client takes its median each time, where in step the slowest of a round may be another one.
+    It assumes that every client takes its median each time, although another client may be the slowest of a round.
     """
     median_s: dict[int, float] = {}
     absent_s = 0.0
@@ -127,7 +127,7 @@ def estimate_in_step(uploads: Sequence[UploadRecord]) -> InStep:
 
 
 def waiting_share(uploads: Iterable[UploadRecord]) -> float | None:
-    """Return which share of its time a client waited for its answer, mean over the clients that uploaded."""
+    """Return the share of time that a client waited for its answer, mean over the clients that uploaded."""
     shares = []
     for own in by_client(uploads).values():
         asked_s = math.fsum(upload.answered_s - upload.asked_s for upload in own)
@@ -138,7 +138,7 @@ def waiting_share(uploads: Iterable[UploadRecord]) -> float | None:
 
 
 def idle_share_of_run(records: Sequence[dict[str, Any]], key: str) -> float | None:
-    """Return a share of each round's virtual seconds as that of the run's; None where a round lacks it."""
+    """Return the run's average of a share of virtual seconds; None if a round lacks it."""
     if any(name not in record for record in records for name in (key, "virtual_s")):
         return None
     total_s = math.fsum(record["virtual_s"] for record in records)

@@ -1,4 +1,4 @@
-"""The part of a run's page about asynchrony: how old the uploads were, who was at work when, what waiting was saved."""
+"""The section about asynchrony in a run's page: staleness of uploads, activity by client, waiting time saved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_WHISKERS = 40  # clients with a line each; beyond, they are drawn in order of their mean
+_MOST_WHISKERS = 40  # clients with a line each; more are drawn in order of their mean
 _MOST_LANES = 30
 _SHOWN_ROUNDS = 3
-_MOST_SPANS = 500  # of a lane; beyond, those that nobody could tell apart become one
-# Colour and hatch of what a lane shows.
+_MOST_SPANS = 500  # of a lane; more would be indistinguishable and are merged
+# Colour and hatch of the states of a lane.
 _WORK, _WAITING, _OPEN, _LEARNING = ("#E69F00", ""), ("#999999", "//"), ("#FBE3B3", ".."), ("#0072B2", "")
 
 
 @dataclass(frozen=True)
 class AsynchronySection:
-    """What stands below the heading: figures as SVG, lines of the table with their values, sentences below it."""
+    """The section's contents: figures as SVG, table rows with values, notes below."""
 
     staleness: str
     staleness_caption: str
@@ -58,7 +58,7 @@ def describe_asynchrony(run: Run) -> AsynchronySection:
     return AsynchronySection(
         staleness=svg(staleness),
         staleness_caption="staleness of each client's uploads, in rounds from when it was asked to when the server "
-        "began to learn from it: mean, and from the least to the most",
+        "began to learn from it: mean, and minimum to maximum",
         lanes=svg(draw_lanes(uploads, num_clients, _clock_name(run))),
         lanes_caption=_lanes_caption(num_clients, in_step.num_rounds),
         saved=saved_rows(run, in_step),
@@ -74,21 +74,21 @@ def _lanes_caption(num_clients: int, num_rounds: int) -> str:
     clients = f"the first {_MOST_LANES} of {num_clients:,} clients" if num_clients > _MOST_LANES else "all clients"
     rounds = f"in the first {_SHOWN_ROUNDS} of {num_rounds:,} rounds" if num_rounds > _SHOWN_ROUNDS else "in all rounds"
     return (
-        f"who was at work when, {clients} {rounds}; where the server's lane is white it trained on without "
+        f"activity over time, {clients} {rounds}; where the server's lane is white it trained without "
         "new uploads, evaluated, or was idle."
     )
 
 
 def saved_rows(run: Run, in_step: InStep) -> list[tuple[str, str]]:
-    """Return the lines of the table: what the run took, what it would have taken in step, and who was idle."""
+    """Return the rows of the table: the run's duration, its synchronous estimate, and idle shares."""
     rounds = f"{in_step.num_rounds} {'round' if in_step.num_rounds == 1 else 'rounds'}"
     return [
         (f"time of {rounds}, {_clock_name(run)} clock", duration(in_step.run_s)),
-        (f"time of {rounds} in step, estimate", duration(in_step.total_s)),
-        ("in step it would take, estimate", f"{in_step.ratio:.2f} times as long"),
+        (f"time of {rounds} in synchronous training, estimate", duration(in_step.total_s)),
+        ("synchronous training would take, estimate", f"{in_step.ratio:.2f} times as long"),
         ("server idle", _percent(idle_share_of_run(run.records, "virtual_server_idle"))),
         ("clients idle, mean", _percent(idle_share_of_run(run.records, "virtual_client_idle"))),
-        ("of its time a client waited for its answer, mean", _percent(waiting_share(run.uploads))),
+        ("clients' time waiting for an answer, mean", _percent(waiting_share(run.uploads))),
     ]
 
 
@@ -100,42 +100,42 @@ def _estimate_note(in_step: InStep, has_real_clock: bool) -> str:
     absent = f" Absences count once: {duration(in_step.absent_s)}." if in_step.absent_s else ""
     beside = (
         " Evaluation and checkpoints are in the run's time and not in the estimate, and where ranks share cores each "
-        "side would have been faster in step, with the other waiting."
+        "side would be faster in synchronous training, while the other waits."
         if has_real_clock
         else ""
     )
     return (
         f"The estimate: in each round the server waits for the slowest client ({in_step.slowest_client}, "
-        f"{duration(in_step.slowest_client_s)} from being asked to having sent all, its median), then learns "
-        f"({duration(in_step.server_s)}, its mean of a round).{absent}{beside}"
+        f"{duration(in_step.slowest_client_s)} from request to upload, its median), then learns "
+        f"({duration(in_step.server_s)}, its mean per round).{absent}{beside}"
     )
 
 
 def missing_notes(uploads: Sequence[UploadRecord], num_clients: int) -> list[str]:
-    """Return a sentence on clients that never uploaded, and one on those that were not answered any more."""
+    """Return a note on clients that never uploaded, and one on clients that stopped answering."""
     notes = []
     if silent := silent_clients(uploads, num_clients):
         notes.append(
-            f"Never uploaded: {_clients(silent)}. In step the first round would have waited longer than this whole "
-            "run, for ever if nothing ever comes; the estimate leaves this out. The stem of such a client is as it "
-            "was at the start, and its part of the test set counts in every accuracy."
+            f"Never uploaded: {_clients(silent)}. In synchronous training the first round would have "
+            "lasted longer than this whole run, for ever if they never answer; the estimate ignores this. Such a "
+            "client keeps its initial stem, and its part of the test set counts in every accuracy."
         )
     if overdue := overdue_clients(uploads):
         notes.append(
-            f"Not answered any more, for more than twice as long as ever before: {_clients(overdue)}. In step training "
-            "would have waited, for ever if they are gone; the estimate leaves this out."
+            f"No answer for more than twice as long as ever before: {_clients(overdue)}. Synchronous training "
+            "would have waited, for ever if they are gone; the estimate ignores this."
         )
     return notes
 
 
 def _clients(clients: Sequence[int]) -> str:
-    """Return clients by number, of many the first."""
+    """Return clients by number, only the first ones of many."""
     text = f"{'client' if len(clients) == 1 else 'clients'} {', '.join(map(str, clients[:10]))}"
     return text if len(clients) <= 10 else f"{text} and {len(clients) - 10:,} more"
 
 
 def draw_staleness(found: dict[int, Staleness], num_clients: int) -> "Figure":
-    """Draw mean, least and most by client with the number of uploads; many clients as a band, by their mean."""
+    """Draw mean, minimum and maximum by client with the number of uploads; many clients as a band, by their mean."""
     return _draw_whiskers(found, num_clients) if num_clients <= _MOST_WHISKERS else _draw_band(found, num_clients)
 
 
@@ -153,7 +153,7 @@ def _draw_whiskers(found: dict[int, Staleness], num_clients: int) -> "Figure":
         axes.text(1.01, client, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set_ylim(num_clients - 0.5, -0.5)
     axes.set_yticks(range(num_clients), map(str, range(num_clients)), fontsize=8)
-    axes.set_xlim(left=-0.02 * max((own.most for own in found.values()), default=0))  # a whisker at 0 is seen
+    axes.set_xlim(left=-0.02 * max((own.most for own in found.values()), default=0))  # a whisker at 0 stays visible
     axes.set_xlabel("staleness, rounds")
     axes.set_ylabel("client")
     axes.grid(axis="x", alpha=0.3)
@@ -167,7 +167,7 @@ def _draw_band(found: dict[int, Staleness], num_clients: int) -> "Figure":
     x = np.arange(1, len(own) + 1)
     axes.fill_between(
         *(x, [each.least for each in own], [each.most for each in own]),
-        **{"step": "mid", "color": COLOURS[0], "alpha": 0.25, "linewidth": 0, "label": "from the least to the most"},
+        **{"step": "mid", "color": COLOURS[0], "alpha": 0.25, "linewidth": 0, "label": "minimum to maximum"},
     )
     axes.plot(x, [each.mean for each in own], color=COLOURS[0], label="mean")
     below.fill_between(x, 0, [each.num_uploads for each in own], step="mid", color=COLOURS[0], linewidth=0)
@@ -187,7 +187,7 @@ def _draw_band(found: dict[int, Staleness], num_clients: int) -> "Figure":
 
 
 def draw_lanes(uploads: Sequence[UploadRecord], num_clients: int, clock: str) -> "Figure":
-    """Draw when clients worked and waited and when the server learnt, a lane each, in the first rounds."""
+    """Draw when clients worked and waited and when the server learnt, one lane each, in the first rounds."""
     shown = 0.0, end_s([upload for upload in uploads if upload.round < _SHOWN_ROUNDS]) or end_s(uploads)
     size, unit = time_unit(shown[1])
     num_lanes = min(num_clients, _MOST_LANES)
@@ -215,7 +215,7 @@ def draw_lanes(uploads: Sequence[UploadRecord], num_clients: int, clock: str) ->
 
 
 def _fill(axes: "Axes", lane: int, spans: Sequence[Span], look: tuple[str, str], until_s: float, size: float) -> None:
-    """Draw spans into a lane; the white edges tell one upload from the next, and what is short is still seen."""
+    """Draw spans into a lane; white edges separate uploads, and short spans stay visible."""
     if len(spans) > _MOST_SPANS:
         spans = merge_spans(spans, until_s / _MOST_SPANS)
     colour, hatch = look

@@ -1,4 +1,4 @@
-"""The figures of the page of one run (page.py) that tell clients and classes apart."""
+"""Figures of a run's page (page.py) by client and class."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ _DRIFT = (
 
 
 def clients_figure(run: Run) -> "Figure":
-    """Draw the accuracy of every client in the last evaluation, from the lowest to the highest."""
+    """Draw the accuracy of every client in the last evaluation, in ascending order."""
     figure = new_figure()
     axes = figure.add_subplot()
     last = run.last_evaluation
@@ -28,7 +28,7 @@ def clients_figure(run: Run) -> "Figure":
     for accuracy, name, dashes, marker in lines:
         size = 4 if len(last) <= 64 else 0
         axes.plot(x, accuracy, dashes, color=COLOURS[0], marker=marker, markersize=size, label=name)
-    axes.set_xlabel("clients, from the lowest to the highest accuracy")
+    axes.set_xlabel("clients, by ascending accuracy")
     whole_numbers(axes)
     axes.set_ylabel("test accuracy")
     axes.set_ylim(0, 1.02)
@@ -38,7 +38,7 @@ def clients_figure(run: Run) -> "Figure":
 
 
 def drift_figure(run: Run) -> "Figure":
-    """Draw by round how far the clients' features lie apart, and how far they have moved since the last upload."""
+    """Draw by round the spread of the clients' features, and their drift since the last upload."""
     figure = new_figure()
     axes = figure.add_subplot()
     for (key, name, dashes, marker), colour in zip(_DRIFT, COLOURS, strict=False):
@@ -62,15 +62,15 @@ def partition_figure(run: Run) -> "Figure":
 
 
 def confusion_figure(run: Run) -> "Figure":
-    """Draw the test images by true class and by what the final model says, as a map."""
+    """Draw the test images by true class and by the final model's prediction, as a map."""
     count, classes = run.confusion
-    return _map_of_counts(count, classes, classes, "what the model says", "true class", "test images")
+    return _map_of_counts(count, classes, classes, "predicted class", "true class", "test images")
 
 
 def _map_of_counts(
     count: np.ndarray, columns: list[str], rows: list[str], x_label: str, y_label: str, unit: str
 ) -> "Figure":
-    """Draw counts, int64 (rows, columns), as a map; names and numbers stand in it while they fit."""
+    """Draw counts, int64 (rows, columns), as a map; names and numbers are written in it while they fit."""
     num_rows, num_columns = count.shape
     figure = new_figure(6.4, min(9.0, max(2.2, 0.8 + 0.28 * num_rows)))
     axes = figure.add_subplot()

@@ -1,6 +1,6 @@
 """The page that compares runs: `python -m gkt_mpi.report RUN RUN...` writes report.html, figures and tables.
 
-report.html loads nothing; beside it lie figures/*.svg and tables/*.csv and *.tex, for a paper.
+report.html is self-contained; figures/*.svg and tables/*.csv and *.tex, for a paper, are written beside it.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from gkt_mpi.report.tables import Table, to_csv, to_latex
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure as it stands on the page; `svg` is None where nothing can be drawn."""
+    """A figure with its caption and notes; `svg` is None if there is nothing to draw."""
 
     name: str
     caption: str
@@ -54,7 +54,7 @@ def write_comparison(runs: list[Run], page: Path) -> None:
             write_whole(path.with_suffix(".csv"), to_csv(table))
             write_whole(path.with_suffix(".tex"), to_latex(table, __version__))
     except OSError as error:
-        raise GktError(f"cannot write {page} and what belongs beside it: {error}") from error
+        raise GktError(f"cannot write {page} and the files beside it: {error}") from error
 
 
 def _tables(comparison: Comparison, page_folder: Path) -> dict[str, Table]:
@@ -75,18 +75,18 @@ def _plots(comparison: Comparison) -> list[Plot]:
 
 
 def _plot(scale: Scale, drawn: Drawn) -> Plot:
-    """Return a figure with the notes that it needs."""
+    """Return a figure with its notes."""
     notes, folded = [], ""
     if drawn.at_zero:
-        notes.append(f"Level lines at their last accuracy, since they stay at zero here: {_names(drawn.at_zero)}.")
+        notes.append(f"Horizontal lines at the last accuracy, because they stay at zero here: {_names(drawn.at_zero)}.")
     is_timeless = {id(run): run.has_real_clock and "virtual_s" in scale.keys for run in drawn.unknown}
     timeless = [run.name for run in drawn.unknown if is_timeless[id(run)]]
     if timeless:
-        notes.append(f"Left out, since with clock: real there is no virtual time: {', '.join(timeless)}.")
+        notes.append(f"Omitted, because clock: real has no virtual time: {', '.join(timeless)}.")
     names = [run.name for run in drawn.unknown if not is_timeless[id(run)]]
     if names:
         lacking = " and ".join(scale.keys)
-        notes.append(f"Left out, since not every round of their metrics.jsonl has {lacking} (an older version): ")
+        notes.append(f"Omitted, because some rounds of their metrics.jsonl lack {lacking} (an older version): ")
         if len(names) <= 4:
             notes[-1] += ", ".join(names) + "."
         else:
@@ -118,7 +118,7 @@ def _render(comparison: Comparison, plots: list[Plot], tables: dict[str, Table])
 
 
 def _what(comparison: Comparison) -> str:
-    """Return in one line what is compared."""
+    """Return a one-line description of the comparison."""
     seeds = {run.config.get("seed") for run in comparison.runs}
 
     def count(number: int, one: str, many: str) -> str:

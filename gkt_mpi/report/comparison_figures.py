@@ -1,7 +1,7 @@
-"""The figures of a comparison: final accuracy, and accuracy by round, bytes, operations and virtual time.
+"""Figures of a comparison: final accuracy, and accuracy by round, bytes, operations and virtual time.
 
-Each is a set of small panels, a data set and partition each; a row of the tables has one colour, marker and dash
-in all.
+Each has small panels, one per data set and partition; a row of the tables has the same colour, marker and dash in all
+figures.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Five dashes and seven markers: 35 rows before two have both the same.
+# Five dashes and seven markers: with up to 35 rows no two have both in common.
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
 _MOST_POINTS, _FEW_POINTS = 100, 12
 _MOST_PANELS = 3  # side by side
-_FEW_DECADES = 10**2.5  # of a logarithmic axis, the largest value over the least
-_LOG_FROM = 5  # a logarithmic axis where the rows end further apart than this
+_FEW_DECADES = 10**2.5  # of a logarithmic axis, the largest value divided by the smallest
+_LOG_FROM = 5  # use a logarithmic axis if the rows' ends differ by more than this factor
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What accuracy is drawn against: figures of the log that are summed up to each round, or the round itself."""
+    """The horizontal axis of accuracy: logged figures summed up to each round, or the round itself."""
 
     name: str
     caption: str
@@ -39,7 +39,7 @@ class Scale:
     label: str
 
     def position(self, run: Run) -> list[float] | None:
-        """Return where each round of a run lies; None where its logs do not say."""
+        """Return the position of each round of a run; None if its logs lack it."""
         if not self.keys:
             return [record["round"] + 1.0 for record in run.records]
         return run.cumulated(*self.keys)
@@ -61,7 +61,7 @@ SCALES = (
     ),
     Scale(
         "accuracy_by_virtual_time",
-        "by the time that the devices of the profiles need",
+        "by the virtual time of the devices",
         ("virtual_s",),
         "virtual time, {}",
     ),
@@ -79,7 +79,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure, the rows that lie at zero in it, and the runs whose logs do not say where they lie."""
+    """A figure, the rows that lie at zero in it, and the runs that lack positions."""
 
     figure: "Figure | None"
     at_zero: list[Row]
@@ -87,7 +87,7 @@ class Drawn:
 
 
 def styles(rows: Sequence[Row]) -> dict[Row, Style]:
-    """Return a style for each row; black is that of centralized training, what the others are measured by."""
+    """Return a style for each row; black is reserved for centralized training, the reference."""
     colours = COLOURS[:-1]
     return {
         row: Style(
@@ -100,10 +100,10 @@ def styles(rows: Sequence[Row]) -> dict[Row, Style]:
 
 
 def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
-    """Draw accuracy against a scale, mean over seeds with a band of a sample standard deviation.
+    """Draw accuracy against a scale, mean over seeds with a band of one sample standard deviation.
 
-    A row that stays at zero, such as centralized training by bytes, becomes a level line. Cells without a completed
-    run show the unfinished ones. The figure is None where no run can be drawn.
+    A row that stays at zero, such as centralized training by bytes, becomes a horizontal line. Cells without a
+    completed run show the unfinished ones. The figure is None if no run can be drawn.
     """
     curves, unknown = {}, []
     for key, cell in comparison.cells.items():
@@ -143,17 +143,17 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
 
 
 def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> None:
-    """Draw one curve; those of many rounds are thinned out, so that the page stays light."""
+    """Draw one curve, thinned if it has many rounds, to keep the page small."""
     look: dict[str, Any] = {"color": style.colour, "linestyle": style.dashes, "linewidth": 1.3, "marker": style.marker}
     look |= {"markersize": _size(style), "markeredgecolor": "white", "markeredgewidth": 0.4}
     if found.x[-1] == 0:
-        place = 0.04 + 0.03 * (index % 5)  # x is in parts of the panel here
+        place = 0.04 + 0.03 * (index % 5)  # x in axes coordinates
         level = [100 * found.mean[-1]] * 4
         axes.plot([0, place, 1 - place, 1], level, markevery=[1, 2], transform=axes.get_yaxis_transform(), **look)
         return
     kept = np.unique(np.linspace(0, len(found.x) - 1, _MOST_POINTS).round().astype(int))
     x, mean = found.x[kept] / size, 100 * found.mean[kept]
-    marks = (0.03 + 0.02 * (index % 5), 0.16) if len(kept) > _FEW_POINTS else None  # in parts of the panel's diagonal
+    marks = (0.03 + 0.02 * (index % 5), 0.16) if len(kept) > _FEW_POINTS else None  # of the panel's diagonal
     axes.plot(x, mean, markevery=marks, **look)
     if found.deviation is not None:
         deviation = 100 * found.deviation[kept]
@@ -161,7 +161,7 @@ def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> 
 
 
 def _label_log_axis(axes: "Axes") -> None:
-    """Label 1, 2 and 5 of each decade where few are shown, else the decades; matplotlib's own labels may overlap."""
+    """Label 1, 2 and 5 of each decade if there are few decades, else the decades; matplotlib's labels may overlap."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     least, most = axes.get_xlim()
@@ -172,7 +172,7 @@ def _label_log_axis(axes: "Axes") -> None:
 
 
 def _dress(axes: "Axes", scale: Scale, is_log: bool) -> None:
-    """Give a panel its axes and grid."""
+    """Set up a panel's axes and grid."""
     from matplotlib.ticker import MaxNLocator
 
     if is_log:
@@ -188,7 +188,7 @@ def _dress(axes: "Axes", scale: Scale, is_log: bool) -> None:
 
 
 def _align(panels: dict[Column, "Axes"]) -> None:
-    """Give the panels of one data set one horizontal axis, so that partitions can be compared."""
+    """Give the panels of one data set a common horizontal axis, so that partitions can be compared."""
     for label in {column.data_label for column in panels}:
         own = [axes for column, axes in panels.items() if column.data_label == label]
         low, high = min(axes.get_xlim()[0] for axes in own), max(axes.get_xlim()[1] for axes in own)
@@ -197,7 +197,7 @@ def _align(panels: dict[Column, "Axes"]) -> None:
 
 
 def draw_final(comparison: Comparison) -> "Figure | None":
-    """Draw the final accuracies: mean with whiskers of a sample standard deviation, and each seed as a ring."""
+    """Draw the final accuracies: mean with whiskers of one sample standard deviation, and each seed as a ring."""
     found = {key: cell for key, cell in comparison.cells.items() if cell.runs}
     if not found:
         return None
@@ -239,15 +239,15 @@ def draw_final(comparison: Comparison) -> "Figure | None":
 def _panels(
     columns: Sequence[Column], height: float, names: Sequence[str], label_width: float = 0.0
 ) -> tuple["Figure", dict[Column, "Axes"], int]:
-    """Return a figure with a panel for each column, a line or more for each data set.
+    """Return a figure with a panel for each column, one or more lines for each data set.
 
-    It has room for a legend of these names; the last value is how many fit side by side.
+    It has room for a legend of these names; the last value is the number of legend columns.
     """
     lines: list[list[Column]] = []
     for label in dict.fromkeys(column.data_label for column in columns):
         own = [column for column in columns if column.data_label == label]
         lines += [own[i : i + _MOST_PANELS] for i in range(0, len(own), _MOST_PANELS)]
-    if max(map(len, lines)) == 1:  # data sets with one partition each stand side by side
+    if max(map(len, lines)) == 1:  # data sets with one partition each are placed side by side
         lines = [list(columns[i : i + _MOST_PANELS]) for i in range(0, len(columns), _MOST_PANELS)]
     across = max(map(len, lines))
     panel_width = {1: 5.0, 2: 3.3}.get(across, 2.6)
@@ -268,7 +268,7 @@ def _panels(
 
 
 def _size(style: Style) -> float:
-    """Return a marker's size: of one size, a star would look smaller than a square."""
+    """Return a marker's size: at equal size, a star would look smaller than a square."""
     return {"*": 8.5, "P": 6.5, "^": 6.0, "v": 6.0}.get(style.marker, 5.0)
 
 
@@ -278,7 +278,7 @@ def _is_leftmost(axes: "Axes") -> bool:
 
 
 def _fitting(names: Sequence[str], width: float) -> int:
-    """Return into how many columns a legend of these names can be broken, in a figure of this width in inches."""
+    """Return the number of columns for a legend of these names, in a figure of this width in inches."""
     for number in range(min(4, len(names)), 1, -1):
         columns = np.array_split([len(name) for name in names], number)
         if sum(0.65 + 0.063 * lengths.max() for lengths in columns) <= width:
@@ -299,19 +299,19 @@ def _handle(style: Style, label: str) -> "Line2D":
 
 
 def _name(comparison: Comparison, row: Row) -> str:
-    """Return a row's label; it says so where only unfinished runs are drawn."""
+    """Return a row's label, marked if only unfinished runs are drawn."""
     done = any(comparison.cell(row, column).runs for column in comparison.columns)
     return row.label if done else f"{row.label} (not completed)"
 
 
 def _top(curves: Sequence[Curve]) -> float:
-    """Return where the accuracy axis ends: a little over the highest band, so that one data set has one axis."""
+    """Return the upper end of the accuracy axis: slightly above the highest band, common to a data set."""
     highest = max(float((each.mean + (0 if each.deviation is None else each.deviation)).max()) for each in curves)
     return 100 * min(1.02, 1.08 * highest) if highest > 0 else 1.0
 
 
 def _unit(scale: Scale, largest: float) -> tuple[float, str]:
-    """Return by what x is divided, and the label of its axis."""
+    """Return the divisor of x, and the label of its axis."""
     if scale.keys == ("virtual_s",):
         size, unit = time_unit(largest)
         return size, scale.label.format(unit)

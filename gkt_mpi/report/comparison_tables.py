@@ -56,7 +56,7 @@ def accuracy_table(comparison: Comparison) -> Table:
     if any(best.values()):
         caption += " Bold: the highest mean among the federated rows of a column."
     if any(comparison.cell(row, column).borrowed for row, column in places):
-        caption += " † Trained on all images in one place, which no partition concerns: the same runs in each column."
+        caption += " † Centralized training, independent of the partition: the same runs in each column."
     return Table("accuracy", caption, [data_header, names], sections, records)
 
 
@@ -91,7 +91,7 @@ def _place(row: Row, column: Column) -> dict[str, Any]:
 
 
 def cost_table(comparison: Comparison) -> Table:
-    """Return what a run of each group costs, by data set and partition."""
+    """Return the cost of a run of each group, by data set and partition."""
     groups = [
         *(Text(""), Text("per round and client", span=3), Text("per round"), Text("whole run", span=2)),
         Text("test accuracy, %", span=2),
@@ -116,9 +116,9 @@ def cost_table(comparison: Comparison) -> Table:
             rows = [[Text(row.label), *_cost_cells(record)] for row, record in figures.items()]
             sections.append(Section(column.label, rows))
     caption = (
-        "Means over the seeds whose logs have the figure. A client counts in the rounds in which it takes part, in "
-        "asynchronous training once an upload. Virtual time is that of the devices of the configured profiles; wall "
-        "time is that of the simulation, on the machine and with the ranks it had."
+        "Means over the seeds whose logs have the figure. A client counts in the rounds in which it takes part; in "
+        "asynchronous training, once per upload. Virtual time is that of the devices of the configured profiles; wall "
+        "time is that of the simulation, on its machine and ranks."
     )
     return Table("cost", caption, [groups, [Text(name) for name in names]], sections, records)
 
@@ -159,7 +159,7 @@ def fields_table(comparison: Comparison) -> Table:
         num_holders = sum(len(members) for _, members in holders)
         if words[common].count(";") > 1 and num_holders == len(
             comparison.runs
-        ):  # shorter, and read more easily, at the end
+        ):  # shorter, and easier to read, at the end
             holders.sort(key=lambda holder: holder[0] == common)
             words[common] = "all others"
         for i, (value, members) in enumerate(holders):
@@ -223,7 +223,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def left_out_lines(comparison: Comparison) -> Sequence[str]:
-    """Return a line for each run that no mean contains: its name, what it is, and why."""
+    """Return a line for each run excluded from the means: its name, description, and the reason."""
     place = {id(run): where for run, where in zip(comparison.runs, comparison.places, strict=True)}
     lines = []
     for run, reason in comparison.left_out:

@@ -1,4 +1,4 @@
-"""What the figures of all reports share: their look, and how they become SVG."""
+"""Common appearance of all reports' figures, and their conversion to SVG."""
 
 import io
 import logging
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito 2008); markers and dashes keep them apart in print.
+# Colours distinguishable for colour-blind readers (Okabe and Ito 2008); markers and dashes distinguish them in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osv^D*P"
 _TIMES = ((2 * 86400.0, 86400.0, "days"), (7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 _LONG = re.compile(r"(\d\.\d\d)\d+")
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # not even escaped
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # not even when escaped
 
 
 def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -> "Figure":
     """Return an empty figure of this size in inches, whose text stays text in SVG."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that a home cannot be written to concerns nobody here
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # an unwritable home folder does not matter here
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -36,7 +36,7 @@ def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -
 
 
 def whole_numbers(axes: "Axes") -> None:
-    """Show whole numbers only on a horizontal axis of rounds or clients."""
+    """Show only integers on a horizontal axis of rounds or clients."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -46,13 +46,13 @@ def svg(figure: "Figure") -> str:
     """Return a figure as an SVG element, to stand inside HTML."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the reader's fonts draw it
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the reader's fonts render it
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue())
-    # A hundredth of a point is finer than any screen or printer, and makes the page a fourth lighter.
+    # A hundredth of a point is finer than any screen or printer, and makes the page a quarter smaller.
     return re.sub(r' (?:d|x|y)="[^"]*"', lambda place: _LONG.sub(r"\1", place[0]), text[text.index("<svg") :])
 
 
 def time_unit(largest_s: float) -> tuple[float, str]:
-    """Return by what an axis of seconds up to this many is divided, and what it then shows."""
+    """Return the divisor of an axis of up to this many seconds, and its unit."""
     return next((size, unit) for least, size, unit in _TIMES if largest_s >= least)

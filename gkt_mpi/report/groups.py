@@ -1,7 +1,7 @@
-"""Which runs of a comparison belong together: rows are algorithms and models, columns data sets and partitions.
+"""Groups the runs of a comparison: rows are algorithms and models, columns data sets and partitions.
 
-The runs of a cell differ in nothing that decides their result but the seed. Where two runs of one algorithm, with the
-same models, in the same column, differ in more, the fewest fields that tell all such runs apart make rows of their own.
+The runs of a cell differ only in the seed, among the fields that affect the result. Where two runs of one algorithm,
+with the same models, in the same column, differ in more, the smallest set of distinguishing fields makes separate rows.
 """
 
 import json
@@ -17,8 +17,8 @@ import yaml
 from gkt_mpi.facts import ALGORITHM_FACTS, AlgorithmFacts, facts_of
 from gkt_mpi.report.run_folder import DATA_NAMES, PARTITION_FIELDS, Run, model_label, partition_label
 
-NOT_SET = "not set"  # what a field is in a run whose version does not know it
-# Fields that decide where and how a run computes, not what comes out; a run may be resumed with others.
+NOT_SET = "not set"  # value of a field that the run's version did not have
+# Fields that affect where and how a run computes, but not its result; a run may be resumed with others.
 _IGNORED = {"seed", "name", "out", "wire.cuda_aware", "bank.memory_mib", "bank.spill_dir", "log.report"}
 _IGNORED |= {"evaluate.every", "evaluate.batch_size", "data.dir", "data.download"}
 _IGNORED_GROUPS = ("placement.", "checkpoint.", "faults.")
@@ -32,7 +32,7 @@ _PARTITIONS = ("", "homo", "hetero", "shards", "quantity")
 
 @dataclass(frozen=True)
 class Row:
-    """An algorithm with its models, and the values of the fields that tell it from another row with the same ones."""
+    """An algorithm with its models, and the field values that distinguish it from similar rows."""
 
     algorithm: str
     name: str
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """What stands before the row."""
+        """The row's label."""
         return ", ".join(filter(None, (self.name, self.models, self.variant)))
 
     @property
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A data set and how it is spread; `sizes` are the fields that make the set smaller, or make it up."""
+    """A data set and its partition; `sizes` are the fields that reduce or generate the set."""
 
     data: str
     kind: str
@@ -74,9 +74,9 @@ class Column:
 
 @dataclass
 class Cell:
-    """The completed runs of a row in a column, one a seed; if there are none, the unfinished ones.
+    """The completed runs of a row in a column, one per seed; if there are none, the unfinished ones.
 
-    `borrowed`: they ran with another partition of the same data set, which means nothing to their algorithm.
+    `borrowed`: they ran with another partition of the same data set, which does not affect their algorithm.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs by row and column; `left_out` are those that no mean contains, each with the reason."""
+    """Runs by row and column; `left_out` are those excluded from the means, each with the reason."""
 
     runs: list[Run]
     rows: list[Row]
@@ -101,7 +101,7 @@ class Comparison:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a configuration as one level of dotted names; a mapping of models stays one value."""
+    """Return a configuration as one level of dotted names; a mapping of models stays a single value."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict) and value and name != "model":
@@ -112,7 +112,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def value_text(value: object) -> str:
-    """Return a field's value as YAML would have it on one line; numbers are equal where their values are."""
+    """Return a field's value as one line of YAML; numerically equal values have equal texts."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:.12g}"
     if isinstance(value, dict | list):
@@ -145,7 +145,7 @@ def compare(runs: list[Run]) -> Comparison:
 
 
 def _fields(run: Run) -> dict[str, str]:
-    """Return a run's configuration as text by dotted name; how it computed is what `auto` has chosen."""
+    """Return a run's configuration as text by dotted name, with the values that `auto` selected."""
     fields = flatten(run.config)
     for name in ("precision", "compile"):
         if run.summary and name in run.summary:
@@ -154,7 +154,7 @@ def _fields(run: Run) -> dict[str, str]:
 
 
 def _reason(run: Run, cell: Cell) -> str | None:
-    """Return why a run is in no mean, None if it is in one."""
+    """Return why a run is excluded from the means, None if it is included."""
     if not run.is_completed:
         return run.status
     if run.final_accuracy is None:
@@ -178,7 +178,7 @@ def _lend(cells: dict[tuple[Row, Column], Cell], rows: list[Row], columns: list[
 
 
 def _columns(runs: list[Run], texts: list[dict[str, str]]) -> list[Column]:
-    """Return the column of each run; data sets of one name get the fields that tell them apart."""
+    """Return the column of each run; data sets with one name are distinguished by further fields."""
     plain = []
     for run, fields in zip(runs, texts, strict=True):
         data = run.config.get("data") or {}
@@ -217,7 +217,7 @@ def _rows(runs: list[Run], texts: list[dict[str, str]], columns: list[Column]) -
 
 
 def _method(run: Run) -> Row:
-    """Return the algorithm of a run and the models that it trains, as the papers call them."""
+    """Return the algorithm of a run and the models it trains, as named in the papers."""
     config = run.config
     algorithm = str(config["algorithm"])
     edge, large = (model_label(run.group(side).get("model", "?")) for side in ("client", "server"))
@@ -230,7 +230,7 @@ def _method(run: Run) -> Row:
 
 
 def _decides(name: str, algorithm: str) -> bool:
-    """Whether a field, apart from column and label, decides the result of a run of this algorithm."""
+    """Whether a field, apart from those of column and label, affects the result of this algorithm."""
     ignored = name in _IGNORED | _COLUMN_FIELDS | _LABEL_FIELDS or not concerns(name, algorithm)
     return not ignored and not name.startswith((*_SIZE_FIELDS, *_IGNORED_GROUPS))
 
@@ -241,7 +241,7 @@ def concerns(name: str, algorithm: str) -> bool:
 
 
 def _telling_fields(pairs: Iterable[tuple[dict[str, str], dict[str, str]]]) -> list[str]:
-    """Return few fields of which each pair that differs at all has at least one that differs."""
+    """Return a small set of fields such that each pair that differs at all differs in at least one of them."""
     differences = {
         frozenset(name for name in a.keys() | b.keys() if a.get(name, NOT_SET) != b.get(name, NOT_SET))
         for a, b in pairs
@@ -260,7 +260,7 @@ def _variant(fields: dict[str, str], names: Sequence[str]) -> str:
 
 
 def _natural(text: str) -> list[str | float]:
-    """Return a key that sorts 0.02 before 0.1, and 9 before 10; text and numbers take turns in it."""
+    """Return a sort key that puts 0.02 before 0.1, and 9 before 10; text and numbers alternate in it."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
     return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 

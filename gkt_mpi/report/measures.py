@@ -1,4 +1,4 @@
-"""The numbers of a comparison: mean and spread over seeds, curves over rounds, costs, and which fields differ."""
+"""The numbers of a comparison: mean and spread over seeds, curves over rounds, costs, and differing fields."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from gkt_mpi.report.run_folder import Run
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (n - 1 in the denominator) of `n` values; of one value without the latter."""
+    """Mean and sample standard deviation (n - 1 in the denominator) of `n` values; the latter is None for one value."""
 
     mean: float
     deviation: float | None
@@ -21,9 +21,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean over seeds of test accuracy and of where it was reached; float64 (points,).
+    """Mean over seeds of test accuracy and of its position; float64 (points,).
 
-    `round` counts from 0; `deviation` is the sample standard deviation of the accuracy, None of one run.
+    `round` counts from 0; `deviation` is the sample standard deviation of the accuracy, None for one run.
     """
 
     round: np.ndarray
@@ -34,7 +34,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run costs; None where its logs do not say, and per client where no client takes part."""
+    """The cost of a run; None where its logs lack it, and per client if no client takes part."""
 
     upload_bytes: float | None
     download_bytes: float | None
@@ -68,7 +68,7 @@ def best_rows(comparison: Comparison, column: Column) -> set[Row]:
 def curve(runs: Sequence[Run], position: Callable[[Run], list[float] | None]) -> Curve | None:
     """Return the curve of runs that differ in their seed, over the rounds that all of them evaluated.
 
-    `position` gives where each round of a run lies, or None; such runs are left out. None if no point remains.
+    `position` gives the position of each round of a run, or None; such runs are omitted. None if no point remains.
     """
     evaluated = []
     for run in runs:
@@ -88,9 +88,9 @@ def curve(runs: Sequence[Run], position: Callable[[Run], list[float] | None]) ->
 
 
 def run_cost(run: Run) -> Cost:
-    """Return the cost of a run: bytes and operations per round and client that took part, virtual time per round.
+    """Return the cost of a run: bytes and operations per round and participating client, virtual time per round.
 
-    Where clients are not in step, one takes part as often as it uploads.
+    In asynchronous training, every upload counts as one participation.
     """
     visits = sum(record.get("uploads", record.get("participants", run.num_clients)) for record in run.records)
 
@@ -109,7 +109,7 @@ def run_cost(run: Run) -> Cost:
 
 
 def mean_cost(runs: Sequence[Run]) -> Cost:
-    """Return the mean cost of these runs, each figure over those whose logs have it; None where none has."""
+    """Return the mean cost of these runs, each figure over those whose logs have it; None if none has."""
     costs = [run_cost(run) for run in runs]
 
     def mean(name: str) -> float | None:
@@ -122,8 +122,8 @@ def mean_cost(runs: Sequence[Run]) -> Cost:
 def differing_fields(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[int]]]]:
     """Return the configuration fields that differ between runs, without seed, name and out.
 
-    Each has its values as text, each with the numbers (from 0) of the runs that have it, without those of algorithms
-    to which the field means nothing.
+    Each has its values as text, each with the indices (from 0) of the runs that have it, without runs of algorithms to
+    which the field does not apply.
     """
     algorithms = [str(run.config["algorithm"]) for run in runs]
     configs = [flatten(run.config) for run in runs]
@@ -141,7 +141,7 @@ def differing_fields(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[int]
 
 
 def describe(comparison: Comparison, members: Sequence[int]) -> str:
-    """Return in words which runs these are: whole rows, whole columns, or rows of columns."""
+    """Return a description of these runs: whole rows, whole columns, or rows of columns."""
     chosen, places = set(members), comparison.places
     left, words = set(chosen), []
     whole_columns = [c for c in comparison.columns if {i for i, p in enumerate(places) if p[1] == c} <= chosen]
@@ -165,7 +165,7 @@ def describe(comparison: Comparison, members: Sequence[int]) -> str:
 
 
 def _column_labels(columns: Sequence[Column], chosen: Sequence[Column]) -> list[str]:
-    """Return the labels of these columns; all of one data set are named by the data set."""
+    """Return the labels of these columns; a data set with all its columns is named as a whole."""
     labels = []
     for label in dict.fromkeys(column.data_label for column in chosen):
         own = [column for column in chosen if column.data_label == label]

@@ -1,4 +1,4 @@
-"""The page of a run, or of several: what `python -m gkt_mpi.report` (report.py) writes."""
+"""The page of one run, and the entry point of `python -m gkt_mpi.report`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -60,22 +60,22 @@ def render(run: Run) -> str:
         timeline=svg(timeline_figure(run, shown)) if shown is not None else None,
         timeline_round=shown + 1 if shown is not None else None,
         config=yaml.safe_dump(run.config, sort_keys=False),
-        damaged=[utf8(line) for line in run.damaged],  # the last: the parts above read more files
+        damaged=[utf8(line) for line in run.damaged],  # last, because the parts above read more files
     )
 
 
 def _of_clients(run: Run) -> list[tuple[str, "Figure"]]:
-    """Return the figures that tell clients and classes apart, with their captions, those that the run has."""
+    """Return the figures by client and class that the run has, with their captions."""
     figures = []
     if len(run.last_evaluation) > 1:
         is_full = run.last_evaluation[0].is_final or run.group("evaluate").get("mode") == "full"
         which = "on the whole test set" if is_full else "on each client's part of the test set"
-        figures.append((f"every client's accuracy, {which}; clients.csv has all evaluations", clients_figure(run)))
+        figures.append((f"accuracy by client, {which}; clients.csv has all evaluations", clients_figure(run)))
     if run.confusion[0].size:
-        caption = "test images by true class and by what the model says, all clients together; confusion.csv"
+        caption = "test images by true and predicted class, all clients together; confusion.csv"
         figures.append((caption, confusion_figure(run)))
     if any("feature_spread" in record for record in run.records):
-        caption = "how far the clients' features of the same images lie apart, and have moved since the last upload"
+        caption = "spread of the clients' features of the same images, and drift since the last upload"
         figures.append((caption, drift_figure(run)))
     return figures
 
@@ -95,7 +95,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("clients' lowest to highest", f"{lowest:.4f} to {highest:.4f}"))
     edge = [
         ("computed by all clients", amount(run.total("edge_flops"), "FLOP")),
-        ("time it would take the devices", duration(run.total("virtual_s"))),
+        ("virtual time on the devices", duration(run.total("virtual_s"))),
     ]
     return [
         *facts,
@@ -104,14 +104,14 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("status", run.status),
         ("uploaded by all clients", f"{megabytes['upload_bytes']:,.1f} MB"),
         ("downloaded by all clients", f"{megabytes['download_bytes']:,.3f} MB"),
-        ("moved for the simulation only", f"{megabytes['simulation_bytes']:,.1f} MB"),
+        ("transferred for the simulation only", f"{megabytes['simulation_bytes']:,.1f} MB"),
         ("time", f"{int(run.seconds // 60)} min {run.seconds % 60:.0f} s"),
-        *(fact for fact in edge if fact[1] != "–"),  # an older version does not count these
+        *(fact for fact in edge if fact[1] != "–"),  # older versions do not count these
     ]
 
 
 def _rates(run: Run) -> list[tuple[str, str]]:
-    """Return the learning rates of the sides that train by one, in words."""
+    """Return the learning rates of the sides that have one, in words."""
     rates = []
     for side in ("server", "client"):
         config = run.group(side)
@@ -128,7 +128,7 @@ def _accuracy_text(accuracy: float | None) -> str:
 
 
 def _sentence(run: Run) -> str:
-    """Return what the run is, in a line."""
+    """Return a one-line description of the run."""
     algorithm, data = run.config["algorithm"], run.group("data")
     partition = data.get("partition")
     if partition in ("hetero", "quantity"):
@@ -151,12 +151,12 @@ def _best(summary: dict[str, Any]) -> str:
 
 
 def write_report(folders: list[Path], out: Path | None = None, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Write the page of a run, or the comparison of several, to `out`, and return where it is.
+    """Write the page of a run, or the comparison of several, to `out`, and return its path.
 
-    What is damaged in a folder and so left out is told to `say`, a line each.
+    Damaged parts of a folder, which are omitted, are reported through `say`, one line each.
 
-    Without `out` it goes into the run folder, or into a folder comparison where the runs are; into an `out` that is a
-    folder, or of several runs without a suffix, as report.html. Raises `DataError` when a folder holds no run,
+    Without `out` it is written into the run folder, or into a folder comparison beside the runs; into an `out` that is
+    a folder, or for several runs without a suffix, as report.html. Raises `DataError` when a folder holds no run,
     `GktError` when the page cannot be written.
     """
     folders = list({folder.resolve(): folder for folder in folders}.values())

@@ -1,4 +1,4 @@
-"""The figures of the page of one run (page.py): curves, bars, the timeline. See client_figures.py, too."""
+"""The figures of a run's page (page.py): curves, bars, the timeline. See also client_figures.py."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ _PHASES = (
     ("evaluate_s", "evaluation", "#009E73", "\\\\"),
     ("checkpoint_s", "checkpoint", "#CC79A7", "xx"),
 )
-# Colour and hatch of each phase of the timeline; what lies within another is drawn over it.
+# Colour and hatch of each phase of the timeline; nested phases are drawn on top.
 _SPANS = {
     "load": ("#999999", ""),
     "client train": ("#E69F00", ""),
@@ -47,14 +47,14 @@ def uploaded_mb(run: Run) -> list[float]:
 
 
 def elapsed(run: Run) -> tuple[str, Callable[[Run], list[float]]]:
-    """Return the label of a time axis, and where each round lies on it."""
+    """Return the label of a time axis, and the position of each round on it."""
     seconds = np.cumsum([record["round_s"] for record in run.records])
     unit, word = (60, "minutes") if seconds[-1] > 600 else (1, "seconds")
     return f"{word} since the start", lambda run: list(seconds / unit)
 
 
 def accuracy_figure(run: Run, label: str, position: Callable[[Run], list[float]]) -> "Figure":
-    """Draw the test accuracy of what the algorithm yields (solid) and of the edge models alone (dashed)."""
+    """Draw the test accuracy of the algorithm's result (solid) and of the edge models alone (dashed)."""
     figure = new_figure()
     axes = figure.add_subplot()
     x = position(run)
@@ -82,12 +82,12 @@ def accuracy_figure(run: Run, label: str, position: Callable[[Run], list[float]]
 
 
 def loss_figure(run: Run) -> "Figure":
-    """Draw the training losses of both sides by round, those that the algorithm has."""
+    """Draw the training losses of both sides by round, as far as the algorithm has them."""
     figure = new_figure()
     axes = figure.add_subplot()
     has_parts = any("client_cross_entropy" in record for record in run.records)
     clients = [("client_train_loss", "clients, mean", "--")]
-    if has_parts:  # their sum leaps in round 2, when the distillation begins, and looks like divergence
+    if has_parts:  # their sum jumps in round 2, when distillation begins, and looks like divergence
         clients = [
             ("client_cross_entropy", "clients, cross-entropy", "--"),
             ("client_distillation", "clients, distillation", ":"),
@@ -106,7 +106,7 @@ def loss_figure(run: Run) -> "Figure":
 
 
 def time_figure(run: Run) -> "Figure":
-    """Draw where the wall time of each round goes, as stacked bars."""
+    """Draw the composition of each round's wall time, as stacked bars."""
     figure = new_figure()
     axes = figure.add_subplot()
     x = np.array(rounds(run))
@@ -115,7 +115,7 @@ def time_figure(run: Run) -> "Figure":
         if key == "client_s" and not run.is_in_step:
             name = "server waits for uploads"
         seconds = np.array([record.get(key, 0.0) for record in run.records])
-        if not seconds.any():  # a phase that the algorithm does not have
+        if not seconds.any():  # a phase that the algorithm lacks
             continue
         axes.bar(x, seconds, 0.8, bottom=bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name)
         bottom += seconds
@@ -129,10 +129,10 @@ def time_figure(run: Run) -> "Figure":
 
 
 def shown_round(run: Run) -> int | None:
-    """Return the round that the timeline shows: the last one of the trace, None where that has none.
+    """Return the round that the timeline shows: the last one of the trace, None if it has none.
 
-    Where clients are not in step, the middle one: what they have done is known when the server takes it, maybe rounds
-    later.
+    In asynchronous training, the middle one: a client's work is known only when the server takes its upload, possibly
+    several rounds later.
     """
     events = [event for event in run.trace if event["tid"] < (_MOST_LANES if run.is_in_step else 1)]
     rounds = sorted({event["args"]["round"] for event in events})
@@ -142,9 +142,10 @@ def shown_round(run: Run) -> int | None:
 
 
 def events_of(run: Run, round: int) -> tuple[list[dict[str, Any]], Span]:
-    """Return the spans of a round, and from when to when it was, in microseconds.
+    """Return the spans of a round, and its start and end, in microseconds.
 
-    In step these are all that are noted for it. Else it is the server's, and what others did in that time.
+    In synchronous training these are all spans recorded for it; otherwise the server's, and the other ranks' in that
+    time.
     """
     events = [e for e in run.trace if e["tid"] < _MOST_LANES]
     own = [e for e in events if e["args"]["round"] == round and (run.is_in_step or e["tid"] == 0)]
@@ -157,10 +158,10 @@ def events_of(run: Run, round: int) -> tuple[list[dict[str, Any]], Span]:
 
 
 def timeline_figure(run: Run, round: int) -> "Figure":
-    """Draw what each rank did in a round, a lane a rank, with the share of the time in which it was idle."""
+    """Draw what each rank did in a round, one lane per rank, with its idle share."""
     events, (began, ended) = events_of(run, round)
     idle = idle_shares(events, (began, ended))
-    longest_first = sorted(events, key=lambda event: -event["dur"])[:_MOST_SPANS]  # so that the inner lies on top
+    longest_first = sorted(events, key=lambda event: -event["dur"])[:_MOST_SPANS]  # so that nested spans are on top
     ranks = 1 + max(event["tid"] for event in events)
     figure = new_figure(11.0, min(9.0, 1.6 + 0.3 * ranks))
     axes = figure.add_subplot()

@@ -1,7 +1,7 @@
-"""The files of a run folder, read for the reports and checked: what they hold may be damaged, or of an older version.
+"""Reads and checks the files of a run folder for the reports: they may be damaged, or of an older version.
 
-What cannot be used is left out and told in a line, which goes into the list that each function takes. Only without a
-configuration, or a single whole round, there is nothing to report: then these raise `DataError`.
+Unusable parts are omitted and reported, one line each, in the list that each function takes. Only without a
+configuration or a single complete round is there nothing to report: then these functions raise `DataError`.
 """
 
 import csv
@@ -20,16 +20,16 @@ from gkt_mpi.errors import DataError
 from gkt_mpi.log.lines import Found, name_lines
 from gkt_mpi.log.records import find_records
 
-_LARGEST = 1e60  # of any number: far more than anything counts, and far less than what overflows in a figure
+_LARGEST = 1e60  # bound of any number: far beyond any count, and far below an overflow in a figure
 _LARGEST_COUNT = 10**7  # of clients or rounds
 _LONGEST_S = 1e15
-_DEEPEST = 20  # groups within groups of a configuration; ours have 3
+_DEEPEST = 20  # nested groups of a configuration; ours have 3
 
-Check = tuple[str, Callable[[Any], bool]]  # what is expected, and whether a value is it
+Check = tuple[str, Callable[[Any], bool]]  # the expected value in words, and a predicate
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value is a number, maybe infinite or none."""
+    """Whether a value is a number, possibly infinite or nan."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= _LARGEST or (isinstance(value, float) and not math.isfinite(value))
@@ -40,7 +40,7 @@ def _is_amount(value: object) -> bool:
 
 
 def _is_time(value: object) -> bool:
-    """Whether a value is seconds; a difference of two clocks may lie below 0."""
+    """Whether a value is a time in seconds; a difference of two clocks may be negative."""
     return _is_number(value) and abs(value) < _LONGEST_S  # type: ignore[arg-type]
 
 
@@ -71,7 +71,7 @@ _SHARE: Check = ("a number from 0 to 1", _is_share)
 _SHARE_OR_NONE: Check = ("a number from 0 to 1, or null", lambda value: value is None or _is_share(value))
 _MODELS: Check = ("a model, or a list or mapping of models", _are_models)
 
-# What the reports read, if it is there; the rest may be anything.
+# The keys that the reports read, if present; all others are unchecked.
 _CONFIG: dict[str, Check] = {
     "algorithm": _TEXT,
     "clients": _COUNT_OR_NONE,
@@ -129,13 +129,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config, dict) or not {"name", "algorithm"} <= config.keys():
             raise ValueError("expected fields, among them name and algorithm")
         _check(config, _CONFIG)
-    except Exception as error:  # a damaged file can raise almost anything
+    except Exception as error:  # a damaged file can raise almost any exception
         raise DataError(f"{path} is damaged: {_reason(error)}; write it anew, or leave the run out") from error
     return config
 
 
 def _plain(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - whatever YAML may be
-    """Return what YAML has read, with text that UTF-8 can hold. Raises `ValueError` for what is no configuration."""
+    """Return a parsed YAML value, with text encodable in UTF-8. Raises `ValueError` for an invalid configuration."""
     if depth > _DEEPEST:
         raise ValueError(f"more than {_DEEPEST} groups within groups")
     if isinstance(value, dict):
@@ -150,17 +150,17 @@ def _plain(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - whatever YAML m
 
 
 def utf8(text: str) -> str:
-    """Return text as UTF-8 can hold it; a file's name may have bytes that are none, which are replaced."""
+    """Return text encodable in UTF-8; other bytes of a file name are replaced."""
     return text.encode("utf-8", "surrogateescape" if _is_of_bytes(text) else "replace").decode("utf-8", "replace")
 
 
 def _is_of_bytes(text: str) -> bool:
-    """Whether surrogates in a text all stand for bytes, as `os.fsdecode` has them."""
+    """Whether all surrogates in a text represent bytes, as `os.fsdecode` produces them."""
     return all("\udc80" <= letter <= "\udcff" for letter in text if "\ud800" <= letter <= "\udfff")
 
 
 def _check(found: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
-    """Raise `ValueError` for the first value that is not as expected; a name may have dots."""
+    """Raise `ValueError` for the first unexpected value; a name may have dots."""
     for name, (expected, is_right) in checks.items():
         group, _, last = name.rpartition(".")
         place = (found.get(group) or {}) if group else found
@@ -174,12 +174,12 @@ def _shortened(value: object) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return in one line what an error says."""
+    """Return an error's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_figures(folder: Path, damaged: list[str]) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl that can be used, rounds ascending; without the file there are none."""
+    """Return the valid records of metrics.jsonl, rounds ascending; empty if the file is missing."""
     path = folder / "metrics.jsonl"
     try:
         found = find_records(path)
@@ -201,9 +201,9 @@ def read_figures(folder: Path, damaged: list[str]) -> list[dict[str, Any]]:
 
 
 def _ascending(values: list[int]) -> set[int]:
-    """Return where a longest ascending part of these values stands: a wrong round among right ones is not in it."""
-    lasts: list[int] = []  # of an ascending part of each length, the smallest value it can end with
-    ends: list[int] = []  # and where that stands
+    """Return the positions of a longest ascending subsequence, which excludes isolated wrong round numbers."""
+    lasts: list[int] = []  # for each length, the smallest value that ends an ascending subsequence
+    ends: list[int] = []  # and its position
     before: list[int] = []
     for i, value in enumerate(values):
         length = bisect_left(lasts, value)
@@ -217,13 +217,13 @@ def _ascending(values: list[int]) -> set[int]:
 
 
 def tell(damaged: list[str], path: Path, lines: list[int]) -> None:
-    """Add a line on the damaged lines of a file, if there are any."""
+    """Report the damaged lines of a file, if there are any."""
     if lines:
         damaged.append(f"{path}: {name_lines(lines)} {'is' if len(lines) == 1 else 'are'} damaged, and left out")
 
 
 def lines_of(find: Callable[[Path], Found[Any]], path: Path, damaged: list[str]) -> list[Any]:
-    """Return what the whole lines of a file say, and tell which are damaged."""
+    """Return the valid lines of a file, and report the damaged ones."""
     try:
         found = find(path)
     except OSError as error:
@@ -234,7 +234,7 @@ def lines_of(find: Callable[[Path], Found[Any]], path: Path, damaged: list[str])
 
 
 def read_summary(folder: Path, damaged: list[str]) -> dict[str, Any] | None:
-    """Return summary.json; None where there is none that can be used."""
+    """Return summary.json; None if it is missing or unusable."""
     path = folder / "summary.json"
     if not path.exists():
         return None
@@ -243,14 +243,14 @@ def read_summary(folder: Path, damaged: list[str]) -> dict[str, Any] | None:
         if not isinstance(summary, dict):
             raise ValueError("expected a mapping")
         _check(summary, _SUMMARY)
-    except Exception as error:  # a damaged file can raise almost anything
+    except Exception as error:  # a damaged file can raise almost any exception
         damaged.append(f"{path} is damaged, and left out: {_reason(error)}")
         return None
     return summary
 
 
 def read_partition(folder: Path, damaged: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Return images by client and class, int64, and the classes' names; (0, 0) where there is nothing to be used."""
+    """Return images by client and class, int64, and the classes' names; (0, 0) if missing or unusable."""
     path = folder / "partition.npz"
     if path.exists():
         try:
@@ -259,13 +259,13 @@ def read_partition(folder: Path, damaged: list[str]) -> tuple[np.ndarray, list[s
                     raise ValueError(f"the checksum of {part} is wrong")
             with np.load(path) as stored:
                 return _checked_counts(stored["count"], [utf8(str(name)) for name in stored["classes"]])
-        except Exception as error:  # a damaged file can raise almost anything
+        except Exception as error:  # a damaged file can raise almost any exception
             damaged.append(f"{path} is damaged, and left out: {_reason(error)}")
     return np.zeros((0, 0), np.int64), []
 
 
 def read_confusion(folder: Path, damaged: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Return counts by true and predicted class, int64, and the classes' names; (0, 0) where there is nothing."""
+    """Return counts by true and predicted class, int64, and the classes' names; (0, 0) if missing or unusable."""
     path = folder / "confusion.csv"
     if path.exists():
         try:
@@ -273,13 +273,13 @@ def read_confusion(folder: Path, damaged: list[str]) -> tuple[np.ndarray, list[s
                 (_, *classes), *rows = csv.reader(file)
             count = np.array([row[1:] for row in rows], np.int64).reshape(len(classes), len(classes))
             return _checked_counts(count, classes)
-        except Exception as error:  # a damaged file can raise almost anything
+        except Exception as error:  # a damaged file can raise almost any exception
             damaged.append(f"{path} is damaged, and left out: {_reason(error)}")
     return np.zeros((0, 0), np.int64), []
 
 
 def _checked_counts(count: np.ndarray, classes: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Return counts by row and class as int64, with the classes' names. Raises `ValueError` when they are none."""
+    """Return counts by row and class as int64, with the classes' names. Raises `ValueError` for invalid counts."""
     if count.ndim != 2 or count.shape[1] != len(classes) or count.dtype.kind not in "iu":
         raise ValueError("expected a whole number for each class in each line")
     if count.size and not 0 <= count.min() <= count.max() < 2**62:

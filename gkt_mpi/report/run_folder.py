@@ -1,4 +1,4 @@
-"""What a run folder holds, for the reports: also of a run that goes on, was cut short, or is of an older version."""
+"""The contents of a run folder, for the reports: the run may be in progress, interrupted, or of an older version."""
 
 import math
 import re
@@ -24,19 +24,19 @@ from gkt_mpi.report.run_files import (
 )
 
 DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cinic10": "CINIC-10"}
-# The field that tells one partition of a kind from another, and the letter or word that stands for it.
+# The field that distinguishes partitions of a kind, and its notation.
 PARTITION_FIELDS = {
     "hetero": ("alpha", "α = {}"),
     "quantity": ("alpha", "α = {}"),
-    "shards": ("classes_per_client", "{} classes a client"),
+    "shards": ("classes_per_client", "{} classes per client"),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run; `counts` is int64 (clients, classes), (0, 0) where no images were spread over clients.
+    """One run; `counts` is int64 (clients, classes), (0, 0) where images are not distributed over clients.
 
-    `damaged` has a line for each part of its files that had to be left out, of those that have been read so far.
+    `damaged` has a line for each omitted part of the files that have been read so far.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: Path, may_be_empty: bool = False) -> "Run":
-        """Read a run folder. Raises `DataError` when it is none, or has no round yet unless it `may_be_empty`."""
+        """Read a run folder. Raises `DataError` if it is not one, or has no round yet, unless `may_be_empty`."""
         config = read_config(folder)
         damaged: list[str] = []
         records = read_figures(folder, damaged)
@@ -63,18 +63,18 @@ class Run:
 
     @cached_property
     def trace(self) -> list[dict[str, Any]]:
-        """The spans of its timeline; only read when asked for, since it may be 20 MB."""
+        """The spans of its timeline; read on demand, since it may be 20 MB."""
         events = lines_of(find_events, self.folder / "trace.json", self.damaged)
         return [event for event in events if event["ph"] == "X"]
 
     @cached_property
     def uploads(self) -> list[UploadRecord]:
-        """Its uploads, where clients are not in step; else none."""
+        """Its uploads, in asynchronous training; else empty."""
         return lines_of(partial(find_records_of, UploadRecord), self.folder / "uploads.csv", self.damaged)
 
     @cached_property
     def last_evaluation(self) -> list[ClientRecord]:
-        """What the last evaluation says of each client; nothing where the algorithm has no client's own model."""
+        """The last evaluation of each client; empty if the algorithm has no client models."""
         records = lines_of(partial(find_records_of, ClientRecord), self.folder / "clients.csv", self.damaged)
         return [r for r in records if (r.round, r.is_final) == (records[-1].round, records[-1].is_final)]
 
@@ -87,12 +87,12 @@ class Run:
         return read_confusion(self.folder, self.damaged)
 
     def group(self, name: str) -> dict[str, Any]:
-        """Return a group of fields of its configuration, empty where it has none."""
+        """Return a group of fields of its configuration, empty if missing."""
         return self.config.get(name) or {}
 
     @property
     def num_clients(self) -> int:
-        """How many clients there are; 0 where nothing says."""
+        """Number of clients; 0 if unknown."""
         return self.config.get("clients") or len(self.counts)
 
     @property
@@ -107,28 +107,28 @@ class Run:
 
     @property
     def has_real_clock(self) -> bool:
-        """Whether what arrives first decides, not the times of the devices: then there is no virtual time."""
+        """Whether uploads are ordered by arrival, not by the devices' times: then there is no virtual time."""
         return not self.is_in_step and self.config.get("clock") == "real"
 
     @property
     def is_completed(self) -> bool:
-        """Whether the run has done all its rounds and its final evaluation."""
+        """Whether the run has completed all its rounds and its final evaluation."""
         return self._summary.get("status") == "completed"
 
     @property
     def status(self) -> str:
-        """How far the run has come, in words."""
+        """The progress of the run, in words."""
         status = self._summary.get("status", "not finished")
         return f"{status}, {len(self.records)} of {self.config.get('rounds', '?')} rounds"
 
     @property
     def final_accuracy(self) -> float | None:
-        """The final test accuracy of what the algorithm yields, from 0 to 1; of an unfinished run the latest."""
+        """The final test accuracy of the algorithm's result, from 0 to 1; the latest one for an unfinished run."""
         return self._final("test_accuracy")
 
     @property
     def final_client_accuracy(self) -> float | None:
-        """The same of the edge models alone, where the algorithm has them."""
+        """The same of the edge models alone, if the algorithm has them."""
         return self._final("client_test_accuracy")
 
     @property
@@ -137,13 +137,13 @@ class Run:
         return self._summary.get("total_s") or sum(record.get("round_s", 0.0) for record in self.records)
 
     def total(self, *keys: str) -> float | None:
-        """Return the sum of these figures over all rounds; None where a round lacks one, as in an older version."""
+        """Return the sum of these figures over all rounds; None if a round lacks one, as in an older version."""
         if not self.records or any(key not in record for record in self.records for key in keys):
             return None
         return sum(record[key] for record in self.records for key in keys)
 
     def cumulated(self, *keys: str) -> list[float] | None:
-        """Return the sum of these figures from the first round to each round; None where a round lacks one."""
+        """Return the sum of these figures from the first round to each round; None if a round lacks one."""
         if self.total(*keys) is None:
             return None
         return [float(x) for x in np.cumsum([sum(record[key] for key in keys) for record in self.records])]
@@ -159,7 +159,7 @@ class Run:
 
 
 def partition_label(data: dict[str, Any]) -> str:
-    """Return the partition of a data configuration in words, such as hetero (α = 0.5); empty where it has none."""
+    """Return the partition of a data configuration in words, such as hetero (α = 0.5); empty if it has none."""
     kind = data.get("partition")
     field, words = PARTITION_FIELDS.get(str(kind), ("", ""))
     if field and data.get(field) is not None:
@@ -168,7 +168,7 @@ def partition_label(data: dict[str, Any]) -> str:
 
 
 def model_label(model: object) -> str:
-    """Return what the papers call a model; of a list or a mapping of models, all with their number or share."""
+    """Return a model's name in the papers; for a list or mapping, all with their number or share."""
     if isinstance(model, dict):
         return " + ".join(f"{share} × {model_label(name)}" for name, share in model.items())
     if isinstance(model, list):

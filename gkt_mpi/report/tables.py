@@ -1,6 +1,6 @@
-"""A table in three forms: HTML through its cells, LaTeX for a paper (booktabs), CSV for further work.
+"""A table in three formats: HTML through its cells, LaTeX for a paper (booktabs), CSV for further processing.
 
-The first two show the same rounded text; CSV has one line an observation, with full precision.
+The first two show the same rounded text; CSV has one line per observation, in full precision.
 """
 
 import csv
@@ -45,7 +45,7 @@ _DURATIONS = ((2 * 86400, 86400, "days"), (2 * 3600, 3600, "h"), (120, 60, "min"
 
 @dataclass(frozen=True)
 class Text:
-    """A cell: what stands in it, how many columns it takes, and whether it is the best of its column."""
+    """A cell: its text, the number of columns it spans, and whether it is the best of its column."""
 
     text: str
     span: int = 1
@@ -55,7 +55,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Section:
-    """Rows that belong together, below a title or none."""
+    """A group of rows, below a title or none."""
 
     title: str
     rows: list[list[Text]]
@@ -65,7 +65,7 @@ class Section:
 class Table:
     """A table; `name` is that of its files, `records` are the lines of CSV.
 
-    Columns from `first_number` on are set to the right; those of `wide` are broken into lines.
+    Columns from `first_number` on are right-aligned; those in `wide` are wrapped.
     """
 
     name: str
@@ -78,12 +78,12 @@ class Table:
 
     @property
     def width(self) -> int:
-        """How many columns there are."""
+        """Number of columns."""
         return sum(cell.span for cell in self.header[-1])
 
 
 def latex_text(text: str) -> str:
-    """Return text so that LaTeX sets it as it is."""
+    """Return text escaped for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
@@ -120,7 +120,7 @@ def _latex_row(row: Sequence[Text]) -> str:
 
 
 def _rules(row: Sequence[Text]) -> str:
-    """Return the rules below those cells of a header row that stand over several columns."""
+    """Return the rules below header cells that span several columns."""
     rules, at = [], 1
     for cell in row:
         if cell.text:
@@ -130,9 +130,9 @@ def _rules(row: Sequence[Text]) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return the table's records as CSV, with one header line; what is not known is empty.
+    """Return the table's records as CSV, with one header line; unknown values are empty.
 
-    A text that a spreadsheet would take for a formula begins with an apostrophe.
+    Text that a spreadsheet would interpret as a formula is prefixed with an apostrophe.
     """
     names = dict.fromkeys(name for record in table.records for name in record)
     buffer = io.StringIO()
@@ -143,10 +143,10 @@ def to_csv(table: Table) -> str:
 
 
 def _not_a_formula(value: object) -> object:
-    """Return what a spreadsheet shows as it is, as OWASP advises on "CSV injection"; numbers stay numbers."""
+    """Return a value that a spreadsheet shows literally, as OWASP advises on "CSV injection"; numbers stay numbers."""
     if not isinstance(value, str):
         return value
-    text = value.replace("\r", " ")  # the csv module does not quote it, and readers take it for the end of a line
+    text = value.replace("\r", " ")  # the csv module does not quote it, and readers interpret it as a line end
     try:
         float(text)
     except ValueError:
@@ -155,7 +155,7 @@ def _not_a_formula(value: object) -> object:
 
 
 def amount(value: float | None, unit: str) -> str:
-    """Return an amount with three digits and a decimal prefix, a dash where it is not known."""
+    """Return an amount with three digits and a decimal prefix, a dash if unknown."""
     if value is None:
         return "–"
     size, prefix = next(((s, p) for s, p in _UNITS if abs(value) >= 0.9995 * s), (1.0, ""))
@@ -165,7 +165,7 @@ def amount(value: float | None, unit: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time in the unit that suits it, a dash where it is not known."""
+    """Return a time in a suitable unit, a dash if unknown."""
     if seconds is None:
         return "–"
     _, size, unit = next((each for each in _DURATIONS if seconds >= each[0]), _DURATIONS[-1])

@@ -65,7 +65,7 @@ def test_ranks_with_different_configurations_are_told(tmp_path):
     )
     done = mpirun(2, ["-c", program, *arguments(tmp_path)], timeout_s=60)
     assert done.status != 0
-    assert "[rank 1] this rank has read another configuration than the server" in done.err
+    assert "[rank 1] this rank has read a different configuration from the server's" in done.err
 
 
 @pytest.mark.grid

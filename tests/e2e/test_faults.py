@@ -250,7 +250,7 @@ def test_a_rank_without_memory_says_so_and_the_run_can_be_resumed(expected, tmp_
     call = 6 if who.startswith("0") else 7
     done = plant(3, [f"{who},{call},starve"], tmp_path, rounds=ROUNDS, checkpoint__every=3)
     assert done.status == 1, done.out + done.err
-    words = rf"\[rank {who[0]}\] gkt_mpi: no memory is left \(.*\); give the ranks more, or set smaller batches"
+    words = rf"\[rank {who[0]}\] gkt_mpi: out of memory \(.*\); provide more memory, or set smaller batches"
     assert re.search(words, done.err), done.err
     assert "Traceback" not in done.err
     assert not left_behind(tmp_path)

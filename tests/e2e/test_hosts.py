@@ -98,7 +98,7 @@ def test_a_folder_that_a_host_does_not_see_is_to_be_mended(name, agent, tmp_path
     done = check(agent, tmp_path, env={"HIDDEN_ON_node3": str(hidden)})
     assert done.status == 2, done.out + done.err
     expected = f"it does not see the server's {name}, {hidden}; set {name} to a shared folder"
-    assert done.out.splitlines()[-1] == f"mend this first: rank 2 on node3: {expected}"
+    assert done.out.splitlines()[-1] == f"fix this first: rank 2 on node3: {expected}"
 
 
 def test_a_worker_that_hangs_on_another_host_is_given_up_and_ends_by_itself(agent, on_one_host, tmp_path):

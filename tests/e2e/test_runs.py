@@ -200,6 +200,8 @@ def test_fewer_rounds_than_are_done_are_said_in_one_line_and_change_nothing(tiny
     capsys.readouterr()
     assert run_in_threads(tiny(rounds=1), 2) == records
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("the run has 2 rounds done already, more than the 1 asked; nothing is trained") == 1, said
+    assert said.count("the run has already completed 2 rounds, more than the 1 requested; nothing is trained") == 1, (
+        said
+    )
     assert "of 1" not in said
     assert (folder / "config.yaml").read_text() == config

@@ -71,7 +71,7 @@ def test_a_run_folders_configuration_is_the_configuration_again(tmp_path):
         (["--client.model=[]"], "client.model"),
         (["--client.model=resnet56"], "client.model"),
         (["--client.model={resnet4: 0.5, resnet8: 0.6}"], "client.model is"),
-        (["--algorithm=fedavg", "--client.epochs=0"], "client.epochs is 0, with which fedavg learns nothing"),
+        (["--algorithm=fedavg", "--client.epochs=0"], "client.epochs is 0, so fedavg would learn nothing"),
         (["--config=/no/such.yaml"], "such.yaml"),
     ],
 )
@@ -214,13 +214,13 @@ def test_no_program_of_ours_takes_a_shortened_option():
         ("server: {epohs: 1}", "there is no server.epohs; did you mean server.epochs?"),
         ("sever: {epochs: 1}", "there is no sever.epochs; did you mean client.epochs or server.epochs?"),
         ("async: {bufer: 1}", "there is no async.bufer; did you mean async.buffer?"),
-        ("seed: 1\nseed: 2", "seed stands 2 times"),
+        ("seed: 1\nseed: 2", "seed occurs 2 times"),
         ("data: &a\n  - *a", "contains itself"),
         ("name: 3", "name is 3; expected text (put it in quotes)"),
         ("# nothing", "the configuration is # nothing; expected fields, as in seed: 1"),
         ("", "the configuration is empty; expected fields"),
         ("a: " + "[" * 500_000, "nested"),
-        ("name: " + "x" * 2**20, "bytes, which is no configuration"),
+        ("name: " + "x" * 2**20, "bytes, too many for a configuration"),
     ],
     ids=lambda text: text[:30],
 )
@@ -232,10 +232,10 @@ def test_anchors_that_grow_beyond_measure_are_refused_at_once(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
     began = time.monotonic()
-    assert "more than 1,000 values, its anchors expanded" in refusal(written(tmp_path, "\n".join(lines)))
+    assert "more than 1,000 values after expanding its anchors" in refusal(written(tmp_path, "\n".join(lines)))
     assert "more than 1,000 values" in refusal([f"--devices.edge=[&a [{'x, ' * 100}], {'*a, ' * 60}]"])
     text = f"devices: {{edge: [&a {'x' * 100_000}, {'*a, ' * 60}]}}"
-    assert "6,100,000 characters, its anchors expanded" in refusal(written(tmp_path, text))
+    assert "6,100,000 characters after expanding its anchors" in refusal(written(tmp_path, text))
     assert time.monotonic() - began < 5
 
 

@@ -271,7 +271,7 @@ def test_others_refuse_a_device_that_they_would_wait_for_for_ever(skewed, tmp_pa
     never = profile(tmp_path / "never.yaml", SPEED["a"], "[[3, .inf]]")
     config = skewed(devices=["a", never], algorithm=algorithm)
     assert run_local(3, lambda transport: run_rank(config, transport, (transport.rank, 3, True))) == [2, 0, 0]
-    assert f"client 1 leave for good, for which {algorithm} would wait for ever" in capsys.readouterr().err
+    assert f"client 1 leave for good, and {algorithm} would wait for it for ever" in capsys.readouterr().err
 
 
 def test_samples_that_are_too_stale_are_left_out_until_their_client_uploads_again(skewed, monkeypatch):

@@ -26,7 +26,7 @@ def test_a_run_folder_has_one_run_at_a_time(tmp_path):
     folder = tmp_path / "runs" / "x"
     with hold_folder(folder, pytest.fail):
         with (
-            pytest.raises(ConfigError, match="another run is at work in .*x; wait for its end, or choose another"),
+            pytest.raises(ConfigError, match="another run is using .*x; wait for it to end, or choose another"),
             hold_folder(folder, pytest.fail, patience_s=0),
         ):
             pytest.fail("let in")

@@ -59,7 +59,7 @@ def test_a_change_of_an_old_line_is_told(log, remove):
     change(log, 3, remove)
     again = RunLog(log.folder, {}, "")
     again.begin(ROUNDS, 2, saved, say=said.append)
-    assert len(said) == 1 and f"its first {2 * NEWEST} lines are not as they were written" in said[0]
+    assert len(said) == 1 and f"its first {2 * NEWEST} lines have changed" in said[0]
     assert (log.folder / "metrics.jsonl.damaged").exists()
     assert len(lines_of(again)) == ROUNDS - remove
     assert [json.loads(line)["round"] for line in lines_of(again)][-1] == ROUNDS - 1

@@ -45,7 +45,7 @@ def test_folders_that_were_there_stay(tiny, capsys, tmp_path):
 
 def test_missing_data_is_to_be_mended(tiny, capsys):
     status, lines = check(tiny(data__name="cinic10"), capsys)
-    assert status == 2 and lines[-1].startswith("mend this first: cinic10 was not found")
+    assert status == 2 and lines[-1].startswith("fix this first: cinic10 was not found")
     status, lines = check(tiny(data__name="cifar10", data__download=True), capsys)
     assert status == 0 and any("downloaded" in line for line in lines)
 
@@ -53,7 +53,7 @@ def test_missing_data_is_to_be_mended(tiny, capsys):
 def test_a_folder_that_cannot_be_written_is_to_be_mended(tiny, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     status, lines = check(tiny(out=tmp_path / "file" / "runs"), capsys)
-    assert status == 2 and lines[-1].startswith("mend this first: out: Not a directory")
+    assert status == 2 and lines[-1].startswith("fix this first: out: Not a directory")
 
 
 def test_ranks_that_differ_are_to_be_mended(tiny, capsys):
@@ -124,4 +124,4 @@ def test_a_single_rank_is_told_to_take_more(tiny, capsys):
 def test_a_worker_that_sends_back_other_bytes_is_to_be_mended(tiny, capsys, monkeypatch):
     monkeypatch.setattr(rooms.torch, "equal", lambda a, b: False)
     status, lines = check(tiny(), capsys)
-    assert status == 2 and "rank 1 has sent back other bytes" in lines[-1]
+    assert status == 2 and "rank 1 has returned different bytes" in lines[-1]

@@ -88,7 +88,7 @@ def test_the_estimate_in_step_by_hand():
 
 
 def test_an_absence_counts_once_in_the_estimate():
-    """Client 0 takes 4 s each time; client 1 too, and once 30 s more. 10 rounds in step are 10 * 4 + 30 s, not more."""
+    """Client 0 takes 4 s each time; client 1 too, and once 30 s more. 10 rounds: 10 * 4 + 30 s, not more."""
     uploads, start = [], {0: 0.0, 1: 0.0}
     for round, client in [*((k, 0) for k in range(10)), *((k, 1) for k in range(3))]:
         done = start[client] + (34.0 if (client, round) == (1, 1) else 4.0)

@@ -32,8 +32,8 @@ def test_the_page_has_the_section_and_its_table(loaded):
     assert page.loads == []
     text = words(run)
     assert "Asynchrony" in text
-    # By hand: client 3 takes 5 s, the server 1 s from each of 4 uploads a round; two rounds in step are 2 (5 + 4) s.
-    assert "time of 2 rounds in step, estimate 18.0 s" in text
+    # By hand: client 3 takes 5 s, the server 1 s from each of 4 uploads a round; two rounds are 2 (5 + 4) s.
+    assert "time of 2 rounds in synchronous training, estimate 18.0 s" in text
     assert "server idle 25.0 %" in text
     assert "clients idle, mean 50.0 %" in text
     assert "the slowest client (3, 5.00 s from being asked" in text
@@ -49,12 +49,12 @@ def test_with_a_real_clock_what_is_not_known_is_a_dash(loaded):
     text = words(loaded(figures={}, lacking=("virtual_s",), clock="real"))
     assert re.search(r"time of 2 rounds, real clock \d", text)
     assert "server idle – clients idle, mean –" in text
-    assert "time it would take the devices" not in text
+    assert "virtual time on the devices" not in text
 
 
 def test_who_never_uploaded_is_said_to_hold_up_training_in_step(loaded):
     uploads = [upload for upload in made_uploads() if upload.client != 1]
-    assert "Never uploaded: client 1. In step the first round would have waited longer" in words(
+    assert "Never uploaded: client 1. In synchronous training the first round would have lasted longer" in words(
         loaded(uploads=uploads)
     )
     assert missing_notes(uploads, 16)[0].startswith(

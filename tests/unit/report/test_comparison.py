@@ -59,10 +59,10 @@ def test_the_page_loads_nothing_and_everything_it_links_to_is_there(page):
 
 def test_what_is_not_averaged_is_listed(page):
     _, text = read(page)
-    assert "2 of the runs are in no mean" in text
+    assert "2 of the runs are excluded from the means" in text
     assert "begun (FedGKT, ResNet-8 / ResNet-56 on digits, homo): not finished, 0 of 30 rounds" in text
     assert "cut (FedGKT, ResNet-8 / ResNet-56 on digits, homo): interrupted, 2 of 30 rounds" in text
-    assert text.count("Left out, since not every round of their metrics.jsonl has") == 2
+    assert text.count("Omitted, because some rounds of their metrics.jsonl lack") == 2
     assert "has edge_flops (an older version): older." in text
 
 
@@ -77,7 +77,7 @@ def test_made_again_it_is_the_same_and_passes_over_itself(page, study, capsys):
     before = {path: path.read_bytes() for path in page.parent.rglob("*") if path.is_file()}
     assert main([str(path) for path in sorted(study.iterdir())]) == 0
     said = capsys.readouterr()
-    assert said.err == f"passed over, since it is no run: {page.parent}\n"
+    assert said.err == f"skipped, not a run folder: {page.parent}\n"
     assert said.out == f"report: {page}\n"
     assert {path: path.read_bytes() for path in page.parent.rglob("*") if path.is_file()} == before
 
@@ -87,7 +87,7 @@ def test_what_is_no_run_among_several_is_passed_over(study, tmp_path, capsys):
     (tmp_path / "deeper" / "a run").mkdir(parents=True)
     runs = [str(path) for path in sorted(study.iterdir()) if (path / "config.yaml").exists()]
     assert main([*runs, str(tmp_path / "deeper"), "--out", str(tmp_path / "page.html")]) == 0
-    assert capsys.readouterr().err == f"passed over, since it is no run: {tmp_path / 'deeper'}\n"
+    assert capsys.readouterr().err == f"skipped, not a run folder: {tmp_path / 'deeper'}\n"
 
 
 def curves_of(comparison, scale, row, panel=0):
@@ -224,7 +224,7 @@ def test_one_run_among_other_things_is_its_own_page(tmp_path, capsys):
     assert main([str(tmp_path / "runs" / "only"), str(again)]) == 0  # the same folder twice
     assert not (tmp_path / "runs" / "comparison").exists()
     assert main([str(tmp_path / "runs" / "log.txt")] * 2) == 2
-    assert "none of these is the folder of a run" in capsys.readouterr().err
+    assert "none of these is a run folder" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_and_a_page_that_cannot_be_written_are_one_line(tmp_path, capsys):

@@ -117,7 +117,7 @@ def test_columns_go_from_equal_to_skewed_and_tell_sizes_apart(loaded):
         "CIFAR-10, data.limit null, homo",
         "CIFAR-10, data.limit null, hetero (α = 1.0)",
         "CIFAR-10, data.limit null, hetero (α = 0.1)",
-        "CIFAR-10, data.limit null, shards (2 classes a client)",
+        "CIFAR-10, data.limit null, shards (2 classes per client)",
         "CIFAR-10, data.limit null, quantity (α = 0.5)",
     ]
 
