@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from gkt_mpi.data.augment import Augmentation, ImagePipeline, augmentation_for
+from gkt_mpi.data.augment import Augmentation, ImagePipeline, paper_augmentation
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.federation.client import Client, ClientConfig, build_edge
 from gkt_mpi.learners.bank import Bank
@@ -128,7 +128,7 @@ def our_server(side: str, batch_size: int, precision: Precision) -> Steps:
 def our_client(batch_size: int, precision: Precision, augment: bool = False) -> Steps:
     """Take a client's steps as algorithms/fedgkt.py has them."""
     image = torch.randint(0, 256, (NUM_IMAGES, SIZE, SIZE, 3), dtype=torch.uint8, device=DEVICE)
-    policy = augmentation_for("cifar10", SIZE, "paper") if augment else Augmentation()
+    policy = paper_augmentation(SIZE) if augment else Augmentation()
     pipeline = ImagePipeline(torch.full((3,), 0.5, device=DEVICE), torch.full((3,), 0.25, device=DEVICE), policy)
     ids = torch.arange(NUM_IMAGES, device=DEVICE)
     config = ClientConfig(batch_size=batch_size)

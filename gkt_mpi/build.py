@@ -15,6 +15,7 @@ from gkt_mpi.cost.work import Prices, Setting, async_prices, round_cost
 from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import ImageFile
 from gkt_mpi.data.shard import Shard
+from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import ConfigError, expand
 from gkt_mpi.federation.client import build_edges
 from gkt_mpi.federation.watch import Watch
@@ -76,7 +77,8 @@ def _test_rows(config: RunConfig, file: ImageFile) -> np.ndarray:
 
 def pipeline_of(config: RunConfig, file: ImageFile, device: torch.device) -> ImagePipeline:
     """Return the transformation of images into a network's input, on a device."""
-    augmentation = augmentation_for(config.data.name, file.image_shape[0], config.data.augment)
+    default = DATA_SOURCES[config.data.name].augmentation
+    augmentation = augmentation_for(default, file.image_shape[0], config.data.augment)
     mean, std = torch.from_numpy(file.mean).to(device), torch.from_numpy(file.std).to(device)
     return ImagePipeline(mean, std, augmentation)
 

@@ -1,6 +1,7 @@
 """Augmentation of a whole batch at once, on the device it lies on: crop, flip, normalise, Cutout."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -22,14 +23,22 @@ class Augmentation:
     """Side of the square that is set to the mean colour, at a random place that may reach over the edge, in pixels."""
 
 
-def augmentation_for(data_name: str, image_size: int, augment: AugmentName) -> Augmentation:
-    """Return the augmentation of a data set, scaled to the image size."""
+DefaultAugmentation = Callable[[int], Augmentation]  # of a data set, by the height and width of its images in pixels
+
+
+def paper_augmentation(image_size: int) -> Augmentation:
+    """Return the paper's augmentation, scaled to the image size."""
+    return Augmentation(crop_padding=image_size // 8, flip=True, cutout=image_size // 2)
+
+
+def augmentation_for(default: DefaultAugmentation, image_size: int, augment: AugmentName) -> Augmentation:
+    """Return the augmentation of images of this height and width; `default` is that of their data set (auto)."""
     if augment == "none":
         return Augmentation()
-    if augment == "auto" and data_name == "digits":
-        return Augmentation(crop_padding=1)  # a mirrored digit is another sign, and a square of half its width hides it
-    cutout = 0 if augment == "crop_flip" else image_size // 2
-    return Augmentation(crop_padding=image_size // 8, flip=True, cutout=cutout)
+    if augment == "auto":
+        return default(image_size)
+    paper = paper_augmentation(image_size)
+    return replace(paper, cutout=0) if augment == "crop_flip" else paper
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 from gkt_mpi.data import digest
 from gkt_mpi.data.augment import AugmentName
 from gkt_mpi.data.hdf5 import Plan, plan
-from gkt_mpi.data.sources import SOURCES, Source, SyntheticConfig
+from gkt_mpi.data.sources import DATA_SOURCES, DataName, Source, Statistics, SyntheticConfig
 from gkt_mpi.errors import DataError, FullDiskError, expand, require
 
 FORMAT = 2  # raised when the layout of the HDF5 file changes; an older file is then made anew
@@ -34,7 +34,7 @@ _CHUNK = digest.ROWS  # images decoded and written at a time
 class DataConfig:
     """The data set, and how its training images are spread over the clients."""
 
-    name: Literal["digits", "cifar10", "cifar100", "cinic10", "synthetic"] = "cifar10"
+    name: DataName = "cifar10"
     """Data set. digits comes with the package; synthetic is made from a seed; the others are looked for in dir."""
     dir: str = "data"
     """Folder of the data sets' own archives, and of the HDF5 file made from them; ~ is expanded."""
@@ -174,7 +174,8 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
     """
     path = file_path(config)
     try:
-        source = SOURCES[config.name](path.parent, config.download, config.synthetic)
+        data_source = DATA_SOURCES[config.name]
+        source = data_source.open(path.parent, config.download, config.synthetic)
         if path.exists() and not _is_stale(path, source):
             return _verified(path)
         if source.missing:
@@ -182,7 +183,7 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            _write(temporary, source, report)
+            _write(temporary, source, data_source.statistics, report)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -200,22 +201,20 @@ def look_for(config: DataConfig) -> ImageFile | str:
     Raises `DataError` where it could not be made.
     """
     path = file_path(config)
-    source = SOURCES[config.name](path.parent, False, config.synthetic)
+    data_source = DATA_SOURCES[config.name]
+    source = data_source.open(path.parent, False, config.synthetic)
     if path.exists() and not _is_stale(path, source):
         return _verified(path)
     if not source.missing:
         return f"{path} is made when the run begins"
-    if not (config.download and config.name.startswith("cifar")):
+    if not (config.download and data_source.can_download):
         raise DataError(source.missing)
     return f"{config.name} is downloaded into {path.parent} when the run begins"
 
 
 def file_path(config: DataConfig) -> Path:
     """Return where the HDF5 file of the configured data set lies (or will)."""
-    stem: str = config.name
-    if config.name == "synthetic":
-        s = config.synthetic
-        stem = f"synthetic-{s.train}-{s.test}-{s.size}x{s.size}-{s.classes}-{s.seed}"
+    stem = DATA_SOURCES[config.name].file_stem(config.synthetic)
     return expand(config.dir, "data.dir") / f"{stem}.h5"
 
 
@@ -235,8 +234,11 @@ def _is_stale(path: Path, source: Source) -> bool:
     return made_from != (str(FORMAT), source.fingerprint) and not source.missing
 
 
-def _write(path: Path, source: Source, report: Callable[[int, int], None]) -> None:
-    """Decode a data set into a file. Raises `DataError` where it cannot be decoded, `OSError` where not written."""
+def _write(path: Path, source: Source, statistics: Statistics | None, report: Callable[[int, int], None]) -> None:
+    """Decode a data set into a file; without `statistics` they are computed.
+
+    Raises `DataError` where it cannot be decoded, `OSError` where it cannot be written.
+    """
     decoded = source.read()
     _check_classes(source.origin, decoded.classes)
     for name, split in decoded.splits.items():
@@ -275,12 +277,12 @@ def _write(path: Path, source: Source, report: Callable[[int, int], None]) -> No
                 chunk = np.ascontiguousarray(split.images(first, min(first + _CHUNK, len(split.labels))), np.uint8)
                 file.write(chunk.data)
                 pieces[f"{name}/image"].append(digest.digest_of_piece(chunk))
-                if name == "train" and decoded.statistics is None:
+                if name == "train" and statistics is None:
                     pixels = chunk.reshape(-1, channels) / 255.0
                     sums += pixels.sum(axis=0), (pixels**2).sum(axis=0)
                 done += len(chunk)
                 report(done, total)
-        mean, std = decoded.statistics or _statistics(sums, arrays["train/image"][0])
+        mean, std = statistics or _statistics(sums, arrays["train/image"][0])
         attributes |= {"mean": np.asarray(mean), "std": np.asarray(std)}
         attributes["digest"] = digest.digest_of_all(pieces, decoded.classes, (mean, std))
         plan(arrays, attributes).write_metadata(file)  # last, so that half a file is no HDF5 file

@@ -1,4 +1,4 @@
-"""Where images come from: one function a data set, each returning a `Source` that can be read once.
+"""Where images come from: a `DataSource` for each data set, whose function `open` returns a `Source`.
 
 A source knows whether its files are there (`missing` says what was looked for and how to get it) and when they
 last changed; only `read` opens them. Every function takes the folder to look in, whether it may download, and what
@@ -14,24 +14,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gkt_mpi.data.augment import Augmentation, DefaultAugmentation, paper_augmentation
 from gkt_mpi.data.pickled import read_pickle
 from gkt_mpi.data.torchvision_import import import_torchvision_datasets
 from gkt_mpi.errors import DataError, require
 from gkt_mpi.seeding import numpy_generator
 
-# Channel statistics of the training images, as the field uses them.
-_STATISTICS = {
-    "cifar10": ((0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "cinic10": ((0.47890, 0.47228, 0.43047), (0.24206, 0.23828, 0.25875)),
-}
+Statistics = tuple[Any, Any]  # mean and standard deviation of each channel, from 0 to 1
 
 # What a picture's name may end in that CINIC-10, all of PNG files, has none of.
 _OTHER_IMAGES = {".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """How many training images and classes a data set has, and the shape of an image."""
+
+    train: int
+    classes: int
+    image_shape: tuple[int, int, int]  # height, width, channels
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,11 @@ class SyntheticConfig:
         require(self.size >= 8 and self.size % 4 == 0, "data.synthetic.size", self.size, "a multiple of 4, at least 8")
         require(self.seed >= 0, "data.synthetic.seed", self.seed, "0 or more")
 
+    @property
+    def data_size(self) -> DataSize:
+        """The size of the data set."""
+        return DataSize(self.train, self.classes, (self.size, self.size, 3))
+
 
 @dataclass(frozen=True)
 class Split:
@@ -71,7 +81,6 @@ class Decoded:
 
     classes: list[str]
     splits: dict[str, Split]
-    statistics: tuple[Any, Any] | None = None  # mean and std; None: computed from the training images
     checksums: str = "official"  # or "other": the archive is not the published one
 
 
@@ -83,6 +92,42 @@ class Source:
     read: Callable[[], Decoded]
     missing: str = ""  # why it cannot be read, and what to do; empty when it can
     fingerprint: str = ""  # changes when the files change; empty when they are gone or cannot change
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set, and everything that is known of it before it is opened."""
+
+    name: str  # in configurations
+    open: Callable[[Path, bool, SyntheticConfig], Source]
+    """Returns the source, given the folder to look in, whether it may download, and what synthetic images to make."""
+    title: str = ""
+    """Its name in reports; empty where that is `name`."""
+    size: DataSize | None = None
+    """Its published size; None where it has none."""
+    statistics: Statistics | None = None
+    """Mean and standard deviation; None for those of the training images."""
+    augmentation: DefaultAugmentation = paper_augmentation
+    """How training images are varied by default, given their height and width in pixels."""
+    can_download: bool = False
+    """Whether `open` can fetch it."""
+    is_synthetic: bool = False
+    """Whether its images are made, as `data.synthetic` says."""
+
+    @property
+    def label(self) -> str:
+        """Its name in reports."""
+        return self.title or self.name
+
+    def size_with(self, made: SyntheticConfig) -> DataSize | None:
+        """Return its size, also of synthetic images; None where it is not known in advance."""
+        return made.data_size if self.is_synthetic else self.size
+
+    def file_stem(self, made: SyntheticConfig) -> str:
+        """Return the name of the HDF5 file made from it, without the suffix; synthetic images of each kind have one."""
+        if not self.is_synthetic:
+            return self.name
+        return f"{self.name}-{made.train}-{made.test}-{made.size}x{made.size}-{made.classes}-{made.seed}"
 
 
 def _array_split(labels: np.ndarray, images: np.ndarray) -> Split:
@@ -112,6 +157,14 @@ def digits(root: Path, download: bool, made: SyntheticConfig) -> Source:
         return Decoded([str(digit) for digit in range(10)], splits)
 
     return Source("embedded", read)
+
+
+def _crop(image_size: int) -> Augmentation:
+    """Return a crop alone: a mirrored digit is another sign, and a square of half its width hides it."""
+    return Augmentation(crop_padding=1)
+
+
+DIGITS = DataSource("digits", digits, size=DataSize(1438, 10, (8, 8, 1)), augmentation=_crop)
 
 
 def synthetic(root: Path, download: bool, made: SyntheticConfig) -> Source:
@@ -153,16 +206,39 @@ def synthetic(root: Path, download: bool, made: SyntheticConfig) -> Source:
     return Source(f"synthetic, seed {made.seed}", read)
 
 
+SYNTHETIC = DataSource("synthetic", synthetic, is_synthetic=True)
+
+
 def cifar10(root: Path, download: bool, made: SyntheticConfig) -> Source:
     """Return CIFAR-10 from `root`/cifar-10-batches-py, the archive's own layout."""
     files = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"], "meta": ["batches.meta"]}
     return _cifar("cifar10", "CIFAR10", root, "cifar-10-batches-py", files, "labels", "label_names", download)
 
 
+CIFAR10 = DataSource(
+    "cifar10",
+    cifar10,
+    title="CIFAR-10",
+    size=DataSize(50_000, 10, (32, 32, 3)),
+    statistics=((0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)),
+    can_download=True,
+)
+
+
 def cifar100(root: Path, download: bool, made: SyntheticConfig) -> Source:
     """Return CIFAR-100 with its fine labels from `root`/cifar-100-python, the archive's own layout."""
     files = {"train": ["train"], "test": ["test"], "meta": ["meta"]}
     return _cifar("cifar100", "CIFAR100", root, "cifar-100-python", files, "fine_labels", "fine_label_names", download)
+
+
+CIFAR100 = DataSource(
+    "cifar100",
+    cifar100,
+    title="CIFAR-100",
+    size=DataSize(50_000, 100, (32, 32, 3)),
+    statistics=((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    can_download=True,
+)
 
 
 def _cifar(
@@ -200,7 +276,7 @@ def _cifar(
         official = all(_md5(folder / file) == md5 for file, md5 in published)
         classes = _class_names(folder / files["meta"][0], names_key)
         splits = {part: split(part, len(classes)) for part in ("train", "test")}
-        return Decoded(classes, splits, _STATISTICS[name], "official" if official else "other")
+        return Decoded(classes, splits, "official" if official else "other")
 
     return Source(str(folder), read, fingerprint=_fingerprint(paths))
 
@@ -294,13 +370,20 @@ def cinic10(root: Path, download: bool, made: SyntheticConfig) -> Source:
 
     def read() -> Decoded:
         """Read the folders; images are decoded as they are asked for."""
-        return Decoded(
-            classes, {split: _png_split(folder / split, classes) for split in splits}, _STATISTICS["cinic10"]
-        )
+        return Decoded(classes, {split: _png_split(folder / split, classes) for split in splits})
 
     class_folders = [folder / split / name for split in splits for name in classes]
     fingerprint = _fingerprint([path for path in class_folders if path.is_dir()])
     return Source(str(folder), read, fingerprint=fingerprint)
+
+
+CINIC10 = DataSource(
+    "cinic10",
+    cinic10,
+    title="CINIC-10",
+    size=DataSize(90_000, 10, (32, 32, 3)),
+    statistics=((0.47890, 0.47228, 0.43047), (0.24206, 0.23828, 0.25875)),
+)
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -367,10 +450,9 @@ def _fingerprint(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-SOURCES: dict[str, Callable[[Path, bool, SyntheticConfig], Source]] = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "cinic10": cinic10,
-    "synthetic": synthetic,
-}
+DATA_SOURCES = {its.name: its for its in (DIGITS, CIFAR10, CIFAR100, CINIC10, SYNTHETIC)}
+
+if TYPE_CHECKING:
+    DataName = str
+else:
+    DataName = Literal[tuple(DATA_SOURCES)]

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from gkt_mpi.config import RunConfig
 from gkt_mpi.data.datasets import ImageFile, file_path, look_for
+from gkt_mpi.data.sources import DATA_SOURCES, DataSize
 from gkt_mpi.errors import ConfigError, GktError, expand
 from gkt_mpi.log.progress import make_console
 from gkt_mpi.placement import available_memory_mib, place
-from gkt_mpi.programs.memory import PUBLISHED, Images, bank_mib, limit_of_node, needed_mib
+from gkt_mpi.programs.memory import bank_mib, limit_of_node, needed_mib
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import Check, Kind, Stop
 from gkt_mpi.wire.transport import SERVER, Transport
@@ -261,20 +262,17 @@ def _short_of_memory(config: RunConfig, looks: Mapping[int, Look]) -> list[str]:
     return to_fix
 
 
-def _images_of(config: RunConfig) -> Images | None:
+def _images_of(config: RunConfig) -> DataSize | None:
     """Return the size of the run's data set, even before its file exists; None if it is unknown."""
     with contextlib.suppress(ConfigError):
         found = look_for(config.data)
         if isinstance(found, ImageFile):
             return _images_in(found)
-        if config.data.name == "synthetic":
-            made = config.data.synthetic
-            return Images(made.train, made.classes, (made.size, made.size, 3))
-    return PUBLISHED.get(config.data.name)
+    return DATA_SOURCES[config.data.name].size_with(config.data.synthetic)
 
 
-def _images_in(file: ImageFile) -> Images:
-    return Images(len(file.labels("train")), len(file.classes), file.image_shape)
+def _images_in(file: ImageFile) -> DataSize:
+    return DataSize(len(file.labels("train")), len(file.classes), file.image_shape)
 
 
 def _differences(looks: Mapping[int, Look]) -> list[str]:

@@ -18,9 +18,10 @@ from rich.table import Table
 
 from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.cost.devices import Devices, load_profile, packaged_profiles
-from gkt_mpi.cost.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
+from gkt_mpi.cost.flops import NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
 from gkt_mpi.cost.virtual_clock import Participant, RoundWork, round_s
 from gkt_mpi.cost.work import INTEGER_CODECS, Setting, round_work
+from gkt_mpi.data.sources import DATA_SOURCES, DataSize
 from gkt_mpi.errors import GktError
 from gkt_mpi.federation.worker import LARGEST_BATCH
 from gkt_mpi.models.resnet import STEM_CHANNELS, EdgeName, ServerName
@@ -29,21 +30,7 @@ from gkt_mpi.wire.codec import Codec, CodecName, WireConfig
 _PAPER = "The paper: 54 and 105 times fewer parameters (for an edge of 11 thousand), 9 and 17 times fewer operations."
 
 
-@dataclass(frozen=True)
-class DataSize:
-    """The properties of a data set that determine the cost."""
-
-    train: int
-    classes: int
-    image_shape: ImageShape  # height, width, channels
-
-
-DATA = {
-    "digits": DataSize(1438, 10, (8, 8, 1)),
-    "cifar10": DataSize(50_000, 10, (32, 32, 3)),
-    "cifar100": DataSize(50_000, 100, (32, 32, 3)),
-    "cinic10": DataSize(90_000, 10, (32, 32, 3)),
-}
+DATA = {its.name: its.size for its in DATA_SOURCES.values() if its.size is not None}
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ which holds the activations, it has not been measured.
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.config import RunConfig
-from gkt_mpi.cost.flops import ImageShape, NetworkCost, edge_cost, server_cost, whole_cost
+from gkt_mpi.cost.flops import NetworkCost, edge_cost, server_cost, whole_cost
+from gkt_mpi.data.sources import DataSize
 from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.wire.codec import Codec
 
@@ -24,30 +24,13 @@ _BLOCKS = 16  # of features, between the network, the codec, MPI and the bank
 _UNLIMITED = 2**60  # bytes; cgroup version 1 reports slightly less than 2^63 for no limit
 
 
-@dataclass(frozen=True)
-class Images:
-    """Number and shape of the training images."""
-
-    train: int
-    classes: int
-    shape: ImageShape
-
-
-PUBLISHED = {
-    "digits": Images(1438, 10, (8, 8, 1)),
-    "cifar10": Images(50_000, 10, (32, 32, 3)),
-    "cifar100": Images(50_000, 100, (32, 32, 3)),
-    "cinic10": Images(90_000, 10, (32, 32, 3)),
-}
-
-
-def bank_mib(config: RunConfig, images: Images) -> float:
+def bank_mib(config: RunConfig, images: DataSize) -> float:
     """Return the memory in MiB that all features of a round take on the server, were `bank.memory_mib` no limit."""
     places = ALGORITHMS[config.algorithm].bank_places
     return places * _used(config, images) * _codec(config, images).row_bytes / _MIB
 
 
-def needed_mib(config: RunConfig, images: Images, is_server: bool, has_gpu: bool) -> float:
+def needed_mib(config: RunConfig, images: DataSize, is_server: bool, has_gpu: bool) -> float:
     """Return the approximate memory need of a rank in MiB."""
     if is_server:
         limit = config.bank.memory_mib
@@ -92,39 +75,39 @@ def _limits(environment: Mapping[str, str], proc: Path, groups: Path) -> Iterato
             yield int(line.split()[1]) / 1024, "the node's memory"
 
 
-def _on_server(config: RunConfig, images: Images) -> tuple[NetworkCost | None, int]:
+def _on_server(config: RunConfig, images: DataSize) -> tuple[NetworkCost | None, int]:
     """Return the network that the server trains, and its batch size in images."""
     model, norm = config.server.model, config.server.norm
     facts = ALGORITHMS[config.algorithm].facts
     if facts.server_part == "none":
         return None, 0
     if facts.server_part == "whole":
-        return whole_cost(model, images.shape, images.classes, norm), config.server.batch_size
+        return whole_cost(model, images.image_shape, images.classes, norm), config.server.batch_size
     batch = config.client.batch_size if facts.sends_gradients else config.server.batch_size
-    return server_cost(model, images.shape, images.classes, with_input_gradient=facts.sends_gradients), batch
+    return server_cost(model, images.image_shape, images.classes, with_input_gradient=facts.sends_gradients), batch
 
 
-def _on_worker(config: RunConfig, images: Images) -> tuple[NetworkCost | None, int]:
+def _on_worker(config: RunConfig, images: DataSize) -> tuple[NetworkCost | None, int]:
     """Return the largest network that a worker trains, and in batches of how many images."""
     part, batch = ALGORITHMS[config.algorithm].facts.client_part, config.client.batch_size
     if part == "whole":
-        return whole_cost(config.server.model, images.shape, images.classes, config.server.norm), batch
+        return whole_cost(config.server.model, images.image_shape, images.classes, config.server.norm), batch
     names = [config.client.model] if isinstance(config.client.model, str) else list(config.client.model)
-    costs = [edge_cost(name, images.shape, images.classes, config.client.norm) for name in names]
+    costs = [edge_cost(name, images.image_shape, images.classes, config.client.norm) for name in names]
     return max(costs, key=lambda cost: cost.activation_bytes), batch
 
 
-def _used(config: RunConfig, images: Images) -> int:
+def _used(config: RunConfig, images: DataSize) -> int:
     return min(images.train, config.data.limit or images.train)
 
 
-def _image_bytes(images: Images) -> int:
-    height, width, channels = images.shape
+def _image_bytes(images: DataSize) -> int:
+    height, width, channels = images.image_shape
     return height * width * channels
 
 
-def _codec(config: RunConfig, images: Images) -> Codec:
-    return Codec(config.wire.codec, (*images.shape[:2], STEM_CHANNELS))
+def _codec(config: RunConfig, images: DataSize) -> Codec:
+    return Codec(config.wire.codec, (*images.image_shape[:2], STEM_CHANNELS))
 
 
 def _lines(path: Path) -> list[str]:

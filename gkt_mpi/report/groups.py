@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
+from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.facts import ALGORITHM_FACTS, AlgorithmFacts, facts_of
-from gkt_mpi.report.run_folder import DATA_NAMES, PARTITION_FIELDS, Run, model_label, partition_label
+from gkt_mpi.report.run_folder import PARTITION_FIELDS, Run, model_label, partition_label
 
 NOT_SET = "not set"  # value of a field that the run's version did not have
 # Fields that affect where and how a run computes, but not its result; a run may be resumed with others.
@@ -26,7 +27,7 @@ _COLUMN_FIELDS = {"data.name", "data.partition", "data.alpha", "data.classes_per
 _SIZE_FIELDS = ("data.limit", "data.test_limit", "data.synthetic.")  # of a column, too
 _LABEL_FIELDS = {"algorithm"} | {its.variant.field for its in ALGORITHM_FACTS.values() if its.variant}
 _ALGORITHMS = tuple(ALGORITHM_FACTS)
-_DATA_SETS = ("digits", "cifar10", "cifar100", "cinic10", "synthetic")
+_DATA_SETS = tuple(DATA_SOURCES)
 _PARTITIONS = ("", "homo", "hetero", "shards", "quantity")
 
 
@@ -64,7 +65,8 @@ class Column:
     @property
     def data_label(self) -> str:
         """The data set in words."""
-        return ", ".join(filter(None, (DATA_NAMES.get(self.data, self.data), self.variant)))
+        label = DATA_SOURCES[self.data].label if self.data in DATA_SOURCES else self.data
+        return ", ".join(filter(None, (label, self.variant)))
 
     @property
     def label(self) -> str:
@@ -185,9 +187,9 @@ def _columns(runs: list[Run], texts: list[dict[str, str]]) -> list[Column]:
         kind = str(data.get("partition") or "")
         parameter = data.get(PARTITION_FIELDS[kind][0]) if kind in PARTITION_FIELDS else None
         sizes = {name: text for name, text in fields.items() if name.startswith(_SIZE_FIELDS)}
-        if data.get("name") != "synthetic":
-            sizes = {name: text for name, text in sizes.items() if not name.startswith("data.synthetic.")}
         name = str(data.get("name", "unknown data"))
+        if name not in DATA_SOURCES or not DATA_SOURCES[name].is_synthetic:
+            sizes = {name: text for name, text in sizes.items() if not name.startswith("data.synthetic.")}
         plain.append(Column(name, kind, partition_label(data), parameter, tuple(sorted(sizes.items()))))
     variants = {}
     for name in {column.data for column in plain}:

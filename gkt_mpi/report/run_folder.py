@@ -23,7 +23,6 @@ from gkt_mpi.report.run_files import (
     utf8,
 )
 
-DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cinic10": "CINIC-10"}
 # The field that distinguishes partitions of a kind, and its notation.
 PARTITION_FIELDS = {
     "hetero": ("alpha", "α = {}"),

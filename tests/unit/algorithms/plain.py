@@ -7,6 +7,7 @@ from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import prepare
 from gkt_mpi.data.partition import partition
 from gkt_mpi.data.shard import Shard
+from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.models.resnet import build_whole_model
 from gkt_mpi.seeding import torch_generator
 
@@ -16,7 +17,7 @@ CPU = torch.device("cpu")
 def shards_of(config):
     """Every client's images."""
     file = prepare(config.data, lambda done, total: None)
-    policy = augmentation_for(config.data.name, file.image_shape[0], config.data.augment)
+    policy = augmentation_for(DATA_SOURCES[config.data.name].augmentation, file.image_shape[0], config.data.augment)
     pipeline = ImagePipeline(torch.from_numpy(file.mean), torch.from_numpy(file.std), policy)
     parts = partition(file.labels("train"), config.clients, config.data, config.seed)
     return [Shard.load(file, "train", part, pipeline, CPU) for part in parts]

@@ -15,6 +15,7 @@ from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import file_path, prepare
 from gkt_mpi.data.partition import partition
 from gkt_mpi.data.shard import Shard
+from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import ConfigError, GktError
 from gkt_mpi.federation.client import Client
 from gkt_mpi.learners.teacher import Teacher
@@ -38,7 +39,7 @@ def plain_fedgkt(config):
     pipeline = ImagePipeline(
         torch.from_numpy(file.mean),
         torch.from_numpy(file.std),
-        augmentation_for(config.data.name, file.image_shape[0], config.data.augment),
+        augmentation_for(DATA_SOURCES[config.data.name].augmentation, file.image_shape[0], config.data.augment),
     )
     parts = partition(file.labels("train"), config.clients, config.data, config.seed)
     shards = [Shard.load(file, "train", part, pipeline, CPU) for part in parts]

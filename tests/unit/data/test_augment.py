@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from gkt_mpi.data.augment import Augmentation, ImagePipeline, augmentation_for
+from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.seeding import torch_generator
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
@@ -100,4 +101,4 @@ def test_without_a_policy_training_images_are_the_plain_ones():
     ],
 )
 def test_each_data_set_has_its_augmentation(name, size, augment, expected):
-    assert augmentation_for(name, size, augment) == expected
+    assert augmentation_for(DATA_SOURCES[name].augmentation, size, augment) == expected

@@ -5,11 +5,12 @@ import re
 import pytest
 
 from gkt_mpi.config import parse
-from gkt_mpi.programs.memory import PUBLISHED, Images, limit_of_node, needed_mib
+from gkt_mpi.data.sources import DATA_SOURCES, DataSize
+from gkt_mpi.programs.memory import limit_of_node, needed_mib
 from tests.conftest import ROOT, arguments, read_metrics
 from tests.launch import mpirun
 
-CIFAR10 = PUBLISHED["cifar10"]
+CIFAR10 = DATA_SOURCES["cifar10"].size
 
 
 def need(*words, clients=20, images=CIFAR10, is_server=False, has_gpu=False):
@@ -26,7 +27,7 @@ def test_the_estimate_covers_what_a_run_takes_and_not_much_more(tmp_path):
     done = mpirun(2, ["-m", "gkt_mpi.main", *words], timeout_s=120)
     assert done.status == 0, done.err
     (record,) = read_metrics(tmp_path / "runs" / "run")
-    images = Images(256, 10, (32, 32, 3))
+    images = DataSize(256, 10, (32, 32, 3))
     for name, is_server in (("server_peak_mib", True), ("worker_peak_mib", False)):
         needed = needed_mib(parse(words), images, is_server, False)
         assert 0.9 * record[name] < needed < 2 * record[name] + 100, (name, record[name], needed)
@@ -50,7 +51,7 @@ def test_a_batch_script_asks_slurm_for_the_memory_of_its_ranks(name):
     (asked,) = re.findall(r"^#SBATCH --mem=(\d+)G$", script, flags=re.MULTILINE)
     (ranks,) = re.findall(r"^#SBATCH --ntasks=(\d+)$", script, flags=re.MULTILINE)
     config = parse(["--config", str(ROOT / f"launch/configs/{name}.yaml")])
-    needed = sum(needed_mib(config, PUBLISHED[name], rank == 0, False) for rank in range(int(ranks))) / 1024
+    needed = sum(needed_mib(config, DATA_SOURCES[name].size, rank == 0, False) for rank in range(int(ranks))) / 1024
     assert 1.05 * needed < int(asked) < 1.3 * needed
 
 
