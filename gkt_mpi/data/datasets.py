@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from gkt_mpi.data import digest
 from gkt_mpi.data.augment import AugmentName
 from gkt_mpi.data.hdf5 import Plan, plan
+from gkt_mpi.data.partition import PartitionName
 from gkt_mpi.data.sources import DATA_SOURCES, DataName, Source, Statistics, SyntheticConfig
 from gkt_mpi.errors import DataError, FullDiskError, expand, require
 
@@ -38,7 +39,7 @@ class DataConfig:
     """Data set. digits comes with the package; synthetic is made from a seed; the others are looked for in dir."""
     dir: str = "data"
     """Folder of the data sets' own archives, and of the HDF5 file made from them; ~ is expanded."""
-    partition: Literal["homo", "hetero", "shards", "quantity"] = "homo"
+    partition: PartitionName = "homo"
     """homo: equal, shuffled. hetero: every class spread by Dirichlet(alpha), as in the paper. shards:
     classes_per_client classes each. quantity: equal class mix, sizes by Dirichlet(alpha)."""
     alpha: float = 0.5

@@ -1,33 +1,60 @@
-"""Which client holds which training images: homo, hetero (the paper's), shards, quantity."""
+"""Which client holds which training images: a `Partition` for each way of spreading them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gkt_mpi.data.datasets import DataConfig
 from gkt_mpi.errors import ConfigError
+from gkt_mpi.facts import Parameter
 from gkt_mpi.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    from gkt_mpi.data.datasets import DataConfig
 
 MIN_SAMPLES = 10  # a client of the hetero and quantity partitions has at least this many, as in the paper
 _MAX_DRAWS = 1000
 
+Owners = np.ndarray | None  # int64 (N,): whose each image is, where the data set says so
+Split = Callable[[np.ndarray, Owners, int, "DataConfig", np.random.Generator], list[np.ndarray]]
 
-def partition(labels: np.ndarray, num_clients: int, config: DataConfig, seed: int) -> list[np.ndarray]:
+
+@dataclass(frozen=True)
+class Partition:
+    """A way of spreading the training images over the clients."""
+
+    name: str  # in configurations
+    split: Split
+    """Returns each client's rows, int64, disjoint, covering all of them, given the labels, int64 (N,), the owners, the
+    number of clients, the configuration, and the generator to draw from. Raises `ConfigError` where the images do not
+    suffice."""
+    parameter: Parameter | None = None
+    """The field of `DataConfig` that it depends on."""
+    min_samples: int = 1
+    """Images that each client holds at least."""
+
+
+def partition(
+    labels: np.ndarray, num_clients: int, config: "DataConfig", seed: int, owners: Owners = None
+) -> list[np.ndarray]:
     """Return each client's sample ids: rows of the training set, int64, ascending, disjoint, covering `labels`.
 
-    With `data.limit`, they cover that many rows drawn by the seed. A function of its arguments alone. Raises
-    `ConfigError` where the images do not suffice for the clients.
+    With `data.limit`, they cover that many rows drawn by the seed. `owners` says whose each image is, where the data
+    set knows. A function of its arguments alone. Raises `ConfigError` where the images do not suffice for the clients.
     """
     rng = numpy_generator(seed, "partition")
     sample_id = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):
         sample_id = np.sort(rng.permutation(len(labels))[: config.limit])
-    least = MIN_SAMPLES if config.partition in ("hetero", "quantity") else 1
+    chosen = PARTITIONS[config.partition]
+    least = chosen.min_samples
     if len(sample_id) < num_clients * least:
         raise ConfigError(
             f"{num_clients} clients with at least {least} images each need {num_clients * least} training images, "
             f"but there are {len(sample_id)}; lower clients or raise data.limit"
         )
-    draw = {"homo": _homo, "hetero": _hetero, "shards": _shards, "quantity": _quantity}[config.partition]
-    parts = draw(labels[sample_id], num_clients, config, rng)
+    parts = chosen.split(labels[sample_id], None if owners is None else owners[sample_id], num_clients, config, rng)
     return [np.sort(sample_id[part]) for part in parts]
 
 
@@ -36,11 +63,15 @@ def count_by_class(labels: np.ndarray, parts: list[np.ndarray], num_classes: int
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
 
 
-def _homo(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.random.Generator) -> list[np.ndarray]:
+def _homo(
+    labels: np.ndarray, owners: Owners, num_clients: int, config: "DataConfig", rng: np.random.Generator
+) -> list[np.ndarray]:
     return np.array_split(rng.permutation(len(labels)), num_clients)
 
 
-def _hetero(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.random.Generator) -> list[np.ndarray]:
+def _hetero(
+    labels: np.ndarray, owners: Owners, num_clients: int, config: "DataConfig", rng: np.random.Generator
+) -> list[np.ndarray]:
     """Spread each class by Dirichlet(alpha); a client that already holds its fair share gets none of the next class.
 
     Drawn again until every client has at least `MIN_SAMPLES` (Yurochkin et al. 2019; the paper's released code).
@@ -63,7 +94,9 @@ def _hetero(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.ra
     )
 
 
-def _shards(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.random.Generator) -> list[np.ndarray]:
+def _shards(
+    labels: np.ndarray, owners: Owners, num_clients: int, config: "DataConfig", rng: np.random.Generator
+) -> list[np.ndarray]:
     """Give each client `classes_per_client` classes, every class to as equal a number of clients as can be.
 
     The classes are dealt out round and round in a shuffled order; those who share a class share it equally.
@@ -89,9 +122,29 @@ def _shards(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.ra
     return result
 
 
-def _quantity(labels: np.ndarray, num_clients: int, config: DataConfig, rng: np.random.Generator) -> list[np.ndarray]:
+def _quantity(
+    labels: np.ndarray, owners: Owners, num_clients: int, config: "DataConfig", rng: np.random.Generator
+) -> list[np.ndarray]:
     """Give every client the same mix of classes but another size: `MIN_SAMPLES` each, the rest by Dirichlet(alpha)."""
     rest = len(labels) - num_clients * MIN_SAMPLES
     share = np.cumsum(rng.dirichlet(np.full(num_clients, config.alpha)))[:-1]
     cuts = (share * rest).astype(int) + MIN_SAMPLES * np.arange(1, num_clients)
     return np.split(rng.permutation(len(labels)), cuts)
+
+
+_ALPHA = Parameter("alpha", "α = {}")
+_CLASSES = Parameter("classes_per_client", "{} classes per client")
+PARTITIONS = {
+    its.name: its
+    for its in (
+        Partition("homo", _homo),
+        Partition("hetero", _hetero, _ALPHA, MIN_SAMPLES),
+        Partition("shards", _shards, _CLASSES),
+        Partition("quantity", _quantity, _ALPHA, MIN_SAMPLES),
+    )
+}
+
+if TYPE_CHECKING:
+    PartitionName = str
+else:
+    PartitionName = Literal[tuple(PARTITIONS)]

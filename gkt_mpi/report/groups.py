@@ -14,21 +14,23 @@ from typing import Any
 
 import yaml
 
+from gkt_mpi.data.partition import PARTITIONS
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.facts import ALGORITHM_FACTS, AlgorithmFacts, facts_of
-from gkt_mpi.report.run_folder import PARTITION_FIELDS, Run, model_label, partition_label
+from gkt_mpi.report.run_folder import Run, model_label, partition_label, partition_parameter
 
 NOT_SET = "not set"  # value of a field that the run's version did not have
 # Fields that affect where and how a run computes, but not its result; a run may be resumed with others.
 _IGNORED = {"seed", "name", "out", "wire.cuda_aware", "bank.memory_mib", "bank.spill_dir", "log.report"}
 _IGNORED |= {"evaluate.every", "evaluate.batch_size", "data.dir", "data.download"}
 _IGNORED_GROUPS = ("placement.", "checkpoint.", "faults.")
-_COLUMN_FIELDS = {"data.name", "data.partition", "data.alpha", "data.classes_per_client"}
+_COLUMN_FIELDS = {"data.name", "data.partition"}
+_COLUMN_FIELDS |= {f"data.{its.parameter.field}" for its in PARTITIONS.values() if its.parameter}
 _SIZE_FIELDS = ("data.limit", "data.test_limit", "data.synthetic.")  # of a column, too
 _LABEL_FIELDS = {"algorithm"} | {its.variant.field for its in ALGORITHM_FACTS.values() if its.variant}
 _ALGORITHMS = tuple(ALGORITHM_FACTS)
 _DATA_SETS = tuple(DATA_SOURCES)
-_PARTITIONS = ("", "homo", "hetero", "shards", "quantity")
+_PARTITIONS = ("", *PARTITIONS)
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ def _columns(runs: list[Run], texts: list[dict[str, str]]) -> list[Column]:
     for run, fields in zip(runs, texts, strict=True):
         data = run.config.get("data") or {}
         kind = str(data.get("partition") or "")
-        parameter = data.get(PARTITION_FIELDS[kind][0]) if kind in PARTITION_FIELDS else None
+        known = partition_parameter(data)
+        parameter = data.get(known.field) if known else None
         sizes = {name: text for name, text in fields.items() if name.startswith(_SIZE_FIELDS)}
         name = str(data.get("name", "unknown data"))
         if name not in DATA_SOURCES or not DATA_SOURCES[name].is_synthetic:

@@ -27,7 +27,7 @@ from gkt_mpi.report.run_figures import (
     uploaded_mb,
 )
 from gkt_mpi.report.run_files import utf8
-from gkt_mpi.report.run_folder import Run, model_label
+from gkt_mpi.report.run_folder import Run, model_label, partition_parameter
 from gkt_mpi.report.tables import amount, duration
 
 if TYPE_CHECKING:
@@ -131,8 +131,9 @@ def _sentence(run: Run) -> str:
     """Return a one-line description of the run."""
     algorithm, data = run.config["algorithm"], run.group("data")
     partition = data.get("partition")
-    if partition in ("hetero", "quantity"):
-        partition += f", alpha {data.get('alpha', '?')}"
+    parameter = partition_parameter(data)
+    if parameter:
+        partition = f"{partition}, {parameter.field} {data.get(parameter.field, '?')}"
     edge, server = (model_label(run.group(side).get("model", "?")) for side in ("client", "server"))
     models = f"{edge} at the edge and {server} on the server" if run.facts.has_server_model else server
     if run.facts.has_edges_alone:

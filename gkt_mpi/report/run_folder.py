@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gkt_mpi.data.partition import PARTITIONS
 from gkt_mpi.errors import DataError
-from gkt_mpi.facts import AlgorithmFacts, facts_of
+from gkt_mpi.facts import AlgorithmFacts, Parameter, facts_of
 from gkt_mpi.log.csv_log import ClientRecord, UploadRecord, find_records_of
 from gkt_mpi.log.timeline import find_events
 from gkt_mpi.report.run_files import (
@@ -22,13 +23,6 @@ from gkt_mpi.report.run_files import (
     read_summary,
     utf8,
 )
-
-# The field that distinguishes partitions of a kind, and its notation.
-PARTITION_FIELDS = {
-    "hetero": ("alpha", "α = {}"),
-    "quantity": ("alpha", "α = {}"),
-    "shards": ("classes_per_client", "{} classes per client"),
-}
 
 
 @dataclass(frozen=True)
@@ -157,12 +151,17 @@ class Run:
         return None if value is None or math.isnan(value) else value
 
 
+def partition_parameter(data: dict[str, Any]) -> Parameter | None:
+    """Return the parameter of the partition of a data configuration; None where it has none."""
+    known = PARTITIONS.get(str(data.get("partition")))
+    return known.parameter if known else None
+
+
 def partition_label(data: dict[str, Any]) -> str:
     """Return the partition of a data configuration in words, such as hetero (α = 0.5); empty if it has none."""
-    kind = data.get("partition")
-    field, words = PARTITION_FIELDS.get(str(kind), ("", ""))
-    if field and data.get(field) is not None:
-        return f"{kind} ({words.format(data[field])})"
+    kind, parameter = data.get("partition"), partition_parameter(data)
+    if parameter and data.get(parameter.field) is not None:
+        return f"{kind} ({parameter.label.format(data[parameter.field])})"
     return str(kind) if kind else ""
 
 
