@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gkt_mpi.models.resnet import (
+    SERVER_FAMILIES,
     STEM_CHANNELS,
     EdgeName,
     NormName,
@@ -52,7 +53,7 @@ def edge_cost(name: EdgeName, image_shape: ImageShape, num_classes: int, norm: N
 @cache
 def stem_cost(image_shape: ImageShape, norm: NormName = "batch") -> NetworkCost:
     """Return the cost of the stem alone, trained from the gradient of its output: its weights' gradients only."""
-    return count(_whole("resnet56", image_shape, 2, norm).stem, image_shape)
+    return count(_whole(next(iter(SERVER_FAMILIES)), image_shape, 2, norm).stem, image_shape)
 
 
 @cache

@@ -10,7 +10,10 @@ random state stays as it was.
 
 import copy
 import math
-from typing import Literal, TypeVar, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +22,31 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 STEM_CHANNELS = 16
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-EdgeName = Literal["resnet4", "resnet6", "resnet8"]
-ServerName = Literal["resnet11", "resnet56", "resnet110"]
 NormName = Literal["batch", "group"]
 Model = TypeVar("Model", bound=nn.Module)
 _GROUP_CHANNELS = 8  # channels per group of GroupNorm
-_SERVER_DEPTH: dict[str, int] = {"resnet11": 1, "resnet56": 6, "resnet110": 12}  # bottlenecks in each of 3 stages
+
+
+@dataclass(frozen=True)
+class EdgeFamily:
+    """An edge model that a configuration can name."""
+
+    name: str
+    build: Callable[[int, int, NormName], tuple[nn.Module, nn.Module]]
+    """Returns the stem, which makes the feature, and the head, which makes logits of it, given the number of channels
+    of an image, the number of classes and the normalisation. First values come later."""
+    title: str  # in reports
+
+
+@dataclass(frozen=True)
+class ServerFamily:
+    """A large network that a configuration can name."""
+
+    name: str
+    build: Callable[[int, int, NormName], nn.Module]
+    """Returns the layers after the stem, given the number of channels of a feature, the number of classes and the
+    normalisation. First values come later."""
+    title: str  # in reports
 
 
 def _norm(name: NormName, channels: int) -> nn.Module:
@@ -119,28 +141,60 @@ def _classifier(in_channels: int, num_classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, num_classes)]
 
 
-def _edge_head(name: EdgeName, num_classes: int, norm: NormName) -> nn.Sequential:
-    """Return the layers between the stem and the client's own logits.
-
-    The number in a name counts weighted layers, including the stem and the classifier. The paper defines only ResNet-8
-    (two bottlenecks of width 16); 4 and 6 are interpreted as one and two basic blocks of 16 channels.
-    """
-    c = STEM_CHANNELS
-    if name == "resnet8":
-        return nn.Sequential(Bottleneck(c, 16, 1, norm), Bottleneck(64, 16, 1, norm), *_classifier(64, num_classes))
-    blocks = [BasicBlock(c, norm) for _ in range({"resnet4": 1, "resnet6": 2}[name])]
-    return nn.Sequential(*blocks, *_classifier(c, num_classes))
+def _edge_of_basic_blocks(
+    num_blocks: int, image_channels: int, num_classes: int, norm: NormName
+) -> tuple[nn.Module, nn.Module]:
+    """Return stem and head of an edge model of basic blocks of 16 channels."""
+    blocks = [BasicBlock(STEM_CHANNELS, norm) for _ in range(num_blocks)]
+    return _stem(image_channels, norm), nn.Sequential(*blocks, *_classifier(STEM_CHANNELS, num_classes))
 
 
-def _server_layers(name: ServerName, num_classes: int, norm: NormName) -> nn.Sequential:
-    """Return the layers of a large network after its stem."""
+def _edge_of_bottlenecks(image_channels: int, num_classes: int, norm: NormName) -> tuple[nn.Module, nn.Module]:
+    """Return stem and head of an edge model of two bottlenecks of width 16."""
+    blocks = Bottleneck(STEM_CHANNELS, 16, 1, norm), Bottleneck(64, 16, 1, norm)
+    return _stem(image_channels, norm), nn.Sequential(*blocks, *_classifier(64, num_classes))
+
+
+def _server_layers(stage_blocks: int, in_channels: int, num_classes: int, norm: NormName) -> nn.Module:
+    """Return the layers of a large network after its stem: three stages of `stage_blocks` bottlenecks each."""
     blocks: list[nn.Module] = []
-    in_channels = STEM_CHANNELS
     for stage, width in enumerate((16, 32, 64)):
-        for position in range(_SERVER_DEPTH[name]):
+        for position in range(stage_blocks):
             blocks.append(Bottleneck(in_channels, width, 2 if stage > 0 and position == 0 else 1, norm))
             in_channels = 4 * width
     return nn.Sequential(*blocks, *_classifier(in_channels, num_classes))
+
+
+# The number in a name counts weighted layers, including the stem and the classifier. Of the edge models the paper
+# defines only ResNet-8; 4 and 6 are interpreted as one and two basic blocks.
+EDGE_FAMILIES = {
+    its.name: its
+    for its in (
+        EdgeFamily("resnet4", partial(_edge_of_basic_blocks, 1), "ResNet-4"),
+        EdgeFamily("resnet6", partial(_edge_of_basic_blocks, 2), "ResNet-6"),
+        EdgeFamily("resnet8", _edge_of_bottlenecks, "ResNet-8"),
+    )
+}
+SERVER_FAMILIES = {
+    its.name: its
+    for its in (
+        ServerFamily("resnet11", partial(_server_layers, 1), "ResNet-11"),
+        ServerFamily("resnet56", partial(_server_layers, 6), "ResNet-56"),
+        ServerFamily("resnet110", partial(_server_layers, 12), "ResNet-110"),
+    )
+}
+
+if TYPE_CHECKING:
+    EdgeName = str
+    ServerName = str
+else:
+    EdgeName, ServerName = Literal[tuple(EDGE_FAMILIES)], Literal[tuple(SERVER_FAMILIES)]
+
+
+def model_title(name: str) -> str:
+    """Return what reports call a model; of one that is not in the lists its name."""
+    family = EDGE_FAMILIES.get(name) or SERVER_FAMILIES.get(name)
+    return family.title if family else name
 
 
 class EdgeModel(nn.Module):
@@ -148,8 +202,7 @@ class EdgeModel(nn.Module):
 
     def __init__(self, name: EdgeName, image_channels: int, num_classes: int, norm: NormName) -> None:
         super().__init__()
-        self.stem = _stem(image_channels, norm)
-        self.head = _edge_head(name, num_classes, norm)
+        self.stem, self.head = EDGE_FAMILIES[name].build(image_channels, num_classes, norm)
         self.precision: Precision = "float32"
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,9 +214,9 @@ class EdgeModel(nn.Module):
 
 
 class ServerModel(nn.Module):
-    """ResNet-11, -56 or -110 without its stem."""
+    """A large network without its stem."""
 
-    def __init__(self, layers: nn.Sequential) -> None:
+    def __init__(self, layers: nn.Module) -> None:
         super().__init__()
         self.layers = layers
         self.precision: Precision = "float32"
@@ -202,12 +255,12 @@ class StemModel(nn.Module):
 
 
 class WholeModel(nn.Module):
-    """ResNet-11, -56 or -110 with its stem, trained as a whole."""
+    """A large network with its stem, trained as a whole."""
 
     def __init__(self, name: ServerName, image_channels: int, num_classes: int, norm: NormName) -> None:
         super().__init__()
         self.stem = _stem(image_channels, norm)
-        self.layers = _server_layers(name, num_classes, norm)
+        self.layers = SERVER_FAMILIES[name].build(STEM_CHANNELS, num_classes, norm)
         self.precision: Precision = "float32"
 
     def forward(self, image: Tensor) -> Tensor:
@@ -258,7 +311,7 @@ def build_server_model(
 ) -> ServerModel:
     """Return an initialised server model on `device`, in channels-last layout."""
     with torch.random.fork_rng(devices=()):
-        model = ServerModel(_server_layers(name, num_classes, norm))
+        model = ServerModel(SERVER_FAMILIES[name].build(STEM_CHANNELS, num_classes, norm))
     return _initialise(model, generator, device)
 
 

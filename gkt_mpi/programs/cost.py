@@ -24,7 +24,7 @@ from gkt_mpi.cost.work import INTEGER_CODECS, Setting, round_work
 from gkt_mpi.data.sources import DATA_SOURCES, DataSize
 from gkt_mpi.errors import GktError
 from gkt_mpi.federation.worker import LARGEST_BATCH
-from gkt_mpi.models.resnet import STEM_CHANNELS, EdgeName, ServerName
+from gkt_mpi.models.resnet import EDGE_FAMILIES, SERVER_FAMILIES, STEM_CHANNELS, EdgeName, ServerName
 from gkt_mpi.wire.codec import Codec, CodecName, WireConfig
 
 _PAPER = "The paper: 54 and 105 times fewer parameters (for an edge of 11 thousand), 9 and 17 times fewer operations."
@@ -44,8 +44,8 @@ class Case:
 def network_costs(data: DataSize) -> dict[str, NetworkCost]:
     """Return the cost of every network for images of a data set."""
     shape, classes = data.image_shape, data.classes
-    costs = {f"{name}, edge": edge_cost(name, shape, classes) for name in get_args(EdgeName)}
-    for large in get_args(ServerName):
+    costs = {f"{name}, edge": edge_cost(name, shape, classes) for name in EDGE_FAMILIES}
+    for large in SERVER_FAMILIES:
         costs[f"{large}, whole"] = whole_cost(large, shape, classes)
         costs[f"{large}, server's part"] = server_cost(large, shape, classes)
         costs[f"{large}, server's, split"] = server_cost(large, shape, classes, with_input_gradient=True)
@@ -84,7 +84,7 @@ def model_table(data: DataSize) -> Table:
     for name, cost in network_costs(data).items():
         flops = (f"{number / 1e6:,.2f}" for number in (cost.forward_flops, cost.training_flops))
         table.add_row(name, f"{cost.parameters:,}", *flops, decimal(cost.activation_bytes))
-    for large in get_args(ServerName):
+    for large in SERVER_FAMILIES:
         times = edge_savings(large, data)
         columns = ("parameters", "forward_flops", "training_flops", "activation_bytes")
         table.add_row(f"{large} / resnet8", *(f"{times[name]:.1f} times" for name in columns), style="bold")
@@ -153,8 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=_positive, default=1, help="passes per client and round")
     parser.add_argument("--batch-size", type=_positive, default=256, help="of a client")
     parser.add_argument("--server-epochs", type=_positive, default=20)
-    parser.add_argument("--edge", choices=get_args(EdgeName), default="resnet8")
-    parser.add_argument("--server", choices=get_args(ServerName), default="resnet56")
+    parser.add_argument("--edge", choices=EDGE_FAMILIES, default="resnet8")
+    parser.add_argument("--server", choices=SERVER_FAMILIES, default="resnet56")
     parser.add_argument("--server-device", default="server_gpu", help="profile of the server's device, or a YAML file")
     return parser
 

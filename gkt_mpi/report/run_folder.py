@@ -1,7 +1,6 @@
 """The contents of a run folder, for the reports: the run may be in progress, interrupted, or of an older version."""
 
 import math
-import re
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from gkt_mpi.errors import DataError
 from gkt_mpi.facts import AlgorithmFacts, Parameter, facts_of
 from gkt_mpi.log.csv_log import ClientRecord, UploadRecord, find_records_of
 from gkt_mpi.log.timeline import find_events
+from gkt_mpi.models.resnet import model_title
 from gkt_mpi.report.run_files import (
     lines_of,
     read_config,
@@ -173,4 +173,4 @@ def model_label(model: object) -> str:
         counts = {name: model.count(name) for name in dict.fromkeys(model)}
         each = set(counts.values()) == {1}
         return " + ".join(model_label(name) if each else f"{n} × {model_label(name)}" for name, n in counts.items())
-    return re.sub(r"^resnet(?=\d)", "ResNet-", str(model))
+    return model_title(str(model))
