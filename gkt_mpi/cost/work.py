@@ -20,10 +20,8 @@ from gkt_mpi.cost.virtual_clock import ClientCost, Order, Participant, Participa
 from gkt_mpi.errors import require
 from gkt_mpi.models.resnet import EdgeName, NormName, ServerName
 from gkt_mpi.training.trainable import Extract, Share
-from gkt_mpi.wire.codec import Codec, CodecName
+from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.messages import HEADER_BYTES, Header, Kind, payload_size
-
-INTEGER_CODECS: tuple[CodecName, ...] = ("int8", "int4")  # for values after a ReLU; they cannot encode gradients
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def split_training(setting: Setting, participants: Participants, server_samples:
 
     Raises `ConfigError` for an integer codec, which cannot encode gradients.
     """
-    require(setting.codec.name not in INTEGER_CODECS, "wire.codec", setting.codec.name, "a float codec")
+    require(setting.codec.is_signed, "wire.codec", setting.codec.name, "a float codec")
     stem = stem_cost(setting.image_shape, setting.server_norm)
     server = server_cost(setting.server_model, setting.image_shape, setting.num_classes, with_input_gradient=True)
     clients = {}

@@ -15,9 +15,8 @@ from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.training.compute import choose
 from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate_model
 from gkt_mpi.training.trainable import Trainable, weighted_mean
+from gkt_mpi.wire.codec import SIGNED_CODECS
 from gkt_mpi.wire.messages import FeatureBlock, Gradient, Header, Kind, ModelState
-
-_SIGNED = ("float32", "bfloat16", "float16")  # codecs that can encode a gradient
 
 
 class SplitModel:
@@ -27,10 +26,10 @@ class SplitModel:
 
     def __init__(self, site: Site) -> None:
         """Build both parts. Raises `ConfigError` for a codec that cannot encode gradients."""
-        if site.codec.name not in _SIGNED:
+        if not site.codec.is_signed:
             raise ConfigError(
                 f"split_learning sends gradients, which wire.codec {site.codec.name} cannot encode; choose one of "
-                f"{', '.join(_SIGNED)}"
+                f"{', '.join(SIGNED_CODECS)}"
             )
         self.site = site
         self.whole = whole_model(site.server, site.file.image_shape, len(site.file.classes), site.seed, site.device)

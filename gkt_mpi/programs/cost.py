@@ -9,7 +9,6 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import get_args
 
 import torch
 from rich.console import Console
@@ -20,12 +19,12 @@ from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.cost.devices import Devices, load_profile, packaged_profiles
 from gkt_mpi.cost.flops import NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
 from gkt_mpi.cost.virtual_clock import Participant, RoundWork, round_s
-from gkt_mpi.cost.work import INTEGER_CODECS, Setting, round_work
+from gkt_mpi.cost.work import Setting, round_work
 from gkt_mpi.data.sources import DATA_SOURCES, DataSize
 from gkt_mpi.errors import GktError
 from gkt_mpi.federation.worker import LARGEST_BATCH
 from gkt_mpi.models.resnet import EDGE_FAMILIES, SERVER_FAMILIES, STEM_CHANNELS, EdgeName, ServerName
-from gkt_mpi.wire.codec import Codec, CodecName, WireConfig
+from gkt_mpi.wire.codec import CODECS, SIGNED_CODECS, Codec, WireConfig
 
 _PAPER = "The paper: 54 and 105 times fewer parameters (for an edge of 11 thousand), 9 and 17 times fewer operations."
 
@@ -73,9 +72,9 @@ def cases(setting: Setting, data: DataSize, num_clients: int, edge: EdgeName) ->
 
 def _in_floats(setting: Setting) -> Setting:
     """Return a setting whose codec can encode gradients."""
-    if setting.codec.name not in INTEGER_CODECS:
+    if setting.codec.is_signed:
         return setting
-    return replace(setting, codec=replace(setting.codec, name="float32"))
+    return replace(setting, codec=replace(setting.codec, name=SIGNED_CODECS[0]))
 
 
 def model_table(data: DataSize) -> Table:
@@ -92,7 +91,7 @@ def model_table(data: DataSize) -> Table:
     return table
 
 
-def round_table(rounds: list[Case], title: str, codec: CodecName) -> Table:
+def round_table(rounds: list[Case], title: str, codec: Codec) -> Table:
     """Return the table of what a client sends, receives and computes in a round, and of the server's operations."""
     table = _table(title, "one client, one round", "up", "down", "edge GFLOP", "server GFLOP, for all")
     for case in rounds:
@@ -101,9 +100,9 @@ def round_table(rounds: list[Case], title: str, codec: CodecName) -> Table:
             client = case.work.clients[0]
             cells = [decimal(client.up_bytes), decimal(client.down_bytes), _short(client.edge_flops / 1e9)]
         table.add_row(case.name, *cells, _short(case.work.server_flops / 1e9))
-    if codec in INTEGER_CODECS:
+    if not codec.is_signed:
         names = ", ".join(its.name for its in ALGORITHMS.values() if its.facts.sends_gradients)
-        table.caption, table.caption_justify = f"{names} in float32: no gradient travels in integers", "left"
+        table.caption, table.caption_justify = f"{names} in {SIGNED_CODECS[0]}: no gradient travels in integers", "left"
     return table
 
 
@@ -148,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=_positive, help="training images, instead of the data set's")
     parser.add_argument("--classes", type=_positive, help="classes, instead of the data set's")
     parser.add_argument("--size", type=_positive, help="height and width, instead of the data set's")
-    parser.add_argument("--codec", choices=get_args(CodecName), default="float32")
+    parser.add_argument("--codec", choices=CODECS, default="float32")
     parser.add_argument("--clients", type=_positive, default=16)
     parser.add_argument("--epochs", type=_positive, default=1, help="passes per client and round")
     parser.add_argument("--batch-size", type=_positive, default=256, help="of a client")
@@ -186,7 +185,7 @@ def main() -> None:
         last = seconds_table(rounds, options.clients, options.server_device)
     except GktError as error:
         parser.error(str(error))
-    for table in (model_table(data), round_table(rounds, title, codec.name), last):
+    for table in (model_table(data), round_table(rounds, title, codec), last):
         console.print(table)
 
 

@@ -13,9 +13,10 @@ code times the scale of its sample and channel, and exact zero stays exact zero.
     int4                 4 K scales, then K H W / 2 (pairs)       8,256
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,11 +24,97 @@ from torch import Tensor
 
 from gkt_mpi.errors import require
 
-CodecName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 CudaAware = Literal["auto"] | bool  # YAML reads on and off as booleans
-_FLOAT = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_MAX_CODE = {"int8": 255, "int4": 15}
+FeatureShape = tuple[int, int, int]  # height, width, channels
 _INFINITY = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # its bits
+
+
+@dataclass(frozen=True)
+class CodecForm:
+    """A form of features that a configuration can name; `Codec` applies it to features of one shape."""
+
+    name: str
+    is_signed: bool
+    """Whether negative values come through, so that gradients can travel in it."""
+    row_bytes: Callable[[FeatureShape], int]
+    """Returns the bytes of one encoded sample."""
+    encode: Callable[[Tensor], Tensor]
+    """Returns rows uint8 (B, row_bytes) of contiguous values float32 (B, H, W, K)."""
+    decode: Callable[[Tensor, FeatureShape], Tensor]
+    """Returns values float32, to be viewed as (B, H, W, K), of rows."""
+    is_finite: Callable[[Tensor, FeatureShape], bool]
+    """Whether rows, in host memory, decode to finite values only."""
+
+
+def _float_form(name: str, kind: torch.dtype) -> CodecForm:
+    """Return the form in which each value is a floating-point number of this kind."""
+
+    def is_finite(rows: Tensor, shape: FeatureShape) -> bool:
+        # Read as unsigned integers, what is finite and not negative comes before all else, and integers compare
+        # faster. After a ReLU nothing is negative; where something is, the values themselves decide.
+        unsigned = np.uint32 if kind.itemsize == 4 else np.uint16
+        return bool(rows.numpy().view(unsigned).max() < _INFINITY[kind]) or bool(rows.view(kind).isfinite().all())
+
+    return CodecForm(
+        name,
+        is_signed=True,
+        row_bytes=lambda shape: prod(shape) * kind.itemsize,
+        encode=lambda value: _bytes(value.to(kind)),
+        decode=lambda rows, shape: rows.view(kind).float(),
+        is_finite=is_finite,
+    )
+
+
+def _integer_form(name: str, bits: int) -> CodecForm:
+    """Return the form in which each value is an unsigned code of 8 or 4 bits, times the scale of sample and channel."""
+    top = 2**bits - 1
+
+    def row_bytes(shape: FeatureShape) -> int:
+        return 4 * shape[2] + (prod(shape) * bits + 7) // 8
+
+    def encode(value: Tensor) -> Tensor:
+        batch = len(value)
+        scale = (value.amax(dim=(1, 2)) / top).clamp_(min=0) + 0.0  # never -0.0
+        # A tiny maximum over `top` can underflow to zero: divided by infinity such a channel is zero, as an empty one.
+        divisor = torch.where(scale > 0, scale, torch.inf).reshape(batch, 1, 1, -1)
+        code = (value / divisor).round_().clamp_(0, top).to(torch.uint8).reshape(batch, -1)
+        if bits == 4:
+            if code.shape[1] % 2:
+                code = torch.nn.functional.pad(code, (0, 1))
+            code = code[:, 0::2] | code[:, 1::2] << 4
+        return torch.cat([_bytes(scale), code], dim=1)
+
+    def decode(rows: Tensor, shape: FeatureShape) -> Tensor:
+        batch, channels = len(rows), shape[2]
+        scale = _scale_bytes(rows, channels).view(torch.float32).reshape(batch, 1, 1, channels)
+        code = rows[:, 4 * channels :]
+        if bits == 4:
+            code = torch.stack([code & 15, code >> 4], dim=2).reshape(batch, -1)[:, : prod(shape)]
+        return code.reshape(batch, *shape) * scale
+
+    def is_finite(rows: Tensor, shape: FeatureShape) -> bool:
+        scale = _scale_bytes(rows, shape[2]).view(torch.float32)
+        return bool(((scale >= 0) & (scale <= torch.finfo(torch.float32).max / top)).all())
+
+    return CodecForm(name, False, row_bytes, encode, decode, is_finite)
+
+
+CODECS = {
+    its.name: its
+    for its in (
+        _float_form("float32", torch.float32),
+        _float_form("bfloat16", torch.bfloat16),
+        _float_form("float16", torch.float16),
+        _integer_form("int8", 8),
+        _integer_form("int4", 4),
+    )
+}
+SIGNED_CODECS = tuple(its.name for its in CODECS.values() if its.is_signed)
+
+if TYPE_CHECKING:
+    CodecName = str
+else:
+    CodecName = Literal[tuple(CODECS)]
 
 
 @dataclass(frozen=True)
@@ -50,20 +137,22 @@ class Codec:
     """A codec for features of one shape, (height, width, channels)."""
 
     name: CodecName
-    shape: tuple[int, int, int]
+    shape: FeatureShape
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether gradients can travel in it."""
+        return CODECS[self.name].is_signed
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one encoded sample."""
-        if self.name in _FLOAT:
-            return prod(self.shape) * _FLOAT[self.name].itemsize
-        codes = prod(self.shape)
-        return 4 * self.shape[2] + (codes if self.name == "int8" else (codes + 1) // 2)
+        return CODECS[self.name].row_bytes(self.shape)
 
     @property
     def code_id(self) -> int:
         """The number that stands for this codec in a header."""
-        return list(CodecName.__args__).index(self.name)  # type: ignore[attr-defined]
+        return list(CODECS).index(self.name)
 
     def block_rows(self, block_mib: float) -> int:
         """Return how many samples fit in a block of `block_mib` MiB; at least 1."""
@@ -74,45 +163,15 @@ class Codec:
 
         With float32 and channels-last input the rows share the memory of the features.
         """
-        value = feature_BKHW.permute(0, 2, 3, 1).contiguous()
-        batch = len(value)
-        if self.name in _FLOAT:
-            return _bytes(value.to(_FLOAT[self.name]))
-        top = _MAX_CODE[self.name]
-        scale = (value.amax(dim=(1, 2)) / top).clamp_(min=0) + 0.0  # never -0.0
-        # A tiny maximum over `top` can underflow to zero: divided by infinity such a channel is zero, as an empty one.
-        divisor = torch.where(scale > 0, scale, torch.inf).reshape(batch, 1, 1, -1)
-        code = (value / divisor).round_().clamp_(0, top).to(torch.uint8).reshape(batch, -1)
-        if self.name == "int4":
-            if code.shape[1] % 2:
-                code = torch.nn.functional.pad(code, (0, 1))
-            code = code[:, 0::2] | code[:, 1::2] << 4
-        return torch.cat([_bytes(scale), code], dim=1)
+        return CODECS[self.name].encode(feature_BKHW.permute(0, 2, 3, 1).contiguous())
 
     def decode(self, rows: Tensor) -> Tensor:
         """Return features float32 (B, K, H, W), channels-last, of rows uint8 (B, row_bytes), on the same device."""
-        batch, (height, width, channels) = len(rows), self.shape
-        if self.name in _FLOAT:
-            value = rows.view(_FLOAT[self.name]).float()
-        else:
-            scale = _scale_bytes(rows, channels).view(torch.float32).reshape(batch, 1, 1, channels)
-            code = rows[:, 4 * channels :]
-            if self.name == "int4":
-                code = torch.stack([code & 15, code >> 4], dim=2).reshape(batch, -1)[:, : prod(self.shape)]
-            value = code.reshape(batch, *self.shape) * scale
-        return value.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return CODECS[self.name].decode(rows, self.shape).reshape(len(rows), *self.shape).permute(0, 3, 1, 2)
 
     def is_finite(self, rows: Tensor) -> bool:
         """Whether rows uint8 (B, row_bytes), in host memory, decode to finite values only; mostly in one pass."""
-        if self.name not in _FLOAT:
-            scale = _scale_bytes(rows, self.shape[2]).view(torch.float32)
-            largest = torch.finfo(torch.float32).max / _MAX_CODE[self.name]
-            return bool(((scale >= 0) & (scale <= largest)).all())
-        kind = _FLOAT[self.name]
-        # Read as unsigned integers, what is finite and not negative comes before all else, and integers compare
-        # faster. After a ReLU nothing is negative; where something is, the values themselves decide.
-        unsigned = np.uint32 if kind.itemsize == 4 else np.uint16
-        return bool(rows.numpy().view(unsigned).max() < _INFINITY[kind]) or bool(rows.view(kind).isfinite().all())
+        return CODECS[self.name].is_finite(rows, self.shape)
 
 
 def _bytes(value: Tensor) -> Tensor:
