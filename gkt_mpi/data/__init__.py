@@ -1,1 +1,1 @@
-"""From a data set to what one client trains on: one HDF5 file, a partition, a shard, augmented batches."""
+"""From a data set to a client's training batches: one HDF5 file, a partition, a shard, augmented batches."""

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once, on the device it lies on: crop, flip, normalise, Cutout."""
+"""Augmentation of a whole batch at once, on its device: crop, flip, normalise, Cutout."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -13,14 +13,14 @@ AugmentName = Literal["auto", "paper", "crop_flip", "none"]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied. The paper's settings for 32x32: crop 4, flip, cutout 16."""
+    """Augmentation of training images. The paper's settings for 32x32: crop 4, flip, cutout 16."""
 
     crop_padding: int = 0
-    """Black pixels added on each side before a crop of the original size is taken at a random place."""
+    """Black pixels added on each side before a random crop of the original size."""
     flip: bool = False
-    """Mirror half of the images left to right."""
+    """Mirror a random half of the images left to right."""
     cutout: int = 0
-    """Side of the square that is set to the mean colour, at a random place that may reach over the edge, in pixels."""
+    """Side in pixels of the square that is set to the mean colour, at a random position that may cross the border."""
 
 
 DefaultAugmentation = Callable[[int], Augmentation]  # of a data set, by the height and width of its images in pixels
@@ -43,12 +43,12 @@ def augmentation_for(default: DefaultAugmentation, image_size: int, augment: Aug
 
 @dataclass(frozen=True)
 class Variation:
-    """How each of N images is varied, all int64 (N,) but `mirrored`, bool (N,)."""
+    """The variation of each of N images, all int64 (N,) except `mirrored`, bool (N,)."""
 
     down: Tensor  # shift of the crop, in pixels
     right: Tensor
     mirrored: Tensor
-    cut_top: Tensor  # first row and column of the Cutout square, which may lie outside
+    cut_top: Tensor  # first row and column of the Cutout square, which may be outside
     cut_left: Tensor
 
     def __getitem__(self, rows: slice) -> "Variation":
@@ -56,10 +56,10 @@ class Variation:
 
 
 class ImagePipeline:
-    """Turns stored images (uint8, N x H x W x channels) into what the models take (float32, N x channels x H x W)."""
+    """Turns stored images (uint8, N x H x W x channels) into a model's input (float32, N x channels x H x W)."""
 
     def __init__(self, mean: Tensor, std: Tensor, augmentation: Augmentation) -> None:
-        """`mean` and `std`: float32 (channels,), of pixels scaled to 0..1, on the device of the images."""
+        """Initialise; `mean` and `std`: float32 (channels,), of pixels scaled to 0..1, on the images' device."""
         self.scale = 1 / (255 * std)
         self.shift = mean / std
         self.augmentation = augmentation
@@ -67,13 +67,13 @@ class ImagePipeline:
     def plain(self, image_BHWC: Tensor) -> Tensor:
         """Normalise a batch: float32 (B, channels, H, W), channels-last in memory."""
         num, height, width, channels = image_BHWC.shape
-        # Line by line: torch's kernels are four times as slow where the last dimension is one pixel.
+        # Row by row: torch's kernels are four times as slow if the last dimension is one pixel.
         line_BHL = image_BHWC.reshape(num, height, width * channels).to(torch.float32)
         line_BHL = line_BHL.mul_(self.scale.repeat(width)).sub_(self.shift.repeat(width))
         return line_BHL.view(image_BHWC.shape).permute(0, 3, 1, 2)
 
     def draw(self, image_NHWC: Tensor, generator: torch.Generator) -> Variation:
-        """Draw a variation of each image from `generator`, which must live on the device of the images."""
+        """Draw a variation of each image from `generator`, which must be on the images' device."""
         num, height, width, _ = image_NHWC.shape
         policy = self.augmentation
 
@@ -96,7 +96,7 @@ class ImagePipeline:
         if policy.flip:
             image_BHWC = torch.where(variation.mirrored[:, None, None, None], image_BHWC.flip(2), image_BHWC)
         image = self.plain(image_BHWC)
-        if policy.cutout:  # sets the mean colour, which is zero once normalised (DeVries and Taylor 2017)
+        if policy.cutout:  # sets the mean colour, which is zero after normalisation (DeVries and Taylor 2017)
             image.mul_(~self._covered(variation, *image.shape[2:]))  # masked_fill_ is slower
         return image
 
@@ -106,15 +106,15 @@ class ImagePipeline:
         padding, device = self.augmentation.crop_padding, image_BHWC.device
         padded = functional.pad(image_BHWC, (0, 0, padding, padding, padding, padding))
         _, padded_height, padded_width, _ = padded.shape
-        # A line of a crop lies in one piece in the padded images: it is copied as such, not pixel by pixel.
-        line = padded.flatten().unfold(0, width * channels, channels)  # by the pixel it begins with; a view
+        # A row of a crop is contiguous in the padded images: it is copied as a whole, not pixel by pixel.
+        line = padded.flatten().unfold(0, width * channels, channels)  # indexed by the first pixel; a view
         top_B, left_B = padding + variation.down, padding + variation.right
         begin_B = (torch.arange(num, device=device) * padded_height + top_B) * padded_width + left_B
         begin_BH = begin_B[:, None] + torch.arange(height, device=device) * padded_width
         return line.index_select(0, begin_BH.flatten()).view(image_BHWC.shape)
 
     def _covered(self, variation: Variation, height: int, width: int) -> Tensor:
-        """Return where the Cutout squares lie, bool (B, 1, H, W)."""
+        """Return the mask of the Cutout squares, bool (B, 1, H, W)."""
 
         def within(first: Tensor, size: int) -> Tensor:
             at = torch.arange(size, device=first.device)

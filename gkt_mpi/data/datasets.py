@@ -1,12 +1,12 @@
-"""Data sets, each decoded once into one HDF5 file that every rank then reads its own rows of.
+"""Data sets, each decoded once into one HDF5 file from which every rank reads its own rows.
 
     /SPLIT/image  uint8 (N, H, W, channels), contiguous, so that rows are read through a memory map
     /SPLIT/label  int64 (N,)                 SPLIT is train, test, and for CINIC-10 also valid
     attributes    classes (names), mean and std (per channel, of pixels scaled to 0..1), origin, checksums,
-                  digest (of all of the above but the latter two: digest.py)
+                  digest (of all of the above except the latter two: digest.py)
 
-The file lies beside the archives, in `data.dir`. Rank 0 makes it before training (`prepare`); its sources
-stand in `sources.py`.
+The file is stored beside the archives, in `data.dir`. Rank 0 creates it before training (`prepare`); its sources
+are in `sources.py`.
 """
 
 import errno
@@ -26,14 +26,14 @@ from gkt_mpi.data.partition import PartitionName
 from gkt_mpi.data.sources import DATA_SOURCES, DataName, Source, Statistics, SyntheticConfig
 from gkt_mpi.errors import DataError, FullDiskError, expand, require
 
-FORMAT = 2  # raised when the layout of the HDF5 file changes; an older file is then made anew
-_MAX_CLASSES = 32767  # labels travel as int16
+FORMAT = 2  # incremented when the layout of the HDF5 file changes; older files are then replaced
+_MAX_CLASSES = 32767  # labels are sent as int16
 _CHUNK = digest.ROWS  # images decoded and written at a time
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data set, and how its training images are spread over the clients."""
+    """The data set, and the distribution of its training images over the clients."""
 
     name: DataName = "cifar10"
     """Data set. digits comes with the package; synthetic is made from a seed; the others are looked for in dir."""
@@ -47,14 +47,14 @@ class DataConfig:
     classes_per_client: int = 2
     """Classes that each client holds with partition shards; at least 1."""
     augment: AugmentName = "auto"
-    """How training images are varied. paper: random crop, horizontal flip and Cutout. crop_flip: without Cutout. none:
-    not at all. auto: as in the paper, of digits crops alone."""
+    """Augmentation of training images. paper: random crop, horizontal flip and Cutout. crop_flip: without Cutout. none:
+    no augmentation. auto: as in the paper, for digits crops only."""
     download: bool = False
-    """Fetch CIFAR-10 or CIFAR-100 when the archive is missing."""
+    """Download CIFAR-10 or CIFAR-100 if the archive is missing."""
     limit: int | None = None
-    """Use this many training images, drawn by the seed; null for all."""
+    """Use this many training images, drawn from the seed; null for all."""
     test_limit: int | None = None
-    """Use this many test images, drawn by the seed; null for all."""
+    """Use this many test images, drawn from the seed; null for all."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
@@ -66,27 +66,29 @@ class DataConfig:
 
 
 class ImageFile:
-    """One opened HDF5 file: the classes, the channel statistics, labels, and images by row."""
+    """An open HDF5 file: the classes, the channel statistics, labels, and images by row."""
 
     def __init__(self, path: Path) -> None:
-        """Open and check the file. Raises `DataError` naming the file and what is wrong with it."""
+        """Open and check the file. Raises `DataError` naming the file and the problem."""
         self.path = path
         if not path.exists():
-            raise DataError(f"there is no {path}, which rank 0 has made; every node must see the same data.dir")
+            raise DataError(f"{path}, created by rank 0, is missing; every node must see the same data.dir")
         try:
             with h5py.File(path, "r") as file:
                 self.classes = [str(name) for name in file.attrs["classes"]]
                 self.mean = np.asarray(file.attrs["mean"], np.float32)
                 self.std = np.asarray(file.attrs["std"], np.float32)
                 self.checksums = str(file.attrs["checksums"])
-                self.digest = str(file.attrs.get("digest", ""))  # older files have none until `verify`
+                self.digest = str(file.attrs.get("digest", ""))  # None in older files until `verify`
                 self._labels = {split: file[split]["label"][:] for split in file}
                 self._images = {split: _map_images(path, file[split]["image"]) for split in file}
             self._check()
         except DataError:
             raise
-        except Exception as error:  # a damaged HDF5 file can raise almost anything
-            raise DataError(f"{path} is no image file of this package ({error}); delete it to make it anew") from error
+        except Exception as error:  # a damaged HDF5 file can raise almost any exception
+            raise DataError(
+                f"{path} is not an image file of this package ({error}); delete it to create it again"
+            ) from error
         self._labels = {split: labels.astype(np.int64) for split, labels in self._labels.items()}
 
     @property
@@ -96,23 +98,23 @@ class ImageFile:
         return height, width, channels
 
     def verify(self) -> None:
-        """Read everything, and raise `DataError` where it is not what the file was made with."""
+        """Read everything, and raise `DataError` if it differs from what the file was created with."""
         arrays = {f"{split}/image": images for split, images in self._images.items()}
         arrays |= {f"{split}/label": labels.astype("<i8") for split, labels in self._labels.items()}
         pieces = dict(zip(arrays, digest.digest_of_pieces(list(arrays.values())), strict=True))
         found = digest.digest_of_all(pieces, self.classes, (self.mean, self.std))
         if self.digest not in ("", found):
             raise DataError(
-                f"{self.path} was changed: its images, labels or statistics are not those it was made with; "
-                "delete it to make it anew"
+                f"{self.path} was changed: its images, labels or statistics are not those it was created with; "
+                "delete it to create it again"
             )
         self.digest = found
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of these images before training, each in one line."""
+        """Notes about these images for the user before training, one line each."""
         notes = []
-        for split, kind in (("train", "training images and cannot be learned"), ("test", "test images to judge by")):
+        for split, kind in (("train", "training images and cannot be learned"), ("test", "test images for evaluation")):
             counts = np.bincount(self.labels(split), minlength=len(self.classes))
             empty = [self.classes[k] for k in np.flatnonzero(counts == 0)]
             if empty:
@@ -132,7 +134,7 @@ class ImageFile:
     def _check(self) -> None:
         def expect(condition: bool, text: str) -> None:
             if not condition:
-                raise DataError(f"{self.path}: {text}; delete it to make it anew")
+                raise DataError(f"{self.path}: {text}; delete it to create it again")
 
         _check_classes(str(self.path), self.classes)
         expect({"train", "test"} <= set(self._images), "/train or /test is missing")
@@ -140,10 +142,10 @@ class ImageFile:
             labels = self._labels[split]
             expect(images.dtype == np.uint8 and images.ndim == 4, f"/{split}/image is not uint8 (N, H, W, channels)")
             expect(images.shape[1:] == self._images["train"].shape[1:], f"/{split} has other image shapes than /train")
-            expect(labels.ndim == 1 and labels.dtype.kind in "iu", f"/{split}/label is not of integers (N,)")
+            expect(labels.ndim == 1 and labels.dtype.kind in "iu", f"/{split}/label is not an integer array (N,)")
             expect(len(images) == len(labels) > 0, f"/{split} has {len(images)} images but {len(labels)} labels")
             in_range = labels.min() >= 0 and labels.max() < len(self.classes)
-            expect(in_range, f"/{split}/label reaches outside 0..{len(self.classes) - 1}")
+            expect(in_range, f"/{split}/label has values outside 0..{len(self.classes) - 1}")
         height, width, channels = self.image_shape
         fits = height >= 8 and width >= 8 and height % 4 == 0 and width % 4 == 0
         expect(fits, f"images of {height}x{width} do not fit the models, which need multiples of 4 from 8 up")
@@ -152,7 +154,7 @@ class ImageFile:
 
 
 def _check_classes(origin: str, classes: list[str]) -> None:
-    """Raise `DataError` naming what has too few classes to tell apart, or too many to number."""
+    """Raise `DataError` for too few classes to distinguish, or too many to number."""
     if not 2 <= len(classes) <= _MAX_CLASSES:
         number = f"1 class ({classes[0]})" if len(classes) == 1 else f"{len(classes):,} classes"
         raise DataError(f"{origin} has {number}; expected 2 to {_MAX_CLASSES:,} classes")
@@ -167,11 +169,11 @@ def _map_images(path: Path, dataset: h5py.Dataset) -> np.ndarray:
 
 
 def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile:
-    """Return the HDF5 file of the configured data set, made first where it is missing or out of date.
+    """Return the HDF5 file of the configured data set, created first if it is missing or out of date.
 
-    `report(done, total)` is called while images are decoded, first with 0 done. The file is written under another
-    name and renamed when it is whole. Raises `DataError` where the data set is missing or cannot be read or written, or
-    was changed after it was made.
+    `report(done, total)` is called while images are decoded, first with 0 done. The file is written under a temporary
+    name and renamed when complete. Raises `DataError` if the data set is missing, cannot be read or written, or was
+    changed after its creation.
     """
     path = file_path(config)
     try:
@@ -191,15 +193,15 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
     except OSError as error:
         what = FullDiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else DataError
         raise what(
-            f"cannot make {path}: {error.strerror or error}; set data.dir to a folder with room that you may write"
+            f"cannot create {path}: {error.strerror or error}; set data.dir to a writable folder with enough space"
         ) from error
     return ImageFile(path)
 
 
 def look_for(config: DataConfig) -> ImageFile | str:
-    """Return the data set's HDF5 file, or one sentence of how `prepare` will make it. Nothing is made or fetched.
+    """Return the data set's HDF5 file, or a sentence on how `prepare` will create it. Creates and downloads nothing.
 
-    Raises `DataError` where it could not be made.
+    Raises `DataError` if it could not be created.
     """
     path = file_path(config)
     data_source = DATA_SOURCES[config.name]
@@ -210,7 +212,7 @@ def look_for(config: DataConfig) -> ImageFile | str:
         return f"{path} is made when the run begins"
     if not (config.download and data_source.can_download):
         raise DataError(source.missing)
-    return f"{config.name} is downloaded into {path.parent} when the run begins"
+    return f"{config.name} will be downloaded into {path.parent} when the run begins"
 
 
 def file_path(config: DataConfig) -> Path:
@@ -226,7 +228,7 @@ def _verified(path: Path) -> ImageFile:
 
 
 def _is_stale(path: Path, source: Source) -> bool:
-    """Whether the archives have changed since the file was made. Archives deleted since do not make it stale."""
+    """Whether the archives have changed since the file was created. Deleted archives do not make it stale."""
     try:
         with h5py.File(path, "r") as file:
             made_from = str(file.attrs["format"]), str(file.attrs["fingerprint"])
@@ -286,13 +288,13 @@ def _write(path: Path, source: Source, statistics: Statistics | None, report: Ca
         mean, std = statistics or _statistics(sums, arrays["train/image"][0])
         attributes |= {"mean": np.asarray(mean), "std": np.asarray(std)}
         attributes["digest"] = digest.digest_of_all(pieces, decoded.classes, (mean, std))
-        plan(arrays, attributes).write_metadata(file)  # last, so that half a file is no HDF5 file
+        plan(arrays, attributes).write_metadata(file)  # last, so that an incomplete file is not a valid HDF5 file
         file.flush()
         os.fsync(file.fileno())
 
 
 def _reserve(planned: Plan, file: BinaryIO) -> None:
-    """Reserve the disk space of a file. Raises `OSError` that says how much it needs."""
+    """Reserve the disk space of a file. Raises `OSError` stating the space needed."""
     try:
         planned.reserve(file)
     except OSError as error:

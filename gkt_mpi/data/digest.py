@@ -1,6 +1,6 @@
-"""The digest of a data set: a text that differs when any image, label, name of a class or statistic differs.
+"""The digest of a data set: a text that changes when any image, label, class name or statistic changes.
 
-It is a BLAKE2 digest over the digests of pieces, which are taken while the images are written, and at the start of a
+It is a BLAKE2 digest over the digests of pieces, which are computed while the images are written, and at the start of a
 run by several threads: CIFAR-10 takes a third of a second with one.
 """
 
@@ -11,11 +11,11 @@ from hashlib import blake2b
 
 import numpy as np
 
-ROWS = 1000  # images, or labels, of a piece
+ROWS = 1000  # images or labels per piece
 
 
 def digest_of_piece(rows: np.ndarray) -> bytes:
-    """Return the digest of up to `ROWS` images or labels as they lie in the file, uint8 or int64."""
+    """Return the digest of up to `ROWS` images or labels as stored in the file, uint8 or int64."""
     return blake2b(np.ascontiguousarray(rows).data, digest_size=32).digest()
 
 

@@ -1,8 +1,8 @@
-"""Plans HDF5 files of contiguous arrays, so that nothing but plain writes ever touches the disk.
+"""Plans HDF5 files of contiguous arrays, so that only plain writes are made to the disk.
 
-HDF5 writes what it must when a file, or an object in it, is closed. Where that fails, as on a full disk, it stays open
-and takes the process down at its end. So here HDF5 lays out the file in memory, without the arrays' values: what it
-writes is noted, and written by us around the values, to a file whose disk space has been reserved.
+HDF5 writes when a file, or an object in it, is closed. If that fails, as on a full disk, the file stays open and
+crashes the process at its end. Here HDF5 therefore lays out the file in memory, without the arrays' values: its writes
+are recorded, and written by this package around the values, to a file whose disk space has been reserved.
 """
 
 import math
@@ -17,24 +17,25 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything in a file belongs, in bytes from its beginning."""
+    """The layout of a file, in bytes from its beginning."""
 
     size: int
-    """Of the whole file."""
+    """Size of the whole file."""
     offsets: dict[str, int]
-    """Of each array's values, in C order."""
+    """Offset of each array's values, in C order."""
     metadata: list[tuple[int, bytes]]
-    """What HDF5 has to say of the arrays, to be written in this order."""
+    """HDF5's metadata, to be written in this order."""
 
     def reserve(self, file: BinaryIO) -> None:
-        """Give a file its size and its place on the disk.
+        """Set a file's size and reserve its disk space.
 
-        Raises `OSError` where there is no room. File systems that copy on write (btrfs, ZFS) may run out of it later.
+        Raises `OSError` if there is not enough space. Copy-on-write file systems (btrfs, ZFS) may still run out of it
+        later.
         """
         os.posix_fallocate(file.fileno(), 0, self.size)
 
     def write_metadata(self, file: BinaryIO) -> None:
-        """Make the file an HDF5 file. Raises `OSError`."""
+        """Write the metadata, which makes the file a valid HDF5 file. Raises `OSError`."""
         for offset, content in self.metadata:
             file.seek(offset)
             file.write(content)
@@ -45,7 +46,7 @@ def plan(
 ) -> Plan:
     """Return the plan of a file of these arrays, each /GROUP/NAME or NAME with its shape and type, and attributes.
 
-    The values of the attributes do not change where the arrays lie, as long as types and lengths stay the same. Arrays
+    The values of the attributes do not affect the arrays' offsets, as long as types and lengths stay the same. Arrays
     of `alignment` bytes or more begin at a multiple of it.
     """
     notes = _Notes()
@@ -55,7 +56,7 @@ def plan(
         for path, (shape, dtype) in arrays.items():
             how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             how.set_layout(h5py.h5d.CONTIGUOUS)
-            how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # so that it has its place in the file now
+            how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # so that it is allocated in the file now
             how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             how.set_obj_track_times(False)
             links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
@@ -69,7 +70,7 @@ def plan(
 
 
 class _Notes:
-    """A file of which only what is written to it takes memory; what h5py wants of one."""
+    """An in-memory file that stores only the written ranges, with the methods that h5py needs."""
 
     def __init__(self) -> None:
         self.writes: list[tuple[int, bytes]] = []
@@ -77,12 +78,12 @@ class _Notes:
         self._position = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a byte."""
+        """Set the position."""
         self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         return self._position
 
     def tell(self) -> int:
-        """Return which byte comes next."""
+        """Return the position."""
         return self._position
 
     def truncate(self, size: int) -> int:
@@ -94,14 +95,14 @@ class _Notes:
         """Do nothing."""
 
     def write(self, content: memoryview) -> int:
-        """Note what is written, and where."""
+        """Record the written bytes and their position."""
         self.writes.append((self._position, bytes(content)))
         self._position += len(content)
         self.size = max(self.size, self._position)
         return len(content)
 
     def read(self, size: int) -> bytes:
-        """Read back what has been written; zeros where nothing has."""
+        """Read written bytes; zeros elsewhere."""
         content = bytearray(max(0, min(size, self.size - self._position)))
         for offset, written in self.writes:
             first, last = max(offset, self._position), min(offset + len(written), self._position + len(content))

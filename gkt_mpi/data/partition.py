@@ -59,7 +59,7 @@ def partition(
 
 
 def count_by_class(labels: np.ndarray, parts: list[np.ndarray], num_classes: int) -> np.ndarray:
-    """Return how many images of each class each client holds, int64 (clients, classes)."""
+    """Return the number of images of each class and client, int64 (clients, classes)."""
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
 
 
@@ -74,7 +74,7 @@ def _hetero(
 ) -> list[np.ndarray]:
     """Spread each class by Dirichlet(alpha); a client that already holds its fair share gets none of the next class.
 
-    Drawn again until every client has at least `MIN_SAMPLES` (Yurochkin et al. 2019; the paper's released code).
+    Repeated until every client has at least `MIN_SAMPLES` (Yurochkin et al. 2019; the paper's released code).
     """
     for _ in range(_MAX_DRAWS):
         parts: list[np.ndarray] = [np.empty(0, np.int64)] * num_clients
@@ -99,7 +99,7 @@ def _shards(
 ) -> list[np.ndarray]:
     """Give each client `classes_per_client` classes, every class to as equal a number of clients as can be.
 
-    The classes are dealt out round and round in a shuffled order; those who share a class share it equally.
+    The classes are assigned round-robin in a shuffled order; clients that share a class share it equally.
     """
     classes = rng.permutation(np.unique(labels))
     each = config.classes_per_client

@@ -1,4 +1,4 @@
-"""One client's part of the training set, on the device that trains."""
+"""One client's part of the training set, on the training device."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Shard:
     def blocks(self, block_rows: int, generator: torch.Generator) -> Iterator[tuple[slice, Tensor]]:
         """Yield (rows, augmented images) in stored order, at most `block_rows` at a time.
 
-        What is drawn for an image does not depend on `block_rows`.
+        The random numbers of an image do not depend on `block_rows`.
         """
         variation = self.pipeline.draw(self.image, generator)
         for first in range(0, len(self), block_rows):

@@ -1,8 +1,8 @@
 """Where images come from: a `DataSource` for each data set, whose function `open` returns a `Source`.
 
-A source knows whether its files are there (`missing` says what was looked for and how to get it) and when they
-last changed; only `read` opens them. Every function takes the folder to look in, whether it may download, and what
-synthetic images to make, and uses what concerns it.
+A source reports whether its files exist (`missing` states what was not found and how to get it) and when they last
+changed; only `read` opens them. Every function takes the data folder, whether downloads are allowed, and the settings
+of synthetic images, and uses those that apply to it.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from gkt_mpi.seeding import numpy_generator
 
 Statistics = tuple[Any, Any]  # mean and standard deviation of each channel, from 0 to 1
 
-# What a picture's name may end in that CINIC-10, all of PNG files, has none of.
+# File name extensions of pictures that CINIC-10, which has only PNG files, does not contain.
 _OTHER_IMAGES = {".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
 
 
@@ -41,7 +41,7 @@ class DataSize:
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Size of the synthetic data set: images made from a seed, with classes a network can learn."""
+    """Size of the synthetic data set: images generated from a seed, with learnable classes."""
 
     train: int = 2000
     """Training images."""
@@ -52,7 +52,7 @@ class SyntheticConfig:
     classes: int = 10
     """Number of classes; at least 2."""
     seed: int = 0
-    """Seed of the images (the run's own seed does not change them)."""
+    """Seed of the images (the run's own seed does not affect them)."""
 
     def __post_init__(self) -> None:
         require(self.train >= 1, "data.synthetic.train", self.train, "at least 1")
@@ -77,7 +77,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A data set that has been opened."""
+    """An opened data set."""
 
     classes: list[str]
     splits: dict[str, Split]
@@ -86,12 +86,12 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set before it is opened."""
+    """A data set that has not been opened."""
 
     origin: str
     read: Callable[[], Decoded]
-    missing: str = ""  # why it cannot be read, and what to do; empty when it can
-    fingerprint: str = ""  # changes when the files change; empty when they are gone or cannot change
+    missing: str = ""  # why it cannot be read, and what to do; empty if it can be read
+    fingerprint: str = ""  # changes when the files change; empty if they are gone or cannot change
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,11 @@ def _array_split(labels: np.ndarray, images: np.ndarray) -> Split:
 def digits(root: Path, download: bool, made: SyntheticConfig) -> Source:
     """Return the 1,797 handwritten digits of 8x8 that scikit-learn ships (UCI, Alpaydin and Kaynak 1998).
 
-    One image in five is for testing, chosen once and for all. Pixels 0..16 become 0..255; one channel.
+    A fixed fifth of the images is the test set. Pixels 0..16 become 0..255; one channel.
     """
 
     def read() -> Decoded:
-        """Unpack the file that comes with the package."""
+        """Unpack the packaged file."""
         packed = resources.files("gkt_mpi.data").joinpath("digits.csv.gz").read_bytes()
         table = np.loadtxt(io.StringIO(gzip.decompress(packed).decode()), delimiter=",")
         images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -168,14 +168,14 @@ DIGITS = DataSource("digits", digits, size=DataSize(1438, 10, (8, 8, 1)), augmen
 
 
 def synthetic(root: Path, download: bool, made: SyntheticConfig) -> Source:
-    """Return images that a network can learn but a pixel template cannot quite: made from a seed, any size.
+    """Return images generated from a seed, in any size, learnable but not by matching pixel templates.
 
-    A class is a smooth random colour pattern; an image is its class's pattern, shifted by up to a quarter of
-    the size, under a random contrast and noise.
+    A class is a smooth random colour pattern; an image is its class's pattern, shifted by up to a quarter of the size,
+    with random contrast and noise.
     """
 
     def read() -> Decoded:
-        """Make all images from the seed."""
+        """Generate all images from the seed."""
         rng = numpy_generator(made.seed, "synthetic-patterns")
         coarse = rng.normal(size=(made.classes, 4, 4, 3))
         spread = np.kron(coarse, np.ones((1, made.size // 4, made.size // 4, 1)))
@@ -183,7 +183,7 @@ def synthetic(root: Path, download: bool, made: SyntheticConfig) -> Source:
         patterns = smooth / np.std(smooth, axis=(1, 2, 3), keepdims=True)
 
         def split(name: str, count: int) -> Split:
-            """Return `count` images, as many of each class as of any other, made a block at a time."""
+            """Return `count` images, equally many of each class, generated block by block."""
             labels = numpy_generator(made.seed, f"synthetic-{name}-labels").permutation(np.arange(count) % made.classes)
 
             def images(first: int, last: int) -> np.ndarray:
@@ -270,7 +270,7 @@ def _cifar(
         return _array_split(np.concatenate([labels for _, labels in batches]), planar.transpose(0, 2, 3, 1))
 
     def read() -> Decoded:
-        """Read the archive; torchvision knows whether it is the published one."""
+        """Read the archive; torchvision's checksums tell whether it is the published one."""
         dataset_class = getattr(import_torchvision_datasets(), torchvision_class)
         published = [*dataset_class.train_list, *dataset_class.test_list]
         official = all(_md5(folder / file) == md5 for file, md5 in published)
@@ -282,7 +282,7 @@ def _cifar(
 
 
 def _batch(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images uint8 (N, 3072) and labels int64 (N,) of one file. Raises `DataError` saying what is wrong."""
+    """Return the images uint8 (N, 3072) and labels int64 (N,) of one file. Raises `DataError` with the problem."""
     entries = read_pickle(path)
     rows, labels = _entry(path, entries, "data"), _entry(path, entries, label_key)
     if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.shape[1:] == (3 * 32 * 32,)):
@@ -290,7 +290,7 @@ def _batch(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np
         raise _broken(path, f"has data of {found}; expected uint8 (N, 3072)")
     numbers = labels.tolist() if isinstance(labels, np.ndarray) else labels
     if not (isinstance(numbers, list) and all(type(number) is int for number in numbers)):
-        raise _broken(path, f"has {label_key} that are no whole numbers")
+        raise _broken(path, f"has {label_key} that are not integers")
     if len(rows) != len(numbers):
         raise _broken(path, f"has {len(rows)} images but {len(numbers)} labels")
     if numbers and not 0 <= min(numbers) <= max(numbers) < num_classes:
@@ -299,15 +299,15 @@ def _batch(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np
 
 
 def _class_names(path: Path, names_key: str) -> list[str]:
-    """Return the names of the classes in an archive's own list. Raises `DataError` saying what is wrong."""
+    """Return the class names in an archive's own list. Raises `DataError` with the problem."""
     names = _entry(path, read_pickle(path), names_key)
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise _broken(path, f"has {names_key} that are no list of text")
+        raise _broken(path, f"has {names_key} that are not a list of text")
     return names
 
 
 def _entry(path: Path, entries: dict[str, Any], key: str) -> object:
-    """Return what a file has under a key. Raises `DataError` when it has no such thing."""
+    """Return a file's entry for a key. Raises `DataError` if it is missing."""
     if key not in entries:
         there = f", only {', '.join(map(repr, entries))}"[:200] if entries else "; it is empty"
         raise _broken(path, f"has no {key!r}{there}")
@@ -323,7 +323,7 @@ def _nothing() -> Decoded:
 
 
 def _download(torchvision_class: str, folder: Path) -> None:
-    """Fetch and unpack an archive, which makes `folder`. Raises `DataError` saying what was looked for before."""
+    """Download and unpack an archive, which creates `folder`. Raises `DataError`, also naming what was not found."""
     looked_for = f"there is no {folder}{_beside(folder)}"
     if folder.parent.is_file():
         raise DataError(looked_for)
@@ -336,7 +336,7 @@ def _download(torchvision_class: str, folder: Path) -> None:
 
 
 def _beside(folder: Path) -> str:
-    """Return what to say of a data set whose folder is not there, but a tar file of it, or the folder one level up."""
+    """Return a hint for a missing data folder: a tar file of it, or the folder one level up."""
     root = folder.parent
     archives = [root] if root.is_file() else sorted(root.glob(folder.name.replace("batches-py", "python") + "*.tar*"))
     if archives and ".tar" not in archives[0].name:
@@ -387,12 +387,12 @@ CINIC10 = DataSource(
 
 
 def _class_folders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, ascending, but for hidden ones."""
+    """Return the names of the folders in a folder, ascending, without hidden ones."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _png_files(folder: Path) -> list[Path]:
-    """Return the pictures of a class, by name. Raises `DataError` where there is none, or one of another kind."""
+    """Return the pictures of a class, by name. Raises `DataError` if there are none, or files of another kind."""
     if not folder.is_dir():
         raise DataError(f"there is no {folder}, but {folder.parent.parent / 'train' / folder.name}; get it again")
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -400,7 +400,7 @@ def _png_files(folder: Path) -> list[Path]:
     if other:
         number = "1 image that is" if len(other) == 1 else f"{len(other)} images that are"
         raise DataError(
-            f"{folder} holds {number} no PNG, {other[0]} first; every image of CINIC-10 is one: convert or delete them"
+            f"{folder} holds {number} not PNG, {other[0]} first; every image of CINIC-10 is PNG: convert or delete them"
         )
     pictures = [path for path in files if path.suffix.lower() == ".png"]
     if not pictures:
@@ -413,16 +413,16 @@ def _png_split(folder: Path, classes: list[str]) -> Split:
 
     unknown = sorted({*_class_folders(folder)} - {*classes})
     if unknown:
-        raise DataError(f"{folder} has a folder {unknown[0]} that {folder.parent / 'train'} has not; delete or add it")
+        raise DataError(f"{folder} has a folder {unknown[0]} that {folder.parent / 'train'} lacks; delete or add it")
     files = [(path, label) for label, name in enumerate(classes) for path in _png_files(folder / name)]
 
     def decode(path: Path) -> np.ndarray:
-        """Return a picture, uint8 (height, width, 3). Raises `DataError` naming the file when it is none."""
+        """Return a picture, uint8 (height, width, 3). Raises `DataError` naming the file if it is not one."""
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path} is no readable image: {error}; delete it or get it again") from error
+            raise DataError(f"{path} is not a readable image: {error}; delete it or get it again") from error
         if pixels.shape != (32, 32, 3):
             raise DataError(f"{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels; every image of CINIC-10 has 32x32")
         return pixels
@@ -441,7 +441,7 @@ def _md5(path: Path) -> str:
 
 
 def _fingerprint(paths: list[Path]) -> str:
-    """Return a digest of the names, sizes and times of change of files or folders."""
+    """Return a digest of the names, sizes and modification times of files or folders."""
     digest = hashlib.sha256()
     for path in paths:
         if path.exists():

@@ -1,19 +1,19 @@
-"""The one place that imports torchvision, because a build for CUDA does not import beside a CPU build of torch."""
+"""The only module that imports torchvision, because a CUDA build fails to import beside a CPU build of torch."""
 
 from types import ModuleType
 
 import torch
 
-_declared: list[torch.library.Library] = []  # a library's declarations live as long as this object
+_declared: list[torch.library.Library] = []  # a library's declarations exist as long as this object
 
 
 def import_torchvision_datasets() -> ModuleType:
     """Return `torchvision.datasets`.
 
-    torchvision built for CUDA cannot load its C++ extension beside a CPU build of torch. It goes on without,
-    but then fails at import, because it registers shape rules for two operators that the extension would have
-    declared: "operator torchvision::nms does not exist". Reading data sets needs neither operator, so their
-    signatures are declared here; only after that very failure, so a matching pair is left as it is.
+    torchvision built for CUDA cannot load its C++ extension beside a CPU build of torch. It continues without it, but
+    then fails at import, because it registers shape rules for two operators that the extension would have declared:
+    "operator torchvision::nms does not exist". Reading data sets needs neither operator, so their signatures are
+    declared here, only after this specific failure, so a matching pair is left unchanged.
     """
     try:
         from torchvision import datasets

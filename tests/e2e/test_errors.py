@@ -81,7 +81,7 @@ def test_data_with_labels_out_of_range_is_one_line_and_status_2(tmp_path):
         file["train/label"][3] = 77
     done = mpirun(2, [*MAIN, *arguments(tmp_path)])
     assert done.status == 2
-    assert "label reaches outside 0..9" in our_lines(done.err)[0]
+    assert "label has values outside 0..9" in our_lines(done.err)[0]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_disk_too_full_for_the_images_is_one_line_and_status_1(tmp_path, tiny_
     done = mpirun(ranks, [*MAIN, *given], 120) if ranks else run([sys.executable, *MAIN, "--prepare", *given], 60)
     assert done.status == 1, done
     (line,) = our_lines(done.err)
-    assert re.search(r"cannot make .*\.h5: No space left on device; it needs [\d,]+ bytes", line)
+    assert re.search(r"cannot create .*\.h5: No space left on device; it needs [\d,]+ bytes", line)
     assert not re.search("Traceback|Segmentation|signal 11", done.out + done.err)
     assert list(disk.iterdir()) == [] and not (tmp_path / "runs").exists()
 

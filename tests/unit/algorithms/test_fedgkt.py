@@ -421,7 +421,7 @@ def test_a_resume_on_a_file_that_was_changed_by_hand_is_refused(tiny, capsys):
     run_in_threads(config, 2)
     with h5py.File(file_path(config.data), "r+") as file:
         file["train/label"][:] = file["train/label"][:][::-1]
-    assert "are not those it was made with" in (line := run_refused(config, capsys))
+    assert "are not those it was created with" in (line := run_refused(config, capsys))
     assert line.count("\n") == 1
 
 
@@ -438,7 +438,7 @@ def test_classes_without_images_are_told_and_trained_without(tiny, capsys):
     run_in_threads(tiny(rounds=1, **made), 2)
     told = capsys.readouterr().out
     assert "note: 1 of 41 classes has no training images and cannot be learned: 40\n" in told
-    assert "note: 36 of 41 classes have no test images to judge by: 5, 6, 7, 8, 9 and 31 more\n" in told
+    assert "note: 36 of 41 classes have no test images for evaluation: 5, 6, 7, 8, 9 and 31 more\n" in told
 
 
 def test_a_round_whose_line_was_lost_comes_back_from_the_checkpoint(tiny):

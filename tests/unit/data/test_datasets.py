@@ -119,7 +119,7 @@ def one_class(folder):
         (one_more_as_jpeg, r"CINIC-10/test/bird holds 1 image that is no PNG, 1\.jpeg first"),
         (empty_class, r"CINIC-10/train/bird holds no PNG file"),
         (class_missing_in_one_split, r"there is no .*CINIC-10/valid/bird"),
-        (class_in_one_split_alone, r"CINIC-10/test has a folder cat that .*CINIC-10/train has not"),
+        (class_in_one_split_alone, r"CINIC-10/test has a folder cat that .*CINIC-10/train lacks"),
         (one_class, r"CINIC-10 has 1 class \(airplane\); expected 2 to 32,767"),
     ],
 )
@@ -171,7 +171,7 @@ def test_classes_without_images_in_a_split_are_told_with_their_number(tmp_path):
     file = prepare(DataConfig(name="synthetic", dir=str(tmp_path), synthetic=made), silent)
     assert file.notes == [
         "7 of 10 classes have no training images and cannot be learned: 3, 4, 5, 6, 7 and 2 more",
-        "1 of 10 classes has no test images to judge by: 9",
+        "1 of 10 classes has no test images for evaluation: 9",
     ]
 
 
@@ -189,7 +189,7 @@ def without(key):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("data_batch_3", lambda e: [e], "cannot be read .it holds no dictionary"),
+        ("data_batch_3", lambda e: [e], "cannot be read .it contains no dictionary"),
         ("data_batch_3", without("labels"), "has no 'labels', only 'data'"),
         ("data_batch_3", without("data"), "has no 'data', only 'labels'"),
         ("test_batch", lambda e: {}, "has no 'data'; it is empty"),
@@ -197,14 +197,14 @@ def without(key):
         ("data_batch_2", lambda e: e | {"labels": [1, 10, 3]}, "labels outside 0..9, which are the classes"),
         ("data_batch_2", lambda e: e | {"labels": [1, -1, 3]}, "labels outside 0..9"),
         ("data_batch_2", lambda e: e | {"labels": [1, 10**30, 3]}, "labels outside 0..9"),
-        ("data_batch_2", lambda e: e | {"labels": [1, 2.5, 3]}, "labels that are no whole numbers"),
-        ("data_batch_2", lambda e: e | {"labels": "abc"}, "labels that are no whole numbers"),
+        ("data_batch_2", lambda e: e | {"labels": [1, 2.5, 3]}, "labels that are not integers"),
+        ("data_batch_2", lambda e: e | {"labels": "abc"}, "labels that are not integers"),
         ("data_batch_2", lambda e: e | {"data": e["data"][:, :3071]}, r"data of uint8 \(3, 3071\)"),
         ("data_batch_2", lambda e: e | {"data": e["data"].astype(np.int16)}, r"data of int16 \(3, 3072\)"),
         ("data_batch_2", lambda e: e | {"data": e["data"].tolist()}, "data of list"),
         ("batches.meta", without("label_names"), "has no 'label_names'; it is empty"),
-        ("batches.meta", lambda e: {"label_names": [["a"], "b"]}, "label_names that are no list of text"),
-        ("batches.meta", lambda e: {"label_names": 7}, "label_names that are no list of text"),
+        ("batches.meta", lambda e: {"label_names": [["a"], "b"]}, "label_names that are not a list of text"),
+        ("batches.meta", lambda e: {"label_names": 7}, "label_names that are not a list of text"),
     ],
 )
 def test_the_file_of_an_archive_that_lacks_something_is_named_and_so_is_what_it_lacks(tmp_path, file, change, message):
@@ -309,7 +309,7 @@ def test_a_batch_that_was_cut_off_is_named(tmp_path, kept):
     write_cifar(tmp_path, "cifar10")
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(DataError, match=r"data_batch_3 cannot be read \(it ends too early\); get the archive again"):
+    with pytest.raises(DataError, match=r"data_batch_3 cannot be read \(it is truncated\); get the archive again"):
         prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
 
 
@@ -402,10 +402,10 @@ def wrong_type(file):
         (odd_size, "7x8"),
         (no_test, "missing"),
         (wrong_type, "not uint8"),
-        (column_of_labels, "not of integers"),
-        (float_labels, "not of integers"),
+        (column_of_labels, "not an integer array"),
+        (float_labels, "not an integer array"),
         (no_spread, "mean and std"),
-        (group_for_images, "no image file"),
+        (group_for_images, "not an image file"),
     ],
 )
 def test_a_file_with_wrong_shapes_or_labels_is_refused_by_name(tmp_path, change, message):
@@ -448,7 +448,7 @@ def test_a_file_that_was_changed_after_it_was_made_is_refused_by_name(tmp_path, 
     prepare(config, silent)
     look(config, silent)
     damage(file_path(config), change)
-    with pytest.raises(DataError, match="images, labels or statistics are not those it was made with") as caught:
+    with pytest.raises(DataError, match="images, labels or statistics are not those it was created with") as caught:
         look(config, silent)
     assert str(file_path(config)) in str(caught.value)
 

@@ -63,7 +63,7 @@ def test_no_room_for_images_leaves_no_file_wherever_it_is_found_out(tmp_path, mo
             patch.setattr("gkt_mpi.data.hdf5.Plan.write_metadata", fail)
         else:
             patch.setattr(os, {"reserve": "posix_fallocate", "fsync": "fsync"}[where], fail)
-        with pytest.raises(FullDiskError, match=f"cannot make .*{os.strerror(number)}"):
+        with pytest.raises(FullDiskError, match=f"cannot create .*{os.strerror(number)}"):
             prepare(config, lambda done, total: None)
     assert list(tmp_path.iterdir()) == []
     assert len(prepare(config, lambda done, total: None).labels("train")) == 20

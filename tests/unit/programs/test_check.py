@@ -31,7 +31,7 @@ def test_a_sound_run_is_ready_and_leaves_nothing_behind(tiny, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert sum(line.startswith(("0 ", "1 ", "2 ")) for line in lines) == 3
     assert any(line.split() == ["MPI", "a", "library"] for line in lines)
-    assert any("is made when the run begins" in line for line in lines)
+    assert any("will be created when the run begins" in line for line in lines)
     assert any("a worker that dies ends the run" in line for line in lines)
 
 

@@ -36,7 +36,7 @@ def test_the_page_has_the_section_and_its_table(loaded):
     assert "time of 2 rounds in synchronous training, estimate 18.0 s" in text
     assert "server idle 25.0 %" in text
     assert "clients idle, mean 50.0 %" in text
-    assert "the slowest client (3, 5.00 s from being asked" in text
+    assert "the slowest client (3, 5.00 s from request" in text
     assert "Never uploaded" not in text
 
 

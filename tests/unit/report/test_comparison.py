@@ -130,7 +130,7 @@ def test_runs_by_a_real_clock_have_a_dash_for_virtual_time(tmp_path):
     make_run(tmp_path / "real", "fedgkt_async", accuracy=(0.2, 0.5), lacking=("virtual_s",), clock="real")
     assert main([str(tmp_path / "sync"), str(tmp_path / "real"), "--out", str(tmp_path / "c")]) == 0
     _, text = read(tmp_path / "c" / "report.html")
-    assert "Left out, since with clock: real there is no virtual time: real." in text
+    assert "Omitted, because clock: real has no virtual time: real." in text
     assert "an older version" not in text
     (row,) = re.findall(r"FedGKT async, ResNet-8 / ResNet-56 1.00 MB 10.0 kB 2.00 GFLOP (\S+)", text)
     assert row == "–"
