@@ -1,4 +1,4 @@
-# Everything a person does with this project, by name. `make` alone lists it.
+# Common commands of this project. `make` alone lists them.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -21,15 +21,15 @@ python = "$(VENV)/bin/python"
 env = PYTHON="$(PYTHON)" CONSTRAINTS="$(CONSTRAINTS)" sh launch/make_env.sh "$(VENV)"
 mpirun = VENV="$(VENV)" MPIRUN="$(MPIRUN)" sh launch/mpirun.sh -np $(NP) $(MPIFLAGS)
 program = python -m gkt_mpi.main --config "$(CONFIG)" --out "$(OUT)"
-has_config = test -n "$(CONFIG)" || { echo "gkt_mpi: say what to run: CONFIG=launch/configs/paper/cifar10_homo_resnet56.yaml" >&2; exit 2; }
+has_config = test -n "$(CONFIG)" || { echo "gkt_mpi: choose a configuration: CONFIG=launch/configs/paper/cifar10_homo_resnet56.yaml" >&2; exit 2; }
 given = $(if $(findstring command,$(origin $(name))),$(name)="$($(name))")
-# What a run can be told in one word; its name, and so its folder, says which (but for ROUNDS: a run can be prolonged).
+# Variables for common settings; they are part of the run's name and folder (except ROUNDS: a run can be extended).
 knobs = $(if $(PARTITION),--data.partition $(PARTITION)) $(if $(ALPHA),--data.alpha $(ALPHA)) \
 	$(if $(SERVER),--server.model $(SERVER)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 folder_name = $(notdir $(basename $(CONFIG)))$(if $(PARTITION),-$(PARTITION))$(if $(ALPHA),-alpha$(ALPHA))$(if \
 	$(SERVER),-$(SERVER))$(if $(SEED),-seed$(SEED))
 
-# What is typed on make's command line must be read by somebody, or a typing error would start a long run of something else.
+# Refuse variables that no requested target reads: a typing error would otherwise start a long run of something else.
 runs = digits cifar10 cifar100 cinic10 cifar10-cpu run
 benchmarks = bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round bench-busy bench-clients bench-async ablation
 anywhere = VENV PYTHON CONSTRAINTS OUT ARGS MPIRUN MPIFLAGS SHELL MAKEFLAGS
@@ -53,7 +53,7 @@ $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(if $
 	goes into ARGS="--field value"; an environment variable goes before make: $(name)=$(value $(name)) make ...)))))
 $(foreach name,$(filter-out $(anywhere),$(known)),$(if $(findstring command,$(origin $(name))),$(if $(strip $($(name))),$(if \
 	$(filter-out help,$(MAKECMDGOALS)),$(if $(filter $(MAKECMDGOALS),$(readers_$(name))),,$(error \
-	gkt_mpi: $(name) means nothing to $(MAKECMDGOALS); it is for $(readers_$(name))))))))
+	gkt_mpi: $(name) has no effect on $(MAKECMDGOALS); it is for $(readers_$(name))))))))
 
 .PHONY: help env digits cifar10 cifar10-cpu cifar100 cinic10 run check-cluster paper compare test test-grid test-all test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round bench-busy \
 	bench-clients bench-async ablation check clean
@@ -64,20 +64,20 @@ help:  ## this list
 	@echo
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
 	@echo
-	@echo "  VENV=$(VENV)  Python environment; an existing one is used as it is"
+	@echo "  VENV=$(VENV)  Python environment; an existing one is used unchanged"
 	@echo "  NP=5, 17 or 21  ranks: one server, the others are workers"
 	@echo "  PARTITION=hetero ALPHA=0.5 SERVER=resnet110 ROUNDS=200 SEED=1  for digits, cifar10, cifar100, cinic10, cifar10-cpu and run"
 	@echo "  CONFIG=launch/configs/paper/cifar10_homo_resnet56.yaml  for run and check-cluster"
-	@echo "  SEEDS=\"$(SEEDS)\"  RUN=1  for paper: with which seeds; run, and not only print"
+	@echo "  SEEDS=\"$(SEEDS)\"  RUN=1  for paper: the seeds; run, not only print"
 	@echo "  OUT=$(OUT)  folder of run folders"
 	@echo "  ARGS=\"--client.lr 0.003\"  passed to the program"
 	@echo "  JSON=bench.json  also write a benchmark's table here"
 	@echo "  MPIRUN=$(MPIRUN)  MPIFLAGS=\"--hostfile hosts\"  the launcher and its flags"
-	@echo "  PYTHON=$(PYTHON)  CONSTRAINTS=$(CONSTRAINTS)  how the environment is made"
+	@echo "  PYTHON=$(PYTHON)  CONSTRAINTS=$(CONSTRAINTS)  interpreter and pinned versions of a new environment"
 	@echo
-	@echo "make -n TARGET shows the commands and runs nothing."
+	@echo "make -n TARGET shows the commands without running them."
 
-env:  ## only set up the environment: on a cluster, where jobs may reach no network
+env:  ## only set up the environment, such as on a cluster whose jobs have no network access
 	@$(env) mpi
 
 digits: NP ?= 5
@@ -86,14 +86,14 @@ digits: resume = --checkpoint.resume never
 digits:  ## set everything up and train on handwritten digits: 4 clients, about a minute
 
 cifar10 cifar100 cinic10: NP ?= 21
-cifar10:  ## train on CIFAR-10 as in the paper; the archive lies in data/ (ARGS="--data.download true" fetches it)
+cifar10:  ## train on CIFAR-10 as in the paper; from the archive in data/ (ARGS="--data.download true" downloads it)
 cifar100:  ## the same on CIFAR-100
 cinic10:  ## the same on CINIC-10, unpacked in data/CINIC-10
 cifar10 cifar100 cinic10: CONFIG = launch/configs/$@.yaml
 cifar10-cpu: NP ?= $(shell n=$$(nproc); echo $$((n < 16 ? n + 1 : 17)))
 cifar10-cpu: CONFIG = launch/configs/cifar10_recipe.yaml
-cifar10-cpu:  ## all of CIFAR-10 in 20 passes, for a machine without a GPU: an hour or two, the first minutes say (PARTITION=hetero)
-# One rank a client, and never more than the paper's.
+cifar10-cpu:  ## all of CIFAR-10 in 20 passes, without a GPU: an hour or two, estimated in the first round (PARTITION=hetero)
+# One worker per client, and at most the paper's number.
 run check-cluster: NP ?= $(shell sed -n 's/^clients: //p' "$(CONFIG)" 2>/dev/null | awk '{n = $$1 < 16 ? $$1 : 16} END {print (n ? n : 16) + 1}')
 run:  ## run any configuration: CONFIG=FILE
 $(runs):
@@ -101,24 +101,24 @@ $(runs):
 	@$(env) mpi
 	@$(mpirun) $(program) --name "$(folder_name)" $(resume) $(knobs) $(ARGS)
 
-check-cluster:  ## before a long run: look at every rank, what it has and whether it is reached (CONFIG=...)
+check-cluster:  ## before a long run: check every rank's resources and connection (CONFIG=...)
 	@$(has_config)
 	@$(env) mpi
 	@$(mpirun) $(program) --check $(knobs) $(ARGS)
 
-paper:  ## the runs of the paper's main table: printed, or with RUN=1 run one after the other (SEEDS="0 1 2")
+paper:  ## print the commands of the paper's main table, or with RUN=1 run them in turn (SEEDS="0 1 2")
 	@for config in $(sort $(wildcard $(addprefix launch/configs/paper/,*_homo_*.yaml *_hetero_*.yaml *_centralized_*.yaml))); do for seed in $(SEEDS); do \
 	    echo 'make run CONFIG='$$config SEED=$$seed '$(strip $(foreach name,NP OUT VENV ROUNDS ARGS MPIFLAGS,$(given)))'; \
 	    $(if $(RUN),$(MAKE) --no-print-directory run CONFIG=$$config SEED=$$seed SEEDS= RUN= || exit;) \
 	done; done
 
-compare:  ## FedGKT beside FedAvg, split learning, centralized and edge-only training: digits, 3 seeds, a quarter of an hour
+compare:  ## compare FedGKT with FedAvg, split learning, centralized and standalone training: digits, 3 seeds, a quarter of an hour
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/compare.py --out "$(OUT)/compare" $(ARGS)
 
-test:  ## what a change may break, three to five minutes on two cores
-test-grid:  ## the combinations that test leaves out: every fault in every phase, several hosts, 21 ranks, a short soak
-# One process more than cores, since tests of several processes wait now and then. Compiled files are kept, see make_env.sh.
+test:  ## the test suite, three to five minutes on two cores
+test-grid:  ## the combinations that test omits: every fault in every phase, several hosts, 21 ranks, a short soak
+# One process more than cores, since tests of several processes sometimes wait. Compiled files are kept, see make_env.sh.
 test test-grid: processes = $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 test test-grid:
 	@$(env) mpi dev
@@ -131,7 +131,7 @@ test-slurm:  ## the batch scripts on a real Slurm, started for the tests: needs 
 	@$(python) -c 'import sys; from tests.slurm.cluster import missing; sys.exit(missing() or 0)'
 	@$(python) -m pytest tests/slurm $(ARGS)
 
-soak:  ## throw random faults at small runs, against the figures of an undisturbed one (eight minutes; ARGS="--seed 1")
+soak:  ## inject random faults into small runs and compare with an undisturbed one (eight minutes; ARGS="--seed 1")
 	@$(env) mpi dev
 	@$(python) -m tests.e2e.soak $(ARGS)
 
@@ -140,25 +140,25 @@ test-mpi-%:  ## the message layer's tests on % ranks
 	@VENV="$(VENV)" MPIRUN="$(MPIRUN)" timeout 300 sh launch/mpirun.sh -np $* $(MPIFLAGS) python -m pytest tests/mpi $(ARGS)
 
 bench-wire: NP ?= 6
-bench-wire:  ## how fast uploads reach the server, against pickle and the limit (JSON=file writes it, too)
+bench-wire:  ## throughput of uploads, compared with pickle and the limit (JSON=file also writes the table)
 bench-waiting: NP ?= 21
-bench-waiting:  ## what waiting workers cost
+bench-waiting:  ## CPU cost of waiting workers
 bench-wire bench-waiting:
 	@$(env) mpi
 	@$(mpirun) python -m mpi4py benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
 
-bench-bank:  ## what a feature bank on the disk costs
-bench-codec:  ## what a codec costs in accuracy (ARGS="--cifar data" adds CIFAR-10)
-bench-compute:  ## how fast the networks train, against plain PyTorch and the limit (a quarter of an hour)
-bench-round:  ## a whole round beside the bare compute it needs and the released arrangement (half an hour)
-bench-busy:  ## what a busy machine does to the server's training (a quarter of an hour)
-bench-clients:  ## what 1,000 clients on 2 workers cost (ten minutes)
-bench-async:  ## asynchronous beside synchronous FedGKT, one client ten times slower (half an hour, two with ARGS="--cifar data")
+bench-bank:  ## speed of a feature bank on disk
+bench-codec:  ## accuracy by codec (ARGS="--cifar data" adds CIFAR-10)
+bench-compute:  ## training speed of the networks, compared with plain PyTorch and the limit (a quarter of an hour)
+bench-round:  ## a whole round, compared with its bare computation and the released code's (half an hour)
+bench-busy:  ## the server's training on a busy machine (a quarter of an hour)
+bench-clients:  ## cost of 1,000 clients on 2 workers (ten minutes)
+bench-async:  ## asynchronous and synchronous FedGKT, with one client ten times slower (half an hour, two with ARGS="--cifar data")
 bench-bank bench-codec bench-compute bench-round bench-busy bench-clients bench-async:
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/$(@:bench-%=%).py $(if $(JSON),--json "$(JSON)") $(ARGS)
 
-ablation:  ## what each cause is worth on a piece of CIFAR-10 in data/ (two to three hours; ARGS="--only 0 4 --seeds 2")
+ablation:  ## effect of each option on a subset of CIFAR-10 in data/ (two to three hours; ARGS="--only 0 4 --seeds 2")
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/ablation.py --out "$(OUT)/ablation" $(if $(JSON),--json "$(JSON)") $(ARGS)
 
@@ -168,6 +168,6 @@ check:  ## ruff and mypy
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy
 
-clean:  ## remove caches and what was built; .venv, data and runs stay
+clean:  ## remove caches and build products; keeps .venv, data and runs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +

@@ -65,7 +65,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     """Exit on a signal while there is nothing to save."""
     only_asked = {"--help", "-h"} & set(sys.argv)
     if launched_rank() == SERVER:
-        again = "" if only_asked else " before anything began; start the same command again"
+        again = "" if only_asked else " before the run began; start the same command again"
         print(f"gkt_mpi: interrupted by {signal.Signals(number).name}{again}", file=sys.stderr)
     status = 128 + number if only_asked else INTERRUPTED
     tell(status)

@@ -1,16 +1,16 @@
 #!/bin/sh
-# Make the Python environment, or leave an existing one as it is: launch/make_env.sh VENV EXTRA...
+# Create the Python environment, or leave an existing one unchanged: launch/make_env.sh VENV EXTRA...
 #
-# An environment that this script did not make is never touched. One that it made is brought up to date
+# An environment that this script did not create is never modified. One that it created is updated
 # whenever setup.cfg or the constraints have changed. PYTHON chooses the interpreter, CONSTRAINTS the file of
-# pinned versions (empty: whatever pip finds, for a torch of your own).
+# pinned versions (empty: whatever pip selects, for your own torch).
 set -eu
 venv=$1
 shift
 made="$venv/.made-by-gkt_mpi"
 if [ -d "$venv" ] && [ ! -e "$made" ]; then
     if [ ! -x "$venv/bin/python" ]; then
-        echo "gkt_mpi: $venv is no Python environment; delete it, or choose another with VENV=..." >&2
+        echo "gkt_mpi: $venv is not a Python environment; delete it, or choose another with VENV=..." >&2
         exit 2
     fi
     "$venv/bin/python" - "$venv" "$@" <<'END'
@@ -21,7 +21,7 @@ needed = "torch torchvision numpy h5py mpi4py yaml jsonargparse rich jinja2 matp
 needed += "hypothesis mypy pytest pytest_timeout ruff sklearn".split() if "dev" in extras else []
 missing = [name for name in needed if importlib.util.find_spec(name) is None]
 if missing:
-    print(f"gkt_mpi: {venv} lacks {', '.join(missing)}; install them, or let make build its own: VENV=NEW", file=sys.stderr)
+    print(f"gkt_mpi: {venv} lacks {', '.join(missing)}; install them, or let make create a new one: VENV=NEW", file=sys.stderr)
     sys.exit(2)
 END
     exit 0
@@ -39,16 +39,16 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "gkt_mpi needs Python 3.11 or later, but $python is $("$python" -V 2>&1); try: make PYTHON=python3.11 ..." >&2
     exit 2
 fi
-echo "setting up $venv with $("$python" -V): once, about a minute beside the downloads"
+echo "setting up $venv with $("$python" -V): once, about a minute plus downloads"
 mkdir -p "$venv"
-touch "$made" # first: an environment that is cut short is still ours to finish
+touch "$made" # first, so that an interrupted setup is continued later
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
-# Without a terminal pip's log of every file helps nobody; errors are shown all the same.
+# Without a terminal pip's log of every file is useless; errors are shown in any case.
 [ -t 1 ] && quiet= || quiet=--quiet
-# Compiling every module of every package takes longer than unpacking them: compile what is imported, below.
+# Compiling every module of every package takes longer than unpacking them: only imported ones are compiled, below.
 "$venv/bin/python" -m pip install --disable-pip-version-check $quiet --no-compile \
     ${constraints:+-c "$constraints"} -e ".[${missing%,}]"
-# Containers often forbid Python to keep what it compiles; each rank would then compile torch anew, for three seconds.
+# Containers often disable Python's bytecode cache; each rank would then compile torch again, for three seconds.
 PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c '
 import contextlib, importlib
 import gkt_mpi.program, gkt_mpi.report.page, matplotlib.pyplot, torch.utils.tensorboard

@@ -1,18 +1,18 @@
 #!/bin/sh
 # mpirun with the flags this machine needs: launch/mpirun.sh -np 5 python -m gkt_mpi.main --config ...
 #
-# With Open MPI: more ranks than cores are allowed, ranks are not bound to cores (one server and its workers
-# take turns, and bound ranks would leave cores idle), and root may run it, as in a container. From version 5 on the
-# job survives lost workers (--with-ft no: it does not). Another MPI gets no flags. VENV's programs come first; MPIRUN
-# chooses the launcher.
+# With Open MPI: more ranks than cores are allowed, ranks are not bound to cores (server and workers
+# alternate, and bound ranks would leave cores idle), and root may run it, as in a container. From version 5 on the
+# job survives lost workers (disable with --with-ft no). Other MPIs get no flags. VENV's programs come first on the path;
+# MPIRUN selects the launcher.
 #
-# Signals: mpirun answers SIGTERM and Ctrl-C by killing its ranks, but passes SIGUSR1 on. So this script takes them and
-# sends SIGUSR1: the run saves its state and ends with status 75. A second one ends it by force.
+# Signals: on SIGTERM and Ctrl-C mpirun kills its ranks, but it forwards SIGUSR1. This script therefore catches them and
+# sends SIGUSR1: the run saves its state and exits with status 75. A second signal kills it.
 set -eu
-early='echo "gkt_mpi: interrupted before anything began; start the same command again" >&2; exit 75'
+early='echo "gkt_mpi: interrupted before the run began; start the same command again" >&2; exit 75'
 trap "$early" TERM INT HUP USR1
 
-# Without files enough Open MPI ends with status 186 and no word; on one machine it needs about four a rank.
+# With too few file descriptors Open MPI exits with status 186 and no message; on one machine it needs about four per rank.
 hosts= ranks= previous=
 [ "${SLURM_JOB_NUM_NODES:-1}" = 1 ] || hosts=64
 for word in "$@"; do
@@ -57,19 +57,19 @@ case $version in
     esac
     set -- --oversubscribe "$@"
     case "$(command -v "$launcher") $*" in
-    *" "*/mpirun*" --host"*) echo "gkt_mpi: Open MPI starts nothing on other nodes from a folder with a space in its name" >&2 ;;
+    *" "*/mpirun*" --host"*) echo "gkt_mpi: Open MPI cannot start ranks on other nodes from a folder with a space in its name" >&2 ;;
     esac
     ;;
 esac
 
-# The server says by a file how it ended: mpirun's own status is 0 if fault tolerance is on and a rank was killed. On
-# another machine it says nothing, and mpirun's status counts.
+# The server reports how it ended in a file: mpirun's own status is 0 if fault tolerance is on and a rank was killed. A
+# server on another machine reports nothing, and mpirun's status is used.
 if told=$(mktemp 2>/dev/null); then
     trap 'rm -f "$told"' EXIT
     export GKT_MPI_STATUS_FILE="$(uname -n):$told"
 fi
 
-# In a session of its own the launcher does not get the terminal's Ctrl-C; if this script is killed, it gets SIGTERM.
+# In its own session the launcher does not receive the terminal's Ctrl-C; if this script is killed, it receives SIGTERM.
 set -- "$launcher" "$@"
 setpriv --pdeathsig TERM true 2>/dev/null && set -- setpriv --pdeathsig TERM "$@"
 command -v setsid >/dev/null && set -- setsid "$@"
@@ -77,24 +77,24 @@ command -v setsid >/dev/null && set -- setsid "$@"
 job=$!
 asked_to_end=
 trap 'asked_to_end=1; kill -USR1 $job; trap "asked_to_end=; kill -TERM $job" TERM INT HUP USR1' TERM INT HUP USR1
-trap 'kill -USR2 $job' USR2 # every rank prints where it is
-trap 'kill -TSTP $job; kill -STOP $$; kill -CONT $job' TSTP # Ctrl-Z: all stand still, until fg
+trap 'kill -USR2 $job' USR2 # every rank prints its stack
+trap 'kill -TSTP $job; kill -STOP $$; kill -CONT $job' TSTP # Ctrl-Z suspends the whole job, until fg
 status=0
 wait $job || status=$?
-while kill -0 $job 2>/dev/null; do # a signal ends the waiting, not the job
+while kill -0 $job 2>/dev/null; do # a signal ends wait, not the job
     status=0
     wait $job || status=$?
 done
 ended=$(cat "$told" 2>/dev/null) || ended=
 case $ended:$status:$asked_to_end in
-began:*:1 | :*:1) # the server had no time to take the signal
+began:*:1 | :*:1) # the server could not handle the signal yet
     eval "$early"
     ;;
 began:0:)
     status=1
-    echo "gkt_mpi: the server was ended from outside; start the same command again to resume" >&2
+    echo "gkt_mpi: the server was killed; start the same command again to resume" >&2
     ;;
-began:9: | began:137:) echo "gkt_mpi: a rank was ended from outside; start the same command again to resume" >&2 ;; # MPICH
+began:9: | began:137:) echo "gkt_mpi: a rank was killed; start the same command again to resume" >&2 ;; # MPICH
 [0-9]*:0:* | 75:*) status=$ended ;;
 esac
 exit $status

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The command line of the paper's repository, with its fourteen positional arguments.
 #
-# CLIENTS=16 edge clients (the paper's number) on NP ranks (a server and one worker a client; fewer ranks do, too).
+# CLIENTS=16 edge clients (the paper's number) on NP ranks (a server and one worker per client; fewer ranks also work).
 # VENV and MPIRUN as for launch/mpirun.sh; OUT=runs is the folder of run folders.
 set -eu
 launch=$(cd "$(dirname "$0")" && pwd)
@@ -11,7 +11,7 @@ help() {
 usage: [CLIENTS=16] sh launch/run_FedGKT.sh GPU DATASET DISTRIBUTION ROUND EPOCH_CLIENT EPOCH_SERVER OPTM LR \
            TRAIN_OR_NOT DISTILL_ON_SERVER CLIENT_MODEL NAME DATA_DIR BATCH_SIZE [--field value]...
 
-   1 GPU                index of the first GPU to use; without a GPU it means nothing
+   1 GPU                index of the first GPU to use; ignored without a GPU
    2 DATASET            cifar10, cifar100 or cinic10
    3 DISTRIBUTION       homo or hetero (Dirichlet, alpha 0.5)
    4 ROUND              communication rounds
@@ -20,10 +20,10 @@ usage: [CLIENTS=16] sh launch/run_FedGKT.sh GPU DATASET DISTRIBUTION ROUND EPOCH
    7 OPTM               Adam or SGD, on both sides
    8 LR                 learning rate, on both sides
    9 TRAIN_OR_NOT       1: the clients train; 0: they only upload
-  10 DISTILL_ON_SERVER  1: the server's loss has the distillation term; 0: it has not
+  10 DISTILL_ON_SERVER  1: the server's loss has the distillation term; 0: it does not
   11 CLIENT_MODEL       resnet56 or resnet110: the server's model, with a ResNet-8 at the edge
   12 NAME               name of the run
-  13 DATA_DIR           folder of the data set, or the one that has it (unpacked); a CIFAR archive that is not there is downloaded
+  13 DATA_DIR           folder of the unpacked data set, or its parent folder; a missing CIFAR archive is downloaded
   14 BATCH_SIZE         samples in a batch, on both sides
      --field value      any field of python -m gkt_mpi.main --help, such as --seed 1
 
@@ -36,7 +36,7 @@ refuse() {
     exit 2
 }
 
-# one_of NAME VALUE ALLOWED...: refuse a value that is none of the allowed ones
+# one_of NAME VALUE ALLOWED...: refuse a value that is not allowed
 one_of() {
     what="$1 is '$2'"
     value=$2
@@ -47,7 +47,7 @@ one_of() {
     refuse "$what; expected one of: $*"
 }
 
-# whole NAME VALUE LEAST: refuse what is no whole number, or a smaller one
+# whole NAME VALUE LEAST: refuse values other than integers from LEAST on
 whole() {
     case $2 in
     '' | *[!0-9]*) refuse "$1 is '$2'; expected a whole number, at least $3" ;;
@@ -100,10 +100,10 @@ whole CLIENTS "$clients" 1
 ranks=${NP:-$((clients + 1))}
 whole NP "$ranks" 2
 
-# The GPUs from number GPU on: of those that are visible already, or else of all.
+# The GPUs from index GPU on, among the visible ones.
 if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
     gpus=$(echo "$CUDA_VISIBLE_DEVICES" | cut -d , -f "$((gpu + 1))-")
-    [ "$gpu" -eq 0 ] || [ "$gpus" != "$CUDA_VISIBLE_DEVICES" ] || gpus= # cut passes on what has no comma
+    [ "$gpu" -eq 0 ] || [ "$gpus" != "$CUDA_VISIBLE_DEVICES" ] || gpus= # cut returns lines without a comma unchanged
 elif command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus >/dev/null 2>&1; then
     gpus=$(nvidia-smi --list-gpus | sed -n 's/^GPU \([0-9]*\):.*/\1/p' | tail -n "+$((gpu + 1))" | paste -sd , -)
 else

@@ -1,8 +1,8 @@
 #!/bin/bash
-# What the batch scripts of this folder have in common: bash launch/slurm_job.sh CONFIG [--field value]...
+# The common part of this folder's batch scripts: bash launch/slurm_job.sh CONFIG [--field value]...
 #
-# Run; pass Slurm's warning on; wait until the state is saved; have the job queued again; so resume, until it is done.
-# An array's task runs with its number as the seed. NAME and OUT choose the run folder OUT/NAME.
+# Run; forward Slurm's warning; wait until the state is saved; requeue the job, which resumes, until the run is complete.
+# An array task uses its index as the seed. NAME and OUT set the run folder OUT/NAME.
 set -eu
 config=$1
 shift
@@ -37,20 +37,20 @@ before=$(checkpoints)
 sh launch/mpirun.sh -np "$ranks" python -m gkt_mpi.main --config "$config" --name "$name" --out "$out" "$@" &
 run=$!
 ended=
-trap 'echo "Slurm warns: the run saves its state"; kill -USR1 $run' USR1
-trap 'ended=yes; kill -TERM $run' TERM # scancel, or a preemption, after which Slurm itself queues the job again
+trap 'echo "the time limit is near: the run saves its state"; kill -USR1 $run' USR1
+trap 'ended=yes; kill -TERM $run' TERM # scancel, or a preemption, after which Slurm requeues the job itself
 status=0
 wait $run || status=$?
-while kill -0 $run 2>/dev/null; do # a signal ends the waiting, not the run
+while kill -0 $run 2>/dev/null; do # a signal ends wait, not the run
     status=0
     wait $run || status=$?
 done
 
 if [ $status = 75 ] && [ -z "$ended" ]; then
     if [ "${SLURM_RESTART_COUNT:-0}" -ge 1 ] && [ "$before" = "$(checkpoints)" ]; then
-        echo "slurm_job.sh: not queued again, since no round was done in all this time; give the job more --time" >&2
+        echo "slurm_job.sh: not requeued, because no round was completed; give the job more --time" >&2
     else
-        echo "queued again, to go on from the newest checkpoint"
+        echo "requeued, to resume from the newest checkpoint"
         scontrol requeue "$SLURM_JOB_ID"
     fi
 fi

@@ -76,10 +76,10 @@ def test_digits_takes_the_knobs_and_keeps_its_folder_and_never_resumes():
         ),
         (["-n", "cifar10", "PARTITON=hetero"], "no variable PARTITON"),
         (["SEDE=1"], "no variable SEDE; did you mean SEED?"),
-        (["cifar10", "SEEDS=3"], "SEEDS means nothing to cifar10; it is for paper"),
-        (["paper", "SEED=3"], "SEED means nothing to paper; it is for digits"),
-        (["digits", "CONFIG=launch/configs/cifar10.yaml"], "CONFIG means nothing to digits; it is for run"),
-        (["env", "JSON=x"], "JSON means nothing to env; it is for bench-wire"),
+        (["cifar10", "SEEDS=3"], "SEEDS has no effect on cifar10; it is for paper"),
+        (["paper", "SEED=3"], "SEED has no effect on paper; it is for digits"),
+        (["digits", "CONFIG=launch/configs/cifar10.yaml"], "CONFIG has no effect on digits; it is for run"),
+        (["env", "JSON=x"], "JSON has no effect on env; it is for bench-wire"),
     ],
     ids=str,
 )
@@ -271,5 +271,5 @@ def test_a_rank_that_another_mpis_launcher_says_is_killed_is_answered_with_how_t
     path.chmod(0o755)
     done = run(["sh", "launch/mpirun.sh", "-np", "2", "x"], env={"VENV": VENV, "MPIRUN": str(path)}, timeout_s=60)
     assert done.status == 9
-    assert done.err == "gkt_mpi: a rank was ended from outside; start the same command again to resume\n"
+    assert done.err == "gkt_mpi: a rank was killed; start the same command again to resume\n"
     assert "BAD TERMINATION" in (ROOT / "README.md").read_text()

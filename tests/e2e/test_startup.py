@@ -159,5 +159,5 @@ def test_a_server_killed_when_all_is_done_is_no_success(tmp_path):
     changes = {"log__report": "auto", "rounds": 1}
     done = mpirun(2, ["-m", "gkt_mpi.main", *arguments(tmp_path, **changes)], timeout_s=90, env={"PYTHONPATH": path})
     assert done.status == 1, done
-    assert "the server was ended from outside; start the same command again" in done.err
+    assert "the server was killed; start the same command again" in done.err
     assert not left_behind(tmp_path)

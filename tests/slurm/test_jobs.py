@@ -126,7 +126,12 @@ def test_a_warned_job_is_queued_again_by_itself_and_ends_with_the_figures_of_an_
     for job in (calm, warned):
         assert wait_for_end(environment, job, 500) == "COMPLETED", output(tmp_path)
     said = (tmp_path / f"cifar10-{warned}.out").read_text()
-    assert said.count("Slurm warns") == said.count("queued again") == int(field(environment, warned, "Restarts")) == 1
+    assert (
+        said.count("the time limit is near")
+        == said.count("requeued, to resume")
+        == int(field(environment, warned, "Restarts"))
+        == 1
+    )
     assert "resumed after round" in said
     runs = [read_metrics(tmp_path / "the runs" / name) for name in ("calm", "warned")]
     assert figures(runs[0]) == figures(runs[1]) and len(runs[1]) == ROUNDS
@@ -147,8 +152,8 @@ def test_a_job_that_gets_nowhere_between_start_and_warning_is_not_queued_for_eve
         wait_until(lambda n=start: is_training(n), 200, "does not train")
         ask(environment, "scancel", "--batch", "--signal=USR1", job)
     assert wait_for_end(environment, job) == "FAILED", output(tmp_path)
-    assert log.read_text().count("queued again, to go on") == 1
-    assert log.read_text().count("not queued again, since no round was done in all this time") == 1
+    assert log.read_text().count("requeued, to resume") == 1
+    assert log.read_text().count("not requeued, because no round was completed") == 1
     assert field(environment, job, "ExitCode") == "75:0"
 
 
