@@ -1,39 +1,40 @@
-"""Facts about the algorithms as plain data, for whoever may not import the algorithms: reports, progress, clients.
+"""Facts about the algorithms as plain data, for modules that may not import the algorithms: reports, progress, clients.
 
-Each algorithm's specification (gkt_mpi/algorithms/) embeds its facts, so a fact is stated once.
+Each algorithm's specification (gkt_mpi/algorithms/) embeds its facts, so that each fact is stated once.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-ClientPart = Literal["edge", "whole", "stem"]  # of the networks, what a client trains: its edge model, or of the large
-ServerPart = Literal["rest", "whole", "none"]  # what the server trains: the large network after its stem, all of it
+ClientPart = Literal["edge", "whole", "stem"]  # what a client trains: its edge model, or of the large network
+ServerPart = Literal["rest", "whole", "none"]  # what the server trains: the large network after its stem, or all of it
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A field of the configuration that tells one variant of a thing from another, and how reports show it."""
+    """A configuration field that distinguishes variants, and its notation in reports."""
 
-    field: str  # dotted, within the configuration or the group that the thing belongs to
+    field: str  # dotted, within the configuration or the group it belongs to
     label: str  # with {} for the field's value
 
 
 @dataclass(frozen=True)
 class AlgorithmFacts:
-    """What is known of an algorithm without its code."""
+    """The facts about an algorithm that need none of its code."""
 
     name: str  # in configurations
     title: str  # in comparisons of runs
     client_part: ClientPart
     server_part: ServerPart
     variant: Parameter | None = None
-    """The title where this field is set."""
+    """The title if this field is set."""
     is_synchronous: bool = True
     """Whether the server waits for all clients of a round."""
     is_federated: bool = True
-    """Whether clients learn from each other without giving their images away."""
+    """Whether clients learn from each other without sharing their images."""
     has_clients: bool = True
-    """Whether images are spread over clients; without clients the server has all images, and no partition matters."""
+    """Whether images are distributed over clients; otherwise the server has all images, and the partition has no
+    effect."""
 
     @property
     def has_server_model(self) -> bool:
@@ -42,17 +43,17 @@ class AlgorithmFacts:
 
     @property
     def has_edges_alone(self) -> bool:
-        """Whether the clients' edge models are all that is trained."""
+        """Whether only the clients' edge models are trained."""
         return self.client_part == "edge" and self.server_part == "none"
 
     @property
     def sends_gradients(self) -> bool:
-        """Whether the gradient of the features travels back to the client."""
+        """Whether the features' gradient is sent back to the client."""
         return self.client_part == "stem"
 
     @property
     def evaluated_model(self) -> str:
-        """What a run's `test_accuracy` is the accuracy of, in words."""
+        """The model whose accuracy a run's `test_accuracy` is, in words."""
         return "server model" if self.has_server_model else "edge models alone" if self.has_edges_alone else "model"
 
 
@@ -88,5 +89,5 @@ ALGORITHM_FACTS = {its.name: its for its in (FEDGKT, FEDGKT_ASYNC, FEDAVG, SPLIT
 
 
 def facts_of(name: str) -> AlgorithmFacts:
-    """Return the facts of an algorithm; of one that is not in the list, those of FedGKT under its own name."""
+    """Return the facts of an algorithm; for an unknown one, those of FedGKT under its own name."""
     return ALGORITHM_FACTS.get(name) or AlgorithmFacts(name, name, FEDGKT.client_part, FEDGKT.server_part)

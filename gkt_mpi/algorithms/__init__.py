@@ -21,6 +21,6 @@ else:
 
 
 def client_side(algorithm: Algorithm) -> ClientRound:
-    """Return what a client does in a round of an algorithm."""
+    """Return the client side of an algorithm."""
     side = algorithm.run_client
     return client_side(ALGORITHMS[side]) if isinstance(side, str) else side

@@ -55,9 +55,9 @@ ALGORITHM = Algorithm(
     run_client=FEDGKT.name,
     learner=AsyncTeacher,
     requests=frozenset({Kind.TRAIN, Kind.LOCAL}),
-    work=knowledge_transfer,  # an upload of every client; one upload is priced by `async_prices`
+    work=knowledge_transfer,  # one upload per client; the cost of one upload is in `async_prices`
     networks="{edge} at the edge, {large} on the server, {config.clock} clock",
     cases=(RoundCase("in step"),),
     may_share=True,
-    bank_places=2,  # the one it trains on, and the one that is being received
+    bank_places=2,  # the one in use, and the one being received
 )

@@ -1,12 +1,11 @@
-"""What a round costs: bytes and operations, from counts alone, without running an algorithm and without MPI.
+"""The cost of a round in bytes and operations, from counts alone, without running an algorithm and without MPI.
 
     a client's samples, the networks' counts (cost/flops.py), the messages' layouts (wire/messages.py)  ->  RoundWork
 
-One function for each way of training; an algorithm's specification names its own (gkt_mpi/algorithms/).
+There is one function per kind of training; an algorithm's specification names its own (gkt_mpi/algorithms/).
 
-The bytes are those that the ledger of a run counts, to the byte. Operations are those of training, and of the passes
-in between that the algorithm needs; evaluation, averaging and augmentation are not counted. For virtual seconds see
-cost/virtual_clock.py.
+The bytes equal those that a run counts. Operations include training and the additional passes that the algorithm needs;
+evaluation, averaging and augmentation are not counted. For virtual seconds see cost/virtual_clock.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -74,13 +73,13 @@ WorkOf = Callable[[Setting, Participants, int], RoundWork]
 
 @dataclass(frozen=True)
 class RoundCase:
-    """A round of an algorithm as the table of costs shows it (programs/cost.py)."""
+    """A round of an algorithm in the table of costs (programs/cost.py)."""
 
     label: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the `Setting`, and their values in this round."""
+    """Fields of the `Setting`, with their values in this round."""
     gets_logits: bool = True
-    """Whether clients receive the server's logits in it."""
+    """Whether clients receive the server's logits in this round."""
 
 
 def round_cost(
@@ -91,17 +90,17 @@ def round_cost(
     server_samples: int | None = None,
     start_s: float = 0.0,
 ) -> RoundCost:
-    """Return what metrics.jsonl says of the cost of a round; see `round_work`, and `round_s` for `start_s`."""
+    """Return the cost of a round as in metrics.jsonl; see `round_work`, and `round_s` for `start_s`."""
     return virtual_clock.round_cost(round_work(work, setting, participants, server_samples), devices, start_s)
 
 
 def round_work(
     work: WorkOf, setting: Setting, participants: Participants, server_samples: int | None = None
 ) -> RoundWork:
-    """Return what a round costs, by client; `work` is that of the algorithm.
+    """Return the cost of a round, by client; `work` is the algorithm's cost function.
 
-    `server_samples` is how many samples the server trains on: those in the bank, absent clients' too, or all images
-    where there are no clients; None for those of the participants.
+    `server_samples` is the number of samples the server trains on: those in the bank, including absent clients', or all
+    images if there are no clients; None for those of the participants.
     """
     if server_samples is None:
         server_samples = sum(its.num_samples for its in participants.values())
@@ -136,7 +135,7 @@ def knowledge_transfer(setting: Setting, participants: Participants, server_samp
 
 
 def async_prices(setting: Setting, devices: Devices) -> Prices:
-    """Return the prices of asynchronous training: the work of `knowledge_transfer`, by upload and by sample."""
+    """Return the costs for the clock of asynchronous training: `knowledge_transfer`, by upload and by sample."""
     server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
 
     def price_of_upload(client: int, participant: Participant) -> ClientCost:
@@ -161,7 +160,7 @@ def model_averaging(setting: Setting, participants: Participants, server_samples
 
 
 def split_training(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
-    """Return the work of split learning: the stem down and up, every batch its features up and their gradients down.
+    """Return the work of split learning: the stem down and up, every batch's features up and their gradients down.
 
     Raises `ConfigError` for an integer codec, which cannot encode gradients.
     """
@@ -188,7 +187,7 @@ def central_training(setting: Setting, participants: Participants, server_sample
 
 
 def local_training(setting: Setting, participants: Participants, server_samples: int) -> RoundWork:
-    """Return the work of training every edge model on its own images; nothing travels."""
+    """Return the work of training every edge model on its own images; nothing is sent."""
     clients = {
         client: ClientCost(0, 0, its.num_samples * setting.client_epochs * setting.edge(its.model).training_flops)
         for client, its in participants.items()

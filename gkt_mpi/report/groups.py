@@ -49,7 +49,7 @@ class Row:
 
     @property
     def facts(self) -> AlgorithmFacts:
-        """What is known of its algorithm."""
+        """The facts about its algorithm."""
         return facts_of(self.algorithm)
 
 
@@ -241,7 +241,7 @@ def _decides(name: str, algorithm: str) -> bool:
 
 
 def concerns(name: str, algorithm: str) -> bool:
-    """Whether a field means anything to an algorithm, as far as this is told apart: clock and async.* are of one."""
+    """Whether a field applies to an algorithm; only clock and async.* are specific to one."""
     return not facts_of(algorithm).is_synchronous or not (name == "clock" or name.startswith("async."))
 
 
