@@ -34,7 +34,7 @@ TARGET = 0.95
 SMALL = ["--data.limit", "1000", "--data.test_limit", "500"]
 FIXED = ["--compute.precision", "float32", "--compute.compile", "false"]  # no choice by measurement: all runs alike
 WAYS = {
-    "in step": ["--algorithm", "fedgkt"],
+    "synchronous": ["--algorithm", "fedgkt"],
     "asynchronous": ["--algorithm", "fedgkt_async"],
     "  no overtime": ["--algorithm", "fedgkt_async", "--async.overtime", "0"],
     "  buffer of 2": ["--algorithm", "fedgkt_async", "--async.buffer", "2"],
@@ -48,8 +48,8 @@ class Part:
     label: str
     config: str
     fields: list[str]
-    rounds: int  # in step
-    ways: tuple[str, ...] = ("in step", "asynchronous")
+    rounds: int  # in synchronous training
+    ways: tuple[str, ...] = ("synchronous", "asynchronous")
     is_real: bool = False
 
 
@@ -106,7 +106,7 @@ def measure(part: Part, out: Path, seeds: int) -> list[dict[str, Any]]:
 
 def run_of(part: Part, way: str, seed: int, out: Path) -> Run:
     """Make a run, unless it is there, and return it."""
-    rounds = part.rounds if way == "in step" else 2 * part.rounds
+    rounds = part.rounds if way == "synchronous" else 2 * part.rounds
     words = [part.label, "real" if part.is_real else "virtual", way, str(seed)]
     name = "-".join("-".join(words).replace(",", "").split())
     fields = [*WAYS[way], *part.fields, "--rounds", str(rounds), "--seed", str(seed)]
@@ -158,13 +158,13 @@ def idle(run: Run, is_real: bool) -> tuple[float, float]:
     return server, clients
 
 
-def cells(row: dict[str, Any], in_step: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row of the table as text; the last tells how much sooner the target was reached than in step."""
+def cells(row: dict[str, Any], synchronous: dict[str, Any]) -> tuple[str, ...]:
+    """Return a row of the table as text; the last is the speed-up over synchronous training."""
     times = row["to_target_s"]
     reached = [time for time in times if time is not None]
-    in_step_times = in_step["to_target_s"]
-    all_reached = None not in (*times, *in_step_times)
-    sooner = [a / b for a, b in zip(in_step_times, times, strict=True)] if all_reached else []
+    synchronous_times = synchronous["to_target_s"]
+    all_reached = None not in (*times, *synchronous_times)
+    speed_up = [a / b for a, b in zip(synchronous_times, times, strict=True)] if all_reached else []
     to_target = f"{statistics.mean(reached):.1f}" if len(reached) == len(times) else f"{len(reached)} of {len(times)}"
     return (
         row["data"],
@@ -174,7 +174,7 @@ def cells(row: dict[str, Any], in_step: dict[str, Any]) -> tuple[str, ...]:
         mean_and_spread(row["final_client_test_accuracy"]),
         f"{statistics.mean(row['total_s']):.0f}",
         to_target,
-        f"{statistics.median(sooner):.2f}" if sooner else "-",
+        f"{statistics.median(speed_up):.2f}" if speed_up else "-",
         f"{statistics.mean(row['server_idle']):.1%}",
         f"{statistics.mean(row['client_idle']):.1%}",
     )
@@ -184,7 +184,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     """Print a table."""
     table = Table(title=title, title_justify="left")
     left = ("data", "training")
-    for column in (*left, "rounds", "server model", "edge models", "total s", "s to target", "sooner", "server idle"):
+    for column in (*left, "rounds", "server model", "edge models", "total s", "s to target", "speed-up", "server idle"):
         table.add_column(column, justify="left" if column in left else "right")
     table.add_column("clients idle", justify="right")
     for row in rows:

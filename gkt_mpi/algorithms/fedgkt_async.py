@@ -27,7 +27,7 @@ from gkt_mpi.wire.messages import Kind
 def run_server(server: Server, teacher: AsyncTeacher) -> None:
     """Learn from every upload in turn."""
     arrivals = teacher.open(server)
-    for round in server.rounds(in_step=False):
+    for round in server.rounds(synchronous=False):
         teacher.begin_round_of_uploads(round)  # the first round asks all clients
         while arrivals.is_in_round:
             clients = arrivals.next_clients()  # their uploads are in the bank now
@@ -57,7 +57,7 @@ ALGORITHM = Algorithm(
     requests=frozenset({Kind.TRAIN, Kind.LOCAL}),
     work=knowledge_transfer,  # one upload per client; the cost of one upload is in `async_prices`
     networks="{edge} at the edge, {large} on the server, {config.clock} clock",
-    cases=(RoundCase("in step"),),
+    cases=(RoundCase("synchronous"),),
     may_share=True,
     bank_places=2,  # the one in use, and the one being received
 )

@@ -57,10 +57,10 @@ class Server:
         self.books.virtual_s = 0.0 if state is None else state["virtual_s"]
         self._round_end.open(rounds_done, state)
 
-    def rounds(self, in_step: bool = True) -> Iterator[int]:
+    def rounds(self, synchronous: bool = True) -> Iterator[int]:
         """Yield the number of each remaining round; after the last, stop the workers and write the summary.
 
-        Without `in_step`, clients may still be working at the end of a round.
+        Without `synchronous`, clients may still be working at the end of a round.
         """
         self.hosting.host_all()
         self._round_end.begin()
@@ -69,10 +69,10 @@ class Server:
             yield round
             assert self._finished is None, "the algorithm has not ended the previous round"
             self._finished = self.books.end(self._learner.samples_trained)
-            if not in_step or not self.watch.placement.has_own_cores:  # later it would slow the clients down
+            if not synchronous or not self.watch.placement.has_own_cores:  # later it would slow the clients down
                 self.end_last_round()
         self.end_last_round()
-        self._finish(in_step)
+        self._finish(synchronous)
 
     def end_last_round(self) -> None:
         """Evaluate, save and log the previous round, unless this has been done.
@@ -191,13 +191,13 @@ class Server:
         if self.books.count("refused_messages") <= _REFUSALS_SAID:
             self._progress.say(f"refused: {why}")
 
-    def _finish(self, in_step: bool) -> None:
+    def _finish(self, synchronous: bool) -> None:
         """Stop the workers and write the summary of a complete run."""
-        if not in_step:  # their current work and further messages are not needed
+        if not synchronous:  # their current work and further messages are not needed
             self._stop_at_once()
             self.watch.stop_listening()
         self._round_end.finish()
-        if in_step:
+        if synchronous:
             for rank in range(1, self._transport.size):
                 self._transport.send(rank, Stop())
             self._transport.flush()

@@ -36,7 +36,7 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class InStep:
+class SynchronousEstimate:
     """Estimated duration of the same number of rounds in synchronous training, from the uploads' durations."""
 
     num_rounds: int
@@ -109,7 +109,7 @@ def lane(own: Sequence[UploadRecord], run_s: float, until_s: float) -> Lane:
     )
 
 
-def estimate_in_step(uploads: Sequence[UploadRecord]) -> InStep:
+def estimate_synchronous(uploads: Sequence[UploadRecord]) -> SynchronousEstimate:
     """Return the estimated duration of synchronous training with the clients that uploaded; at least one upload.
 
     It assumes that every client takes its median each time, although another client may be the slowest of a round.
@@ -123,7 +123,9 @@ def estimate_in_step(uploads: Sequence[UploadRecord]) -> InStep:
     slowest = max(median_s, key=lambda client: median_s[client])
     num_rounds = 1 + max(upload.round for upload in uploads)
     learning_s = math.fsum(answered - taken for taken, answered in flushes(uploads))
-    return InStep(num_rounds, slowest, median_s[slowest], absent_s, learning_s / num_rounds, end_s(uploads))
+    return SynchronousEstimate(
+        num_rounds, slowest, median_s[slowest], absent_s, learning_s / num_rounds, end_s(uploads)
+    )
 
 
 def waiting_share(uploads: Iterable[UploadRecord]) -> float | None:

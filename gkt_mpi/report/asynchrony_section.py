@@ -9,11 +9,11 @@ import numpy as np
 from gkt_mpi.log.csv_log import UploadRecord
 from gkt_mpi.log.timeline import Span, clip_spans, merge_spans
 from gkt_mpi.report.asynchrony import (
-    InStep,
     Staleness,
+    SynchronousEstimate,
     by_client,
     end_s,
-    estimate_in_step,
+    estimate_synchronous,
     flushes,
     idle_share_of_run,
     lane,
@@ -53,16 +53,16 @@ class AsynchronySection:
 def describe_asynchrony(run: Run) -> AsynchronySection:
     """Return the section of a run that has uploads."""
     uploads, num_clients = run.uploads, run.num_clients or 1 + max(upload.client for upload in run.uploads)
-    in_step = estimate_in_step(uploads)
+    estimate = estimate_synchronous(uploads)
     staleness = draw_staleness(staleness_by_client(uploads), num_clients)
     return AsynchronySection(
         staleness=svg(staleness),
         staleness_caption="staleness of each client's uploads, in rounds from when it was asked to when the server "
         "began to learn from it: mean, and minimum to maximum",
         lanes=svg(draw_lanes(uploads, num_clients, _clock_name(run))),
-        lanes_caption=_lanes_caption(num_clients, in_step.num_rounds),
-        saved=saved_rows(run, in_step),
-        notes=[_estimate_note(in_step, run.has_real_clock), *missing_notes(uploads, num_clients)],
+        lanes_caption=_lanes_caption(num_clients, estimate.num_rounds),
+        saved=saved_rows(run, estimate),
+        notes=[_estimate_note(estimate, run.has_real_clock), *missing_notes(uploads, num_clients)],
     )
 
 
@@ -79,13 +79,13 @@ def _lanes_caption(num_clients: int, num_rounds: int) -> str:
     )
 
 
-def saved_rows(run: Run, in_step: InStep) -> list[tuple[str, str]]:
+def saved_rows(run: Run, estimate: SynchronousEstimate) -> list[tuple[str, str]]:
     """Return the rows of the table: the run's duration, its synchronous estimate, and idle shares."""
-    rounds = f"{in_step.num_rounds} {'round' if in_step.num_rounds == 1 else 'rounds'}"
+    rounds = f"{estimate.num_rounds} {'round' if estimate.num_rounds == 1 else 'rounds'}"
     return [
-        (f"time of {rounds}, {_clock_name(run)} clock", duration(in_step.run_s)),
-        (f"time of {rounds} in synchronous training, estimate", duration(in_step.total_s)),
-        ("synchronous training would take, estimate", f"{in_step.ratio:.2f} times as long"),
+        (f"time of {rounds}, {_clock_name(run)} clock", duration(estimate.run_s)),
+        (f"time of {rounds} in synchronous training, estimate", duration(estimate.total_s)),
+        ("synchronous training would take, estimate", f"{estimate.ratio:.2f} times as long"),
         ("server idle", _percent(idle_share_of_run(run.records, "virtual_server_idle"))),
         ("clients idle, mean", _percent(idle_share_of_run(run.records, "virtual_client_idle"))),
         ("clients' time waiting for an answer, mean", _percent(waiting_share(run.uploads))),
@@ -96,8 +96,8 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def _estimate_note(in_step: InStep, has_real_clock: bool) -> str:
-    absent = f" Absences count once: {duration(in_step.absent_s)}." if in_step.absent_s else ""
+def _estimate_note(estimate: SynchronousEstimate, has_real_clock: bool) -> str:
+    absent = f" Absences count once: {duration(estimate.absent_s)}." if estimate.absent_s else ""
     beside = (
         " Evaluation and checkpoints are in the run's time and not in the estimate, and where ranks share cores each "
         "side would be faster in synchronous training, while the other waits."
@@ -105,9 +105,9 @@ def _estimate_note(in_step: InStep, has_real_clock: bool) -> str:
         else ""
     )
     return (
-        f"The estimate: in each round the server waits for the slowest client ({in_step.slowest_client}, "
-        f"{duration(in_step.slowest_client_s)} from request to upload, its median), then learns "
-        f"({duration(in_step.server_s)}, its mean per round).{absent}{beside}"
+        f"The estimate: in each round the server waits for the slowest client ({estimate.slowest_client}, "
+        f"{duration(estimate.slowest_client_s)} from request to upload, its median), then learns "
+        f"({duration(estimate.server_s)}, its mean per round).{absent}{beside}"
     )
 
 

@@ -56,7 +56,7 @@ def render(run: Run) -> str:
         time=svg(time_figure(run)),
         partition=svg(partition_figure(run)) if run.counts.size else None,
         clients=[(caption, svg(figure)) for caption, figure in _of_clients(run)],
-        asynchrony=describe_asynchrony(run) if run.uploads and not run.is_in_step else None,
+        asynchrony=describe_asynchrony(run) if run.uploads and not run.is_synchronous else None,
         timeline=svg(timeline_figure(run, shown)) if shown is not None else None,
         timeline_round=shown + 1 if shown is not None else None,
         config=yaml.safe_dump(run.config, sort_keys=False),

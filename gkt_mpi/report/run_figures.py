@@ -112,7 +112,7 @@ def time_figure(run: Run) -> "Figure":
     x = np.array(rounds(run))
     bottom = np.zeros(len(x))
     for key, name, colour, hatch in _PHASES:
-        if key == "client_s" and not run.is_in_step:
+        if key == "client_s" and not run.is_synchronous:
             name = "server waits for uploads"
         seconds = np.array([record.get(key, 0.0) for record in run.records])
         if not seconds.any():  # a phase that the algorithm lacks
@@ -134,11 +134,11 @@ def shown_round(run: Run) -> int | None:
     In asynchronous training, the middle one: a client's work is known only when the server takes its upload, possibly
     several rounds later.
     """
-    events = [event for event in run.trace if event["tid"] < (_MOST_LANES if run.is_in_step else 1)]
+    events = [event for event in run.trace if event["tid"] < (_MOST_LANES if run.is_synchronous else 1)]
     rounds = sorted({event["args"]["round"] for event in events})
     if not rounds:
         return None
-    return rounds[-1] if run.is_in_step else rounds[(len(rounds) - 1) // 2]
+    return rounds[-1] if run.is_synchronous else rounds[(len(rounds) - 1) // 2]
 
 
 def events_of(run: Run, round: int) -> tuple[list[dict[str, Any]], Span]:
@@ -148,9 +148,9 @@ def events_of(run: Run, round: int) -> tuple[list[dict[str, Any]], Span]:
     time.
     """
     events = [e for e in run.trace if e["tid"] < _MOST_LANES]
-    own = [e for e in events if e["args"]["round"] == round and (run.is_in_step or e["tid"] == 0)]
+    own = [e for e in events if e["args"]["round"] == round and (run.is_synchronous or e["tid"] == 0)]
     shown = min(e["ts"] for e in own), max(e["ts"] + e["dur"] for e in own)
-    if run.is_in_step:
+    if run.is_synchronous:
         return own, shown
     before = [e["ts"] + e["dur"] for e in events if e["args"]["round"] == round - 1 and e["tid"] == 0]
     shown = max(before, default=min(e["ts"] for e in events)), shown[1]

@@ -94,14 +94,14 @@ class Run:
         return facts_of(str(self.config["algorithm"]))
 
     @property
-    def is_in_step(self) -> bool:
+    def is_synchronous(self) -> bool:
         """Whether the server waits for all clients of a round."""
         return self.facts.is_synchronous
 
     @property
     def has_real_clock(self) -> bool:
         """Whether uploads are ordered by arrival, not by the devices' times: then there is no virtual time."""
-        return not self.is_in_step and self.config.get("clock") == "real"
+        return not self.is_synchronous and self.config.get("clock") == "real"
 
     @property
     def is_completed(self) -> bool:

@@ -193,7 +193,7 @@ def test_with_equal_devices_and_a_full_buffer_it_is_synchronous_fedgkt_exactly(t
             assert one[key] == pytest.approx(other[key], rel=1e-9, abs=1e-9)
 
 
-def test_a_full_buffer_is_in_step_on_any_devices(skewed):
+def test_a_full_buffer_is_synchronous_on_any_devices(skewed):
     sync = run_in_threads(skewed(name="sync", algorithm="fedgkt"), 3)
     found = run_in_threads(skewed(name="async", async__buffer=4), 3)
     for key in ("server_train_loss", "client_train_loss", "test_accuracy", "upload_bytes", "download_bytes"):
@@ -231,7 +231,7 @@ def test_ranks_do_not_change_a_bit_nor_does_an_interruption(skewed, changes):
 
 
 def test_every_upload_is_counted_to_the_byte(skewed):
-    """Of clients of one size every upload has the bytes and the operations that it has where all are in step."""
+    """Of clients of one size every upload has the bytes and the operations that it has in synchronous training."""
     changes = {"rounds": 4, "data__synthetic__train": 64}
     sync = run_in_threads(skewed(name="sync", algorithm="fedgkt", **changes), 3)
     config = skewed(name="async", **changes)

@@ -7,7 +7,7 @@ from gkt_mpi.report.asynchrony import (
     Staleness,
     by_client,
     end_s,
-    estimate_in_step,
+    estimate_synchronous,
     flushes,
     idle_share_of_run,
     lane,
@@ -78,13 +78,15 @@ def test_a_lane_has_work_waiting_and_what_is_open_within_its_time():
     assert lane([], 11.0, 8.0).open == [(0, 8)]
 
 
-def test_the_estimate_in_step_by_hand():
-    found = estimate_in_step(UPLOADS)
+def test_the_estimate_synchronous_by_hand():
+    found = estimate_synchronous(UPLOADS)
     # Two rounds of 9 s for client 2 and of the server's (1 + 0.5 + 0.5 + 1 + 1) / 2 = 2 s: 22 s, twice the 11 s.
     assert (found.num_rounds, found.slowest_client, found.slowest_client_s) == (2, 2, 9.0)
     assert (found.server_s, found.total_s, found.run_s, found.ratio) == (2.0, 22.0, 11.0, 2.0)
     # Without client 2, client 1 is the slowest: (4 + 2) / 2 = 3 s, two rounds, and 3 s of the server's.
-    assert estimate_in_step([upload for upload in UPLOADS if upload.client != 2]).total_s == pytest.approx(2 * 3 + 3)
+    assert estimate_synchronous([upload for upload in UPLOADS if upload.client != 2]).total_s == pytest.approx(
+        2 * 3 + 3
+    )
 
 
 def test_an_absence_counts_once_in_the_estimate():
@@ -94,12 +96,12 @@ def test_an_absence_counts_once_in_the_estimate():
         done = start[client] + (34.0 if (client, round) == (1, 1) else 4.0)
         uploads.append(UploadRecord(round, client, round, start[client], done, done, done, 0.0, 1))
         start[client] = done
-    found = estimate_in_step(uploads)
+    found = estimate_synchronous(uploads)
     assert (found.slowest_client_s, found.absent_s, found.server_s, found.total_s) == (4.0, 30.0, 0.0, 70.0)
 
 
 def test_a_run_of_no_time_has_no_ratio():
-    assert math.isnan(estimate_in_step([UploadRecord(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)]).ratio)
+    assert math.isnan(estimate_synchronous([UploadRecord(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)]).ratio)
 
 
 def test_the_share_that_a_client_waits_is_a_mean_over_clients():

@@ -52,7 +52,7 @@ def test_with_a_real_clock_what_is_not_known_is_a_dash(loaded):
     assert "virtual time on the devices" not in text
 
 
-def test_who_never_uploaded_is_said_to_hold_up_training_in_step(loaded):
+def test_who_never_uploaded_is_said_to_hold_up_synchronous_training(loaded):
     uploads = [upload for upload in made_uploads() if upload.client != 1]
     assert "Never uploaded: client 1. In synchronous training the first round would have lasted longer" in words(
         loaded(uploads=uploads)

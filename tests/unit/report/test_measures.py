@@ -121,7 +121,7 @@ def test_costs_of_older_and_of_client_free_runs(loaded):
     assert mean_cost([old]).edge_flops is None
 
 
-def test_where_clients_are_not_in_step_costs_are_per_upload(loaded):
+def test_in_asynchronous_training_costs_are_per_upload(loaded):
     figures = {"uploads": 6, "participants": 3, "upload_bytes": 60, "download_bytes": 6, "edge_flops": 30.0}
     cost = run_cost(loaded("async", algorithm="fedgkt_async", figures=figures))
     assert (cost.upload_bytes, cost.download_bytes, cost.edge_flops) == (10, 1, 5)

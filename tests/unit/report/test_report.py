@@ -129,7 +129,7 @@ def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder,
     assert Page(render(Run.load(without))).pictures == 9
 
 
-def test_where_clients_are_not_in_step_the_timeline_is_what_all_did_in_a_round_of_the_server(tmp_path):
+def test_in_asynchronous_training_the_timeline_shows_one_round_of_the_server(tmp_path):
     from gkt_mpi.config import parse
     from tests.conftest import arguments
 
