@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import Kind, TrainRequest
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import TrainRequest
 from gkt_mpi.wire.mpi import MpiTransport
 
 COMM = MPI.COMM_WORLD

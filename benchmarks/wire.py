@@ -31,7 +31,8 @@ from gkt_mpi.learners.bank import Bank
 from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.wire.codec import Codec, CodecName, WireConfig
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Kind
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock
 from gkt_mpi.wire.mpi import MpiTransport
 
 COMM = MPI.COMM_WORLD

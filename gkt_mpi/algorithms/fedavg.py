@@ -18,7 +18,8 @@ from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.global_model import AveragedModel
 from gkt_mpi.log.progress import CLIENTS_TRAIN
-from gkt_mpi.wire.messages import Kind, ModelState
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import ModelState
 
 
 def run_server(server: Server, average: AveragedModel) -> None:

@@ -24,7 +24,8 @@ from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.teacher import Teacher
 from gkt_mpi.training.losses import client_loss, fpkd_weight, server_loss
-from gkt_mpi.wire.messages import Kind, LocalRequest, ModelState, TrainRequest
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import LocalRequest, ModelState, TrainRequest
 
 
 def run_server(server: Server, teacher: Teacher) -> None:

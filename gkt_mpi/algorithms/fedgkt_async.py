@@ -21,7 +21,7 @@ from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.async_teacher import AsyncTeacher
 from gkt_mpi.learners.bank import BankBatch
 from gkt_mpi.training.losses import server_loss
-from gkt_mpi.wire.messages import Kind
+from gkt_mpi.wire.header import Kind
 
 
 def run_server(server: Server, teacher: AsyncTeacher) -> None:

@@ -17,7 +17,8 @@ from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.edges_alone import EdgesAlone
 from gkt_mpi.log.progress import CLIENTS_TRAIN
-from gkt_mpi.wire.messages import Kind, LocalRequest
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import LocalRequest
 
 
 def run_server(server: Server, edges: EdgesAlone) -> None:

@@ -20,7 +20,8 @@ from gkt_mpi.errors import require
 from gkt_mpi.models.resnet import EdgeName, NormName, ServerName
 from gkt_mpi.training.trainable import Extract, Share
 from gkt_mpi.wire.codec import Codec
-from gkt_mpi.wire.messages import HEADER_BYTES, Header, Kind, payload_size
+from gkt_mpi.wire.header import HEADER_BYTES, Header, Kind
+from gkt_mpi.wire.messages import payload_size
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import torch
 
 from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.log.timeline import are_spans
-from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Kind, Message, ModelState
+from gkt_mpi.wire.contract import Accepts, Contract
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Message, ModelState
 from gkt_mpi.wire.transport import SERVER, Transport
 
 _THREADS = 2  # threads that receive and check; a single one is slower than an unchecked MPI message
@@ -33,8 +34,8 @@ class Inbox(Protocol):
     passes: int  # how often each sample of a client is counted during its upload
     answers: bool  # whether a client waits for an answer to each message: after a refusal it sends nothing more
 
-    def accepts(self) -> dict[str, Any]:
-        """Return the contract fields under which messages are accepted."""
+    def accepts(self) -> Accepts:
+        """Return which messages this inbox accepts."""
 
     def claim(self, message: Any) -> int:  # noqa: ANN401 - the kind of message that this inbox is for
         """Register a message that has arrived; return the number of samples it contains. Raises `WireError`.
@@ -57,9 +58,9 @@ class ReportsOnly:
 
     passes, answers = 1, False
 
-    def accepts(self) -> dict[str, Any]:
-        """Return the contract fields: only reports."""
-        return {"kinds": frozenset({Kind.REPORT})}
+    def accepts(self) -> Accepts:
+        """Return which messages this inbox accepts: only reports."""
+        return Accepts(frozenset({Kind.REPORT}))
 
     def claim(self, message: object) -> int:
         """Never called: the contract refuses uploads."""

@@ -1,13 +1,14 @@
 """The inbox of weights that clients send: one ModelState per client and round."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gkt_mpi.errors import WireError
-from gkt_mpi.wire.messages import Kind, ModelState
+from gkt_mpi.wire.contract import Accepts
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import ModelState
 
 
 class ModelInbox:
@@ -20,9 +21,9 @@ class ModelInbox:
         self.models: dict[int, Tensor] = {}
         self._model_bytes, self._num_samples = model_bytes, num_samples
 
-    def accepts(self) -> dict[str, Any]:
-        """Return the contract fields under which weights are accepted."""
-        return {"kinds": frozenset({Kind.MODEL, Kind.REPORT}), "model_bytes": self._model_bytes}
+    def accepts(self) -> Accepts:
+        """Return which messages this inbox accepts: weights and reports."""
+        return Accepts(frozenset({Kind.MODEL, Kind.REPORT}), model_bytes=self._model_bytes)
 
     def claim(self, message: ModelState) -> int:
         """Keep a client's weights; return its number of samples. Raises `WireError` if it has sent weights before."""

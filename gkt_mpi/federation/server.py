@@ -127,13 +127,13 @@ class Server:
         `round` is their round number, common or per client. The clients of a lost worker move to others and repeat what
         they have not reported; so do bad clients with `faults.on_bad_client` drop.
         """
-        contract = Contract(
+        contract = Contract.of_uploads(
+            inbox.accepts(),
             round=round,
             num_samples=expected,
             sender=self.hosting.roster.worker_of,
             state_bytes=self.hosting.state_bytes,
             max_spans=MOST_SPANS,
-            **inbox.accepts(),
         )
 
         def move_clients(lost: LostRankError, reports: dict[int, ClientReport]) -> None:

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,13 +21,13 @@ from gkt_mpi.training.losses import DistillConfig
 from gkt_mpi.training.trainable import Edge
 from gkt_mpi.wire.codec import Codec, WireConfig
 from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.header import Kind
 from gkt_mpi.wire.messages import (
     ClientMetrics,
     ClientReport,
     FeatureBlock,
     Gradient,
     HostClient,
-    Kind,
     Message,
     ModelState,
     Request,
@@ -93,7 +93,7 @@ class Worker:
     def run(self, client_round: ClientRound) -> None:
         """Serve requests until the server stops this worker; `client_round` is the algorithm's client side."""
         while True:
-            message = self._asked.popleft() if self._asked else self._receive(self.requests | {Kind.HOST, Kind.STOP})
+            message = self._next_message()
             if isinstance(message, Stop):
                 break
             if isinstance(message, HostClient):
@@ -104,9 +104,15 @@ class Worker:
                 self.run_client_round(client_round, message)
         self.transport.flush()
 
-    def _receive(self, kinds: frozenset[Kind], **expected: int) -> Message:
-        """Wait for a message of these kinds; `expected` are additional contract fields."""
-        contract = Contract(
+    def _next_message(self) -> Message:
+        """Return the oldest request that came while another client was training; if there is none, wait for one."""
+        if self._asked:
+            return self._asked.popleft()
+        return self.transport.receive(self._contract(self.requests | {Kind.HOST, Kind.STOP}))[1]
+
+    def _contract(self, kinds: frozenset[Kind]) -> Contract:
+        """Return the contract under which messages of these kinds are accepted."""
+        return Contract(
             kinds,
             num_classes=len(self.file.classes),
             num_samples=self._num_samples,
@@ -114,9 +120,7 @@ class Worker:
             model_bytes=self._model_bytes,
             max_samples=len(self.file.labels("train")),
             device=self.device,
-            **expected,  # type: ignore[arg-type]
         )
-        return self.transport.receive(contract)[1]
 
     def _host(self, message: HostClient) -> None:
         self.hosted[message.client] = Hosted(message.sample_id.numpy(), message.state)
@@ -187,9 +191,10 @@ class Worker:
         ids = client.shard.sample_id[row]
         codec = self.codec
         self._send(FeatureBlock(client.id, round, first, ids, label, empty, encoded, codec.shape, codec.code_id))
+        kinds = self.requests | {Kind.HOST, Kind.GRADIENT}  # other clients of this worker may be asked meanwhile
         while True:
-            kinds = self.requests | {Kind.HOST, Kind.GRADIENT}  # other clients of this worker may be asked meanwhile
-            message = self._receive(kinds, first=first, block_rows=len(row), row_bytes=codec.row_bytes)
+            contract = replace(self._contract(kinds), first=first, block_rows=len(row), row_bytes=codec.row_bytes)
+            _, message = self.transport.receive(contract)
             if isinstance(message, HostClient):
                 self._host(message)
                 if message.client == client.id:  # the state from before this round: the server has refused the batch

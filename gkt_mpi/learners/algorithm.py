@@ -15,7 +15,7 @@ from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import ClientRound
 from gkt_mpi.learners.site import Site
 from gkt_mpi.log.progress import SERVER_TRAINS
-from gkt_mpi.wire.messages import Kind
+from gkt_mpi.wire.header import Kind
 
 
 @dataclass(frozen=True)

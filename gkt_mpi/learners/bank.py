@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from torch import Tensor
 from gkt_mpi.errors import WireError
 from gkt_mpi.learners.feature_rows import BankConfig, FeatureRows
 from gkt_mpi.wire.codec import Codec
-from gkt_mpi.wire.messages import FeatureBlock, Header, Kind
+from gkt_mpi.wire.contract import Accepts
+from gkt_mpi.wire.header import Header, Kind
+from gkt_mpi.wire.messages import FeatureBlock
 
 BatchOrder = Literal["mixed", "by_client"]
 
@@ -81,17 +83,17 @@ class Bank:
         """Return the rows that receive a client's next upload: here the same as `rows_of`."""
         return self.rows_of(client)
 
-    def accepts(self) -> dict[str, Any]:
-        """Return the contract fields under which uploads are accepted."""
-        return {
-            "kinds": frozenset({Kind.BLOCK, Kind.REPORT}),
-            "num_classes": self.num_classes,
-            "feature_shape": self.codec.shape,
-            "row_bytes": self.codec.row_bytes,
-            "codec": self.codec.code_id,
-            "block_rows": self.block_rows,
-            "admit": self.admit,
-        }
+    def accepts(self) -> Accepts:
+        """Return which messages this inbox accepts: blocks of features and reports."""
+        return Accepts(
+            frozenset({Kind.BLOCK, Kind.REPORT}),
+            num_classes=self.num_classes,
+            feature_shape=self.codec.shape,
+            row_bytes=self.codec.row_bytes,
+            codec=self.codec.code_id,
+            block_rows=self.block_rows,
+            admit=self.admit,
+        )
 
     def open_round(self, clients: Iterable[int] | None = None) -> None:
         """Expect a new upload of these clients, by default of all; keep or drop the rows of the others."""

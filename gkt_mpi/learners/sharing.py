@@ -11,7 +11,7 @@ In asynchronous training, which has no common rounds, the mean is over every cli
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from gkt_mpi.federation.model_inbox import ModelInbox
 from gkt_mpi.learners.bank import Bank
 from gkt_mpi.models.resnet import EdgeModel
 from gkt_mpi.training.trainable import Edge, weighted_mean, weights_of
-from gkt_mpi.wire.messages import FeatureBlock, Header, ModelState
+from gkt_mpi.wire.contract import Accepts
+from gkt_mpi.wire.header import Header
+from gkt_mpi.wire.messages import FeatureBlock, ModelState
 
 
 class SharedEdges:
@@ -135,10 +137,10 @@ class FeaturesAndWeights:
 
     passes, answers = 1, False
 
-    def accepts(self) -> dict[str, Any]:
-        """Return the contract fields under which both are accepted."""
+    def accepts(self) -> Accepts:
+        """Return which messages this inbox accepts: those of both."""
         features, weights = self.features.accepts(), self.weights.accepts()
-        return weights | features | {"kinds": weights["kinds"] | features["kinds"]}
+        return replace(features, kinds=features.kinds | weights.kinds, model_bytes=weights.model_bytes)
 
     def admit(self, header: Header, sample_id: Tensor, label: Tensor, logit: Tensor) -> Tensor:
         """See `Bank.admit`."""

@@ -16,7 +16,9 @@ from gkt_mpi.training.compute import choose
 from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate_model
 from gkt_mpi.training.trainable import Trainable, weighted_mean
 from gkt_mpi.wire.codec import SIGNED_CODECS
-from gkt_mpi.wire.messages import FeatureBlock, Gradient, Header, Kind, ModelState
+from gkt_mpi.wire.contract import Accepts
+from gkt_mpi.wire.header import Header, Kind
+from gkt_mpi.wire.messages import FeatureBlock, Gradient, ModelState
 
 
 class SplitModel:
@@ -131,18 +133,18 @@ class Turn:
             self._begin = self._model.server_part.mean([self._copies[client] for client in clients], counts)
         self._model.server_part.load(self._begin)
 
-    def accepts(self) -> dict[str, Any]:
-        """Return the contract fields under which batches and stems are accepted."""
+    def accepts(self) -> Accepts:
+        """Return which messages this inbox accepts: batches of features without logits, stems and reports."""
         codec = self._site.codec
-        return {
-            "kinds": frozenset({Kind.BLOCK, Kind.MODEL, Kind.REPORT}),
-            "feature_shape": codec.shape,
-            "row_bytes": codec.row_bytes,
-            "codec": codec.code_id,
-            "block_rows": self._site.client.batch_size,
-            "model_bytes": len(self._model.stem_weights),
-            "admit": self._admit,
-        }
+        return Accepts(
+            frozenset({Kind.BLOCK, Kind.MODEL, Kind.REPORT}),
+            feature_shape=codec.shape,
+            row_bytes=codec.row_bytes,
+            codec=codec.code_id,
+            block_rows=self._site.client.batch_size,
+            model_bytes=len(self._model.stem_weights),
+            admit=self._admit,
+        )
 
     def _admit(self, header: Header, sample_id: Tensor, label: Tensor, logit: Tensor) -> Tensor:
         """Return memory for a batch's features. Raises `WireError` unless it is the next of its client's epoch."""

@@ -29,7 +29,8 @@ from gkt_mpi.log.progress import make_console
 from gkt_mpi.placement import available_memory_mib, place
 from gkt_mpi.programs.memory import bank_mib, limit_of_node, needed_mib
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import Check, Kind, Stop
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import Check, Stop
 from gkt_mpi.wire.transport import SERVER, Transport
 
 ANSWER_S = 60.0  # a rank that has not answered for this long is unreachable

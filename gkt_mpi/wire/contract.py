@@ -8,26 +8,14 @@ import torch
 from torch import Tensor
 
 from gkt_mpi.errors import WireError
-from gkt_mpi.wire.messages import Header, Kind, parts_of_block, payload_layout, payload_size
+from gkt_mpi.wire.header import Header, Kind
+from gkt_mpi.wire.messages import header_names, parts_of_block, payload_layout, payload_size
 
-_SIZES = ("num_classes", "height", "width", "channels")
 _OF_A_CLIENT = (Kind.TRAIN, Kind.MODEL, Kind.LOCAL, Kind.BLOCK, Kind.GRADIENT, Kind.REPORT)
 _UPLOADS = (Kind.BLOCK, Kind.MODEL, Kind.REPORT)
-_FIELDS = {  # what a header of each kind says, beside kind and payload_bytes; all else in it is 0
-    Kind.SETUP: (*_SIZES, "precision"),
-    Kind.HOST: ("client", "num_samples", "state_bytes"),
-    Kind.TRAIN: ("client", "round", "first", "num_samples", "num_classes", "state_bytes"),
-    Kind.BLOCK: ("client", "round", "first", "num_samples", *_SIZES, "row_bytes", "codec"),
-    Kind.REPORT: ("client", "round", "state_bytes", "num_spans"),
-    Kind.MODEL: ("client", "round", "state_bytes"),
-    Kind.LOCAL: ("client", "round"),
-    Kind.GRADIENT: ("client", "round", "first", "num_samples", "row_bytes"),
-    Kind.STOP: (),
-    Kind.CHECK: ("state_bytes",),
-}
-_ABSENT = {
-    kind: [name for name in Header._fields if name not in ("kind", "payload_bytes", *found)]
-    for kind, found in _FIELDS.items()
+_ABSENT = {  # the fields of a header of each kind that are 0
+    kind: [name for name in Header._fields if name not in {"kind", "payload_bytes", *header_names(kind)}]
+    for kind in Kind
 }
 
 
@@ -37,36 +25,72 @@ def at_once(fill: Callable[[], None]) -> None:
 
 
 @dataclass(frozen=True)
-class Contract:
-    """What one rank accepts at one moment. Everything else is refused before its payload is received.
+class Accepts:
+    """The part of a contract that says what messages are like, whoever sends them: what an inbox takes in.
 
-    `sender` tells which rank speaks for a client (server side: the worker that hosts it); `num_samples` how
-    many samples a client has; a client missing from `num_samples` is unknown. `round` is that of all clients, or each
-    client's own. `admit` is asked with a block's header, sample ids, labels and logits, and returns the bank's own
-    rows, so that features are received in place; or it refuses them by a `WireError`. `fill` is given the function
-    that receives into these rows, to be called once, now or later, in any thread; that one may raise `LostRankError`.
-    `state_bytes` is the size of a client's state (of each, where they differ), of a Check the largest; `model_bytes`
-    that of the weights in a ModelState or a TrainRequest, likewise. A gradient is expected for the block (`first`,
-    `block_rows`). `device` is where the payload of a request or a gradient is wanted, None for the host.
+    `block_rows` is the largest number of rows of a block. `model_bytes` is the size of the weights in a ModelState or a
+    TrainRequest (of each client's, where they differ). `admit` is asked with a block's header, sample ids, labels and
+    logits, and returns the bank's own rows, so that features are received in place; or it raises `WireError`.
     """
 
     kinds: frozenset[Kind]
-    round: int | Mapping[int, int] | None = None
     num_classes: int = 0
-    num_samples: Mapping[int, int] | None = None
-    sender: Mapping[int, int] | None = None
     feature_shape: tuple[int, int, int] = (0, 0, 0)
     row_bytes: int = 0
     codec: int = 0
     block_rows: int = 0
+    model_bytes: int | Mapping[int, int] = 0
+    admit: Callable[[Header, Tensor, Tensor, Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Contract(Accepts):
+    """What one rank accepts at one moment. Everything else is refused before its payload is received.
+
+    `sender` tells which rank speaks for a client (server side: the worker that hosts it); `num_samples` how
+    many samples a client has; a client missing from `num_samples` is unknown. `round` is that of all clients, or each
+    client's own. `fill` is given the function that receives into the rows that `admit` has returned, to be called once,
+    now or later, in any thread; that one may raise `LostRankError`. `state_bytes` is the size of a client's state (of
+    each, where they differ), of a Check the largest. A gradient is expected for the block (`first`, `block_rows`).
+    `device` is where the payload of a request or a gradient is wanted, None for the host.
+    """
+
+    round: int | Mapping[int, int] | None = None
+    num_samples: Mapping[int, int] | None = None
+    sender: Mapping[int, int] | None = None
     first: int = 0
     state_bytes: int | Mapping[int, int] = 0
-    model_bytes: int | Mapping[int, int] = 0
     max_samples: int = 0
     max_spans: int = 0
-    admit: Callable[[Header, Tensor, Tensor, Tensor], Tensor] | None = None
     fill: Callable[[Callable[[], None]], None] = at_once
     device: torch.device | None = None
+
+    @classmethod
+    def of_uploads(
+        cls,
+        accepts: Accepts,
+        round: int | Mapping[int, int],
+        num_samples: Mapping[int, int],
+        sender: Mapping[int, int],
+        state_bytes: int | Mapping[int, int],
+        max_spans: int,
+    ) -> "Contract":
+        """Return the contract of a server that takes in what an inbox accepts, from the clients in `num_samples`."""
+        return cls(
+            kinds=accepts.kinds,
+            num_classes=accepts.num_classes,
+            feature_shape=accepts.feature_shape,
+            row_bytes=accepts.row_bytes,
+            codec=accepts.codec,
+            block_rows=accepts.block_rows,
+            model_bytes=accepts.model_bytes,
+            admit=accepts.admit,
+            round=round,
+            num_samples=num_samples,
+            sender=sender,
+            state_bytes=state_bytes,
+            max_spans=max_spans,
+        )
 
     @property
     def awaited(self) -> set[int]:
@@ -140,7 +164,8 @@ class Contract:
         if header.kind in (Kind.HOST, Kind.REPORT):
             expected = _of_client(self.state_bytes, header)
             expect(header.state_bytes == expected, "state_bytes", expected)
-        expect(header.payload_bytes == payload_size(header), "payload_bytes", payload_size(header))
+        size = payload_size(header)
+        expect(header.payload_bytes == size, "payload_bytes", size)
 
     def _round_of(self, header: Header) -> int | None:
         """Return the round that a header's client, if it is an expected one, is in; None for any."""

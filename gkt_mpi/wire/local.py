@@ -12,7 +12,8 @@ from torch import Tensor
 from gkt_mpi.errors import GktError, Interrupted
 from gkt_mpi.log.timeline import Timeline
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire, to_wire
+from gkt_mpi.wire.header import HEADER_BYTES, Header
+from gkt_mpi.wire.messages import Message, from_wire, to_wire
 from gkt_mpi.wire.transport import Ledger
 
 Result = TypeVar("Result")

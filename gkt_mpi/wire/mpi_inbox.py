@@ -17,7 +17,8 @@ from torch import Tensor
 from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.log.timeline import Timeline
 from gkt_mpi.wire.contract import Contract, at_once
-from gkt_mpi.wire.messages import HEADER_BYTES, Header, Message, from_wire
+from gkt_mpi.wire.header import HEADER_BYTES, Header
+from gkt_mpi.wire.messages import Message, from_wire
 from gkt_mpi.wire.mpi_arriving import Arriving, Found
 from gkt_mpi.wire.mpi_buffers import Buffers, Tag, memory
 from gkt_mpi.wire.mpi_signs import NO_BYTES, Signs

@@ -13,7 +13,8 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from gkt_mpi.wire.messages import HEADER_BYTES, Message, to_wire
+from gkt_mpi.wire.header import HEADER_BYTES
+from gkt_mpi.wire.messages import Message, to_wire
 from gkt_mpi.wire.mpi_buffers import Buffers, Tag, memory
 from gkt_mpi.wire.mpi_signs import Signs
 from gkt_mpi.wire.peers import Peers

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import HostClient, Kind
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import HostClient
 from gkt_mpi.wire.mpi import MpiTransport
 
 SIZE = 2**23

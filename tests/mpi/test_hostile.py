@@ -20,7 +20,8 @@ from gkt_mpi.learners.bank import Bank
 from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Header, Kind, to_wire
+from gkt_mpi.wire.header import Header, Kind
+from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, to_wire
 from gkt_mpi.wire.mpi import MpiTransport
 
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size

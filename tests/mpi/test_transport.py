@@ -15,7 +15,8 @@ from mpi4py import MPI
 from gkt_mpi.errors import WireError
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.contract import Contract
-from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, HostClient, Kind, Setup, Stop, TrainRequest
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, HostClient, Setup, Stop, TrainRequest
 from gkt_mpi.wire.mpi import MpiTransport
 from gkt_mpi.wire.mpi_library import ask_cuda_support, is_cuda_aware, node_place
 

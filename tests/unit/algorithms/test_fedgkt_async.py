@@ -25,8 +25,8 @@ from gkt_mpi.program import run_rank
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.losses import DistillConfig, distil_loss, server_loss
 from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.header import Kind
 from gkt_mpi.wire.local import run_local
-from gkt_mpi.wire.messages import Kind
 from tests.conftest import figures, run_in_threads
 from tests.unit.algorithms.plain import CPU, adam, shards_of
 

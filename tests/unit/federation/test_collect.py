@@ -15,8 +15,9 @@ from gkt_mpi.learners.bank import Bank
 from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.header import Kind
 from gkt_mpi.wire.local import run_local
-from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, Kind, to_wire
+from gkt_mpi.wire.messages import ClientMetrics, ClientReport, FeatureBlock, to_wire
 
 CODEC = Codec("float32", (4, 4, 4))
 ROWS, STATE = 12, torch.arange(8, dtype=torch.uint8)

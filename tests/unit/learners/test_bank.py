@@ -10,7 +10,8 @@ from gkt_mpi.learners.bank import Bank
 from gkt_mpi.learners.feature_rows import BankConfig, FeatureRows
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.wire.codec import Codec
-from gkt_mpi.wire.messages import FeatureBlock, Header, Kind
+from gkt_mpi.wire.header import Header, Kind
+from gkt_mpi.wire.messages import FeatureBlock
 
 SHARDS = [np.array([3, 5, 9]), np.array([0, 1, 2, 4, 6]), np.array([7, 8])]
 CODEC = Codec("float32", (2, 2, 4))

@@ -18,7 +18,8 @@ from gkt_mpi.log.timeline import Timeline
 from gkt_mpi.placement import PlacementConfig, place
 from gkt_mpi.training.compute import ComputeConfig
 from gkt_mpi.wire.codec import Codec
-from gkt_mpi.wire.messages import FeatureBlock, Gradient, Kind, ModelState, to_wire
+from gkt_mpi.wire.header import Kind
+from gkt_mpi.wire.messages import FeatureBlock, Gradient, ModelState, to_wire
 
 SHARDS = [np.arange(0, 7), np.arange(7, 19)]
 CODEC = Codec("float32", (8, 8, 16))
@@ -92,7 +93,7 @@ class Served:
     def take(self, message):
         header = to_wire(message)[0]
         if header.kind == Kind.BLOCK:
-            self.turn.accepts()["admit"](header, message.sample_id, message.label, message.logit)
+            self.turn.accepts().admit(header, message.sample_id, message.label, message.logit)
         return self.turn.claim(message)
 
     def finish(self, client):

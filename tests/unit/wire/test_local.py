@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.header import Kind
 from gkt_mpi.wire.local import run_local
-from gkt_mpi.wire.messages import HostClient, Kind, Stop
+from gkt_mpi.wire.messages import HostClient, Stop
 
 HOST = Contract(frozenset({Kind.HOST, Kind.STOP}), max_samples=100, state_bytes=4)
 

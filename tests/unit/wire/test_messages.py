@@ -6,22 +6,22 @@ import torch
 
 from gkt_mpi.errors import WireError
 from gkt_mpi.wire.contract import Contract
+from gkt_mpi.wire.header import HEADER_BYTES, VERSION, Header, Kind
 from gkt_mpi.wire.messages import (
-    HEADER_BYTES,
-    VERSION,
+    Check,
     ClientMetrics,
     ClientReport,
     FeatureBlock,
     Gradient,
-    Header,
     HostClient,
-    Kind,
     LocalRequest,
     ModelState,
     Setup,
     Stop,
     TrainRequest,
     from_wire,
+    header_names,
+    payload_layout,
     payload_size,
     to_wire,
 )
@@ -78,6 +78,45 @@ def test_a_message_survives_the_wire(message):
     again = from_wire(Header.unpack(words, 1), payload)
     assert type(again) is type(message)
     assert all(same(a, b) for a, b in zip(vars(again).values(), vars(message).values(), strict=True))
+
+
+U8, I64, F32, F64 = torch.uint8, torch.int64, torch.float32, torch.float64
+
+
+@pytest.mark.parametrize(
+    ("message", "words", "layout"),
+    [
+        (MESSAGES[0], {"num_classes": 10, "height": 8, "width": 8, "channels": 1, "precision": 1}, [(U8, (32,))]),
+        (MESSAGES[1], {"client": 2, "num_samples": 9, "state_bytes": 33}, [(I64, (9,)), (U8, (33,))]),
+        (
+            replace(MESSAGES[8], at=1.5),
+            {"client": 1, "round": 3, "first": 1_500_000, "num_samples": 9, "num_classes": 10, "state_bytes": 48},
+            [(I64, (9,)), (F32, (9, 10)), (U8, (48,))],
+        ),
+        (
+            BLOCK,
+            {"client": 1, "round": 3, "first": 4, "num_samples": 5, "num_classes": 10, "row_bytes": 64}
+            | {"height": 2, "width": 2, "channels": 4},
+            [(U8, (5 * (8 + 4 * 10 + 2),)), (U8, (5, 64))],
+        ),
+        (
+            replace(MESSAGES[4], spans=torch.zeros(2, 3, dtype=F64)),
+            {"client": 1, "round": 3, "state_bytes": 33, "num_spans": 2},
+            [(F64, (7,)), (U8, (33,)), (F64, (2, 3))],
+        ),
+        (MESSAGES[5], {"client": 1, "round": 3, "state_bytes": 48}, [(U8, (48,))]),
+        (MESSAGES[6], {"client": 1, "round": 3}, []),
+        (MESSAGES[7], {"client": 1, "round": 3, "first": 4, "num_samples": 6, "row_bytes": 64}, [(U8, (6, 64))]),
+        (MESSAGES[9], {}, []),
+        (Check(torch.zeros(7, dtype=U8)), {"state_bytes": 7}, [(U8, (7,))]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_message_is_these_integers_and_these_buffers(message, words, layout):
+    header, payload = to_wire(message)
+    assert header == Header(message.kind, **words, payload_bytes=sum(buffer.nbytes for buffer in payload))
+    assert payload_layout(header) == layout == [(buffer.dtype, tuple(buffer.shape)) for buffer in payload]
+    assert set(words) <= header_names(message.kind)
 
 
 def test_the_contract_accepts_what_it_describes():
