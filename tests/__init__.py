@@ -1,4 +1,4 @@
-"""The tests. While they are imported nothing is garbage; conftest.py lets the collector work again."""
+"""The tests. The garbage collector is off while they are imported; conftest.py enables it again."""
 
 import gc
 

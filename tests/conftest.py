@@ -1,4 +1,4 @@
-"""What all tests share: tiny configurations, whole runs in one process, and the project's folder."""
+"""Shared by all tests: tiny configurations, whole runs in one process, and the project folder."""
 
 import fcntl
 import gc
@@ -18,7 +18,7 @@ from gkt_mpi.federation.server import Server
 from gkt_mpi.program import run_rank
 from gkt_mpi.wire.local import run_local
 
-gc.freeze()  # torch's modules are none of the collector's business, as in gkt_mpi/main.py
+gc.freeze()  # torch's modules are never garbage, as in gkt_mpi/main.py
 gc.enable()
 ROOT = Path(__file__).parent.parent
 # Where real images lie in compact form on the machines of this project; elsewhere the tests that need them skip.
@@ -59,7 +59,7 @@ def run_in_threads(config: RunConfig, num_ranks: int) -> list[dict]:
 
 
 def stop_after(config: RunConfig, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run so many rounds of a run on three ranks, and interrupt it."""
+    """Run this many rounds of a run on three ranks, and interrupt it."""
     every = Server.rounds
 
     def some(server, *arguments, **options):
@@ -79,14 +79,14 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 def figures(records: list[dict]) -> list[dict]:
-    """Return the records without what the clock and the machine decide."""
+    """Return the records without figures that depend on the clock and the machine."""
     by_machine = ("_s", "_peak_mib")
     return [{k: v for k, v in r.items() if k == "virtual_s" or not k.endswith(by_machine)} for r in records]
 
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A function that returns the configuration of a tiny synthetic run, with any field changed."""
+    """Return a function that returns the configuration of a tiny synthetic run, with any field changed."""
 
     def make(**changes) -> RunConfig:
         return parse(arguments(tmp_path, **changes))
@@ -96,7 +96,9 @@ def tiny(tmp_path):
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
-    """A function that fills a folder once for all of xdist's workers: `made_once(name, fill)` returns the folder."""
+    """Return a function that fills a folder once for all of xdist's workers: `made_once(name, fill)` returns the
+    folder.
+    """
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
@@ -114,7 +116,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real_images(made_once) -> Path:
-    """A folder with real images in their official layouts: CIFAR-10, parts of CIFAR-100 and CINIC-10."""
+    """Return a folder with real images in their official layouts: CIFAR-10, parts of CIFAR-100 and CINIC-10."""
     if not (REAL_IMAGES / "unpack.py").exists():
         pytest.skip("there are no real images beside the project (GKT_TEST_IMAGES)")
     unpack = [sys.executable, REAL_IMAGES / "unpack.py"]
@@ -125,7 +127,7 @@ def real_images(made_once) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Run every test with one thread, so that sums are taken in one order."""
+    """Run every test with one thread, so that sums are in a fixed order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

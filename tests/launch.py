@@ -1,4 +1,4 @@
-"""Start real processes for the tests, with a time limit, and leave none behind."""
+"""Start real processes for the tests, with a time limit, and leave none running."""
 
 import contextlib
 import fcntl
@@ -76,9 +76,9 @@ def mpirun(
     begin: Sequence[str] = (),
     **options,
 ) -> Done:
-    """Run a Python program (what follows `python`) on so many ranks, through the launch wrapper.
+    """Run a Python program (the words after `python`) on this many ranks, through the launch wrapper.
 
-    `begin` are words to which the command is given as one more: what starts it on another host.
+    `begin` is an optional prefix of the command, such as one that starts it on another host.
     """
     venv = str(Path(sys.executable).parent.parent)
     launch = ["sh", str(ROOT / "launch/mpirun.sh"), "-np", str(ranks), *mpi_options]
@@ -102,7 +102,7 @@ def run_in_terminal(command: list[str], timeout_s: float = 300) -> tuple[int, st
             if select.select([ours], [], [], 1)[0]:
                 try:
                     shown += os.read(ours, 65536)
-                except OSError:  # nobody has the other end open any more
+                except OSError:  # the other end is closed
                     return process.wait(10), shown.decode(errors="replace")
         raise AssertionError(f"no end after {timeout_s} s: {shlex.join(command)}")
     finally:
@@ -113,12 +113,12 @@ def run_in_terminal(command: list[str], timeout_s: float = 300) -> tuple[int, st
 
 
 def _heed_ctrl_c() -> None:
-    """Take SIGINT as a program in a terminal does: a shell has its background jobs, these tests maybe, ignore it."""
+    """Restore SIGINT's default, as in a terminal: shells make background jobs, possibly these tests, ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment without what an mpirun or a make around it has left there."""
+    """Return this process's environment without variables of an mpirun or make around it."""
     inherited = ("OMPI_", "PMIX_", "PRTE_", "MAKE", "MFLAGS", "ARGS")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(inherited)}
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::UserWarning"}

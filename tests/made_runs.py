@@ -1,4 +1,4 @@
-"""Run folders with chosen figures, as a real run would write them, for what reads run folders."""
+"""Run folders with chosen figures, as a real run would write them, for tests of the reports."""
 
 import json
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def make_run(
 ) -> Path:
     """Write a run folder with these test accuracies, None for a round without, and return it.
 
-    `figures` are of every round, and replace those here; `lacking` are keys that the records do not have; `uploads` are
-    the lines of uploads.csv. `status` None leaves summary.json out.
+    `figures` apply to every round, and replace the defaults; `lacking` are keys that the records do not have; `uploads`
+    are the lines of uploads.csv. `status` None omits summary.json.
     """
     config = configuration(folder.name, algorithm, seed, **({"rounds": len(accuracy)} | changes))
     log = RunLog(folder, config, "made for a test")
@@ -96,7 +96,7 @@ _LACKING = {
 
 
 def made_uploads(num_clients: int = 4, rounds: int = 2, slow_s: float = 5.0) -> list[UploadRecord]:
-    """Return uploads of clients that work 2 s each time, the last one `slow_s`; the server learns 1 s from each."""
+    """Return uploads of clients that work 2 s each time, the last client `slow_s`; the server learns 1 s from each."""
     takes = [2.0] * (num_clients - 1) + [slow_s]
     asked, number, based_on = [0.0] * num_clients, [0] * num_clients, [0] * num_clients
     now, uploads = 0.0, []

@@ -1,6 +1,7 @@
-"""Rank 1 sends 8 MiB and does not call MPI again until rank 0 says, by a file, that it has them: python away.py FILE.
+"""Rank 1 sends 8 MiB and does not call MPI again until rank 0 has received them, which a file signals: python away.py
+FILE.
 
-Over TCP only a second thread of rank 1 can keep such a message moving.
+Over TCP only a second thread of rank 1 can progress such a message.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Hosts on this one machine: network namespaces with names and addresses of their own, joined by a bridge.
+"""Several hosts on one machine: network namespaces with their own names and addresses, joined by a bridge.
 
-mpirun reaches them as it reaches nodes of a cluster, by a launch agent; here that is `ip netns exec` instead of ssh.
-Between them MPI takes the network (TCP), since they have different names. Needs root.
+mpirun reaches them as it reaches nodes of a cluster, through a launch agent: `ip netns exec` instead of ssh. MPI uses
+the network (TCP) between them, since their names differ. Needs root.
 """
 
 import contextlib

@@ -58,7 +58,7 @@ PLACES = {
 
 
 class Faults:
-    """What can happen besides signals; each is called in place of the method there, and calls it."""
+    """Faults other than signals; each is called in place of the method at the fault's place, and calls it."""
 
     @staticmethod
     def fail(where, method, *arguments, **options):
@@ -66,36 +66,36 @@ class Faults:
 
     @staticmethod
     def hang(where, method, *arguments):
-        """Be told to end, and do not come back."""
+        """Receive a signal to end, and hang."""
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait()
 
     @staticmethod
     def lock(where, method, *arguments, **options):
-        """Hang and hold Python's lock, so that no thread and no handler of this process can run any more."""
+        """Hang while holding Python's lock, so that no other thread and no handler of this process can run."""
         ctypes.PyDLL(None).pause()
 
     @staticmethod
     def starve(where, method, *arguments, **options):
-        """Be refused memory, which is more than any machine has."""
+        """Fail to allocate more memory than any machine has."""
         torch.zeros(2**58)
 
     @staticmethod
     def vanish(where, append, self, *arguments):
-        """Delete the run folder, as somebody who tidies up does."""
+        """Delete the run folder, as a user cleaning up might."""
         shutil.rmtree(self.folder)
         return append(self, *arguments)
 
     @staticmethod
     def freeze(where, method, *arguments, **options):
-        """Have the whole job stand still for 8 seconds: launcher, ranks and companions, as a batch system does it."""
+        """Suspend the whole job for 8 seconds: launcher, ranks and watchdogs, as a batch system does."""
         job = " ".join(map(str, processes_of_test()))
         subprocess.Popen(["sh", "-c", f"kill -STOP {job}; sleep 8; kill -CONT {job}"], env={"PATH": os.environ["PATH"]})
         return method(*arguments, **options)
 
     @staticmethod
     def damage(where, append, self, *arguments):
-        """Cut the newest of several checkpoints off, and be killed."""
+        """Truncate the newest of several checkpoints, and be killed."""
         *others, newest = sorted((self.folder / "checkpoints").glob("*.pt"))
         if others:
             os.truncate(newest, newest.stat().st_size // 2)
@@ -113,7 +113,7 @@ class Faults:
 
     @staticmethod
     def fill(where, append, self, record, *arguments):
-        """Leave no space on the disk, and make the line longer than what is left of the log's last page."""
+        """Fill the disk, and make the line longer than the rest of the log's last page."""
         with open(self.folder / "much", "wb") as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(2**16))
@@ -128,7 +128,7 @@ class Faults:
 
     @staticmethod
     def poison(where, make, client, round, metrics, state, spans):
-        """Report weights of which one is not a number."""
+        """Report weights with a NaN."""
         state = state.clone()
         state.view(torch.float32)[7] = float("nan")
         return make(client, round, metrics, state, spans)
@@ -145,17 +145,17 @@ class Faults:
         upload(self, client, round, rows, feature, logit)
         spans = list(self.timeline.spans)
         upload(self, client, round, rows, feature, logit)
-        self.timeline.spans = spans  # a report has as many spans as an honest one
+        self.timeline.spans = spans  # a report has as many spans as a valid one
 
 
 def note(file, what):
-    """Add a line with the time to a file of what has happened."""
+    """Append a line with the time to a file of events."""
     with open(PIDS / file, "a") as out:
         out.write(f"{what}\t{time.time()}\n")
 
 
 def note_what_is_noticed():
-    """Have the server note when it gives a worker up; of what ends the job the end is noted elsewhere."""
+    """Record when the server gives a worker up; for faults that end the job, its end is recorded elsewhere."""
     become = LostRankError.__init__
 
     def notice_loss(self, *arguments):
@@ -175,25 +175,25 @@ def processes_of_test():
 
 def send_signal(name, to=None):
     process = os.getpid() if to is None else int((PIDS / to).read_text())
-    with contextlib.suppress(ProcessLookupError):  # that one has gone already
+    with contextlib.suppress(ProcessLookupError):  # it has exited already
         os.kill(process, signal.Signals[f"SIG{name.upper()}"])
 
 
 def wait_to_be_ended(owner):
-    """Wait until what has been sent to the launcher reaches the server, and on a worker what the server then says.
+    """Wait until a signal to the launcher reaches the server, and on a worker until the server's reaction arrives.
 
-    A busy machine may take longer for it than a tiny run lasts.
+    On a busy machine this may take longer than a tiny run.
     """
     deadline = time.monotonic() + 60
     interrupts = [found for found in gc.get_objects() if isinstance(found, Interrupt)]
     while time.monotonic() < deadline and not any(found.name for found in interrupts):
         if isinstance(owner, client.Client):
-            owner.on_batch()  # raises when the server says stop
+            owner.on_batch()  # raises when the server stops this worker
         time.sleep(0.01)
 
 
 def plant(where, faults):
-    """Replace a method by one that counts its calls and has each fault happen when its time has come."""
+    """Replace a method by one that counts its calls and triggers each fault at its call."""
     owner, name = PLACES[where]
     method = getattr(owner, name)
     calls = 0
@@ -217,7 +217,7 @@ def plant(where, faults):
 
 
 def main_with_faults(faults, arguments):
-    """Plant what belongs on this rank, and run."""
+    """Install the faults of this rank, and run."""
     (PIDS / str(MPI.COMM_WORLD.rank)).write_text(str(os.getpid()))
     MPI.COMM_WORLD.Barrier()
     if MPI.COMM_WORLD.rank == 0:

@@ -1,4 +1,4 @@
-"""Start tiny runs with planted faults (plant.py), compare what they come to, and see that no process is left."""
+"""Start tiny runs with injected faults (plant.py), compare their results, and check that no process is left."""
 
 import contextlib
 import io
@@ -33,14 +33,14 @@ def plant(
 
 
 def undisturbed(path: Path, ranks: int = 3, **changes) -> list[dict]:
-    """Return what the tiny run learns to which nothing happens: without MPI, its ranks threads of this process."""
+    """Return the results of the undisturbed tiny run: without MPI, with its ranks as threads of this process."""
     folder = path / "undisturbed"
     run_in_threads(parse(arguments(folder, **changes)), ranks)
     return results(folder)
 
 
 def resumed(path: Path, ranks: int = 2, **changes) -> str:
-    """Start a run of a folder once more as `undisturbed` does, expect it to be completed, and return what it says."""
+    """Restart a run of a folder with the settings of `undisturbed`, expect completion, and return its results."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         run_in_threads(parse(arguments(path, **changes)), ranks)
@@ -48,24 +48,24 @@ def resumed(path: Path, ranks: int = 2, **changes) -> str:
 
 
 def struck(path: Path) -> list[str]:
-    """Return the planted faults that have happened in the runs of a folder, in order."""
+    """Return the injected faults that have happened in the runs of a folder, in order."""
     return [what for what, _ in moments(path, "struck")]
 
 
 def moments(path: Path, name: str) -> list[tuple[str, float]]:
-    """Return what has "struck" in the runs of a folder, or what the server has "noticed", each with its time."""
+    """Return the faults that "struck" in the runs of a folder, or those the server "noticed", each with its time."""
     file = path / "pids" / name
     lines = file.read_text().splitlines() if file.exists() else []
     return [(what, float(when)) for what, when in (line.split("\t") for line in lines)]
 
 
 def results(path: Path, name: str = "run") -> list[dict]:
-    """Return what a run has learnt, round by round: every figure that no fault may change."""
+    """Return a run's results, round by round: every figure that faults may not change."""
     return [{key: record.get(key) for key in RESULTS} for record in read_metrics(path / "runs" / name)]
 
 
 def left_behind(folder: Path | str) -> list[str]:
-    """Return the command lines of all processes that have this folder in theirs, once the ended ones are buried."""
+    """Return the command lines of all processes that mention this folder, after reaping ended ones."""
     deadline = time.monotonic() + 10
     while (found := processes_with(folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -73,7 +73,7 @@ def left_behind(folder: Path | str) -> list[str]:
 
 
 def processes_with(folder: Path | str) -> dict[int, str]:
-    """Return number and command line of each process that has this folder in its command line."""
+    """Return number and command line of each process whose command line mentions this folder."""
     found = {}
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:

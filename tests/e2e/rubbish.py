@@ -14,11 +14,11 @@ honest_upload = worker.Worker.upload
 
 def upload(self, client, round, rows, feature, logit):
     comm = self.transport.comm
-    comm.Send([np.arange(17), MPI.BYTE], SERVER, tag=1)  # no header of ours
+    comm.Send([np.arange(17), MPI.BYTE], SERVER, tag=1)  # an invalid header
     comm.Send([np.zeros(100_000, np.uint8), MPI.BYTE], SERVER, tag=2)
     spans = list(self.timeline.spans)
-    honest_upload(self, client, round + 1, rows, feature, logit)  # another round's
-    self.timeline.spans = spans  # so that the reports are as long as an honest worker's
+    honest_upload(self, client, round + 1, rows, feature, logit)  # of another round
+    self.timeline.spans = spans  # so that the reports have the length of an honest worker's
     honest_upload(self, client, round, rows, feature, logit)
 
 

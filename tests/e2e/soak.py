@@ -1,12 +1,12 @@
-"""make soak: throw faults at tiny runs, drawn from a seed, and hold the figures against those of the undisturbed run.
+"""make soak: inject random faults, drawn from a seed, into tiny runs, and compare with the undisturbed run.
 
     python -m tests.e2e.soak [--seconds 480] [--seed 0] [--runs N]
 
-Each run gets one to three faults of random kinds at random places, real signals all of them, and is started again
-after those that end it, on another number of ranks, until it is complete. A fault has been survived when the run it was
-thrown at has come to the very figures of the undisturbed one. Prints what was thrown at each run and a table by kind
-(a fault whose place the run did not come to does not count), with the seconds from a fault to the moment at which the
-server notices it or the job ends, median and worst; the exit status is 1 unless all were survived.
+Each run gets one to three faults of random kinds at random places, all of them real, and is restarted
+after those that end it, on another number of ranks, until it is complete. A fault is survived when its run
+has exactly the results of the undisturbed one. Prints the faults of each run and a table by kind
+(a fault whose place was not reached does not count), with the median and maximum seconds until the
+server notices it or the job ends; the exit status is 1 unless all were survived.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rich.table import Table
 from tests.e2e.planted import left_behind, moments, plant, results, struck, undisturbed
 
 ROUNDS, RANKS = 3, 4
-ON_WORKERS = {  # how often a worker comes to these places in a whole run
+ON_WORKERS = {  # how often a worker reaches these places in a whole run
     "worker while training": 9,
     "worker while loading": 3,
     "worker while uploading": 3,
@@ -74,15 +74,15 @@ KINDS = {
 }
 
 
-UNNOTICED = ("freeze",)  # nothing is to be noticed
+UNNOTICED = ("freeze",)  # nothing to notice
 
 
 def survive(
     path: Path, faults: list[str], dice: random.Random, expected: list[dict], noticed_s: dict[str, float]
 ) -> str:
-    """Run with these faults, then without until complete; return "" or what is wrong.
+    """Run with these faults, then without until complete; return "" or the problem.
 
-    `noticed_s` gets, by fault, the seconds until it was noticed.
+    `noticed_s` receives, by fault, the seconds until it was noticed.
     """
     starts = 0
     while starts < STARTS_AT_MOST:
@@ -108,7 +108,7 @@ def survive(
 
 
 def soak(seed: int, seconds: float, runs: int, say: Console) -> bool:
-    """Throw faults for so many seconds or runs; return whether all were survived."""
+    """Inject faults for this many seconds or runs; return whether all were survived."""
     dice, until = random.Random(seed), time.monotonic() + seconds
     thrown, survived = Counter(), Counter()
     seconds_of = defaultdict(list)

@@ -14,7 +14,7 @@ ALGORITHMS = ("fedgkt", "fedavg", "split_learning", "centralized", "standalone")
 
 
 @pytest.mark.grid
-def test_a_comparison_that_was_cut_off_goes_on_and_ends_with_its_page(tmp_path):
+def test_an_interrupted_comparison_continues_and_ends_with_its_page(tmp_path):
     out = tmp_path / "o u t"
     out.mkdir()
     names = [(a, p) for a in ALGORITHMS for p in ("homo", "hetero") if (a, p) != ("centralized", "hetero")]

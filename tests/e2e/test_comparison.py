@@ -24,7 +24,7 @@ def page(tmp_path_factory):
 
 
 def browse(tmp_path, page, width, height, *options):
-    """Open a page in a window of this size and return how the browser ended; it says what the console says."""
+    """Open a page in a window of this size; return its process, with console messages in its error output."""
     command = [
         *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *QUIET.split()),
         *(f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={width},{height}", "--hide-scrollbars"),
@@ -35,19 +35,19 @@ def browse(tmp_path, page, width, height, *options):
     return done
 
 
-def test_a_browser_draws_all_rows_and_has_nothing_to_complain_about(page, tmp_path):
+def test_a_browser_draws_all_rows_without_console_messages(page, tmp_path):
     picture = tmp_path / "page.png"
     done = browse(tmp_path, page, 1200, 4000, f"--screenshot={picture}")
     assert "CONSOLE" not in done.err
     pixels = Image.open(picture).convert("RGB")
     counts = {colour: count for count, colour in pixels.getcolors(maxcolors=2**24)}
-    for colour in ("0072B2", "D55E00", "009E73", "CC79A7", "000000"):  # a row each
+    for colour in ("0072B2", "D55E00", "009E73", "CC79A7", "000000"):  # one row each
         assert counts.get(tuple(bytes.fromhex(colour)), 0) > 200
     assert counts[(255, 255, 255)] > 0.7 * pixels.width * pixels.height
 
 
-def test_the_console_would_be_heard(page, tmp_path):
-    """What the test above rests on: this browser says on its error output what a page's console says."""
+def test_console_messages_would_be_detected(page, tmp_path):
+    """A prerequisite of the test above: this browser writes a page's console messages to its error output."""
     broken = tmp_path / "broken.html"
     broken.write_text("<script>nothing.there()</script>")
     assert "CONSOLE" in browse(tmp_path, broken, 400, 400, f"--screenshot={tmp_path / 'x.png'}").err

@@ -1,4 +1,4 @@
-"""Names with letters that the locale does not have: nothing fails, and every file is UTF-8."""
+"""Names with letters that the locale cannot encode: nothing fails, and every file is UTF-8."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a user sees when something is wrong: one line and status 2 before training, a traceback and an end after."""
+"""Errors as users see them: one line and status 2 before training, a traceback and the job's end after."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ def our_lines(text):
     return [line for line in text.splitlines() if line.startswith("gkt_mpi: ")]
 
 
-def test_one_rank_alone_is_told_the_command(tmp_path):
+def test_one_rank_alone_is_refused_with_the_command(tmp_path):
     done = run([sys.executable, *MAIN, *arguments(tmp_path)])
     assert done.status == 2
     assert done.err.count("\n") == 1
@@ -47,8 +47,8 @@ def test_bad_input_is_one_line_and_status_2_before_training(tmp_path, changes, m
 
 
 @pytest.mark.grid
-def test_a_node_that_reads_another_file_says_so_itself(tmp_path):
-    """Only rank 1's configuration cannot be read: rank 0 has nothing to say, and the job must not hang."""
+def test_a_node_that_reads_another_file_reports_it(tmp_path):
+    """Only rank 1's configuration is unreadable: rank 0 has no error, and the job must not hang."""
     program = (
         "import os, sys; from gkt_mpi.main import main; "
         "sys.exit(main(sys.argv[1:] + ['--rounds=x'] * (os.environ['OMPI_COMM_WORLD_RANK'] == '1')))"
@@ -58,7 +58,7 @@ def test_a_node_that_reads_another_file_says_so_itself(tmp_path):
     assert [line for line in done.err.splitlines() if line.startswith("[rank 1] gkt_mpi: ") and "rounds" in line]
 
 
-def test_ranks_with_different_configurations_are_told(tmp_path):
+def test_ranks_with_different_configurations_are_reported(tmp_path):
     program = (
         "import os, sys; from gkt_mpi.main import main; "
         "sys.exit(main(sys.argv[1:] + ['--seed=1'] * (os.environ['OMPI_COMM_WORLD_RANK'] == '1')))"
@@ -132,7 +132,7 @@ def test_a_diverged_client_is_named_in_one_line(tmp_path):
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A function that mounts a disk of so many KiB for images, where this user may, and returns its folder."""
+    """Return a function that mounts a disk of this many KiB for images, if permitted, and returns its folder."""
     places = []
 
     def mount(kib):

@@ -1,6 +1,6 @@
-"""Real signals at chosen moments of real runs under mpirun: nothing is lost, and the figures do not change.
+"""Real signals at chosen moments of real runs under mpirun: nothing is lost, and results do not change.
 
-The tiny run has 4 clients of 16 or 17 images, in batches of 8; client 0 lives on rank 1, client 1 on rank 2, and so on.
+The tiny run has 4 clients of 16 or 17 images, in batches of 8; client 0 is on rank 1, client 1 on rank 2, and so on.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ NO_ULFM = ("--with-ft", "no")
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """The figures of the run to which nothing happens."""
+    """Return the results of the undisturbed run."""
     return undisturbed(tmp_path_factory.mktemp("undisturbed"), rounds=ROUNDS)
 
 
@@ -40,7 +40,7 @@ def summary(path):
 
 
 def is_interrupted(path, done, by):
-    """Whether a run has ended as one that a signal has interrupted."""
+    """Whether a run has ended like one that a signal interrupted."""
     where = done.out + done.err
     assert f"interrupted by {by} after" in where and "start the same command again to resume" in where, where
     assert summary(path)["status"] == "interrupted"
@@ -49,7 +49,7 @@ def is_interrupted(path, done, by):
 
 
 MOMENTS = [
-    "2,worker in the middle of a block,6,kill",  # its first block: header, ids and labels have left
+    "2,worker in the middle of a block,6,kill",  # its first block: header, ids and labels have been sent
     "0,server while training,7,kill-3",
     "4,worker while training,4,kill",
     "0,server while evaluating,3,kill-1",  # noticed at the end
@@ -82,7 +82,7 @@ ALGORITHMS = {
 @pytest.mark.grid
 @pytest.mark.parametrize("changes", ALGORITHMS.values(), ids=ALGORITHMS.keys())
 def test_every_algorithm_survives_dead_workers_and_a_dead_server(changes, tmp_path):
-    """Two of three workers die while they train, then the server; resumed on other ranks, the figures are the same."""
+    """Two of three workers die during training, then the server; resumed on other ranks, the results are the same."""
     whole = undisturbed(tmp_path, rounds=ROUNDS, **changes)
     faults = ["1,worker while training,2,kill", "3,worker while training,4,kill", "0,server while logging,2,kill"]
     done = plant(4, faults, tmp_path, rounds=ROUNDS, **changes)
@@ -94,21 +94,21 @@ def test_every_algorithm_survives_dead_workers_and_a_dead_server(changes, tmp_pa
 
 
 @pytest.mark.grid
-def test_by_the_real_clock_training_goes_on_beside_dead_and_hung_workers(tmp_path):
-    """One of three workers dies and one stops for good; the third is left with all clients, sooner or later."""
+def test_by_the_real_clock_training_continues_despite_dead_and_hung_workers(tmp_path):
+    """One of three workers dies and one hangs for good; the third takes all clients, sooner or later."""
     faults = ["1,worker while training,3,kill", "2,worker while training,9,stop"]
     changes = {"algorithm": "fedgkt_async", "clock": "real", "faults__timeout_s": 2}
     done = plant(4, faults, tmp_path, rounds=12, **changes)
     assert done.status == 0, done.out + done.err
     assert len(results(tmp_path)) == 12
-    assert sum(lost_workers(tmp_path)) in (1, 2)  # the hung one may not be missed before the end
+    assert sum(lost_workers(tmp_path)) in (1, 2)  # the hung one may not be noticed before the end
     assert "rank 1 has died" in done.out
     assert not left_behind(tmp_path)
 
 
 @pytest.mark.grid
-def test_two_workers_may_die_at_once_and_take_their_new_clients_with_them(expected, tmp_path):
-    """Ranks 2 and 3 while the server trains; rank 1, which has got their clients, later; rank 4 is left with all."""
+def test_two_workers_may_die_at_once_and_later_the_one_that_took_their_clients(expected, tmp_path):
+    """Ranks 2 and 3 die while the server trains; rank 1, which took their clients, later; rank 4 takes all."""
     faults = ["0,server while training,7,kill-2", "0,server while training,7,kill-3", "1,worker while uploading,4,kill"]
     done = plant(5, faults, tmp_path, rounds=ROUNDS)
     assert done.status == 0, done.out + done.err
@@ -126,8 +126,8 @@ def test_when_the_last_worker_dies_the_run_is_saved_and_says_how_to_resume(expec
 
 
 @pytest.mark.parametrize("options", [(), pytest.param(NO_ULFM, marks=pytest.mark.grid)], ids=["ulfm", "no ulfm"])
-def test_workers_that_hang_are_given_up_and_what_they_send_later_is_refused(expected, tmp_path, options):
-    """Rank 2 stops in the middle of a block and wakes up a round later; rank 3 never does."""
+def test_workers_that_hang_are_given_up_and_their_later_messages_refused(expected, tmp_path, options):
+    """Rank 2 is stopped in the middle of a block and continues a round later; rank 3 never does."""
     faults = [
         "2,worker in the middle of a block,6,stop",
         "3,worker while training,4,stop",
@@ -141,7 +141,7 @@ def test_workers_that_hang_are_given_up_and_what_they_send_later_is_refused(expe
     assert not left_behind(tmp_path)
 
 
-def test_without_fault_tolerance_a_death_ends_the_job_at_once_and_says_how_to_resume(expected, tmp_path):
+def test_without_fault_tolerance_a_death_ends_the_job_with_advice_to_resume(expected, tmp_path):
     done = plant(3, ["2,worker while training,8,kill"], tmp_path, NO_ULFM, rounds=ROUNDS)
     assert done.status not in (0, 2)
     assert "start the same command again to resume" in done.out
@@ -154,12 +154,12 @@ def test_without_fault_tolerance_a_death_ends_the_job_at_once_and_says_how_to_re
     "moments",
     [
         [("logging", 2)],
-        # Resumed in between: in the middle of an upload, of a checkpoint, and before the log has its line.
+        # Interrupted in the middle of an upload, of a checkpoint, and before the line in the log.
         pytest.param([("taking a block in", 6), ("saving", 1), ("logging", 1)], marks=pytest.mark.grid),
     ],
     ids=["once", "three times"],
 )
-def test_the_servers_death_ends_the_job_and_a_resume_loses_the_round_in_hand(expected, tmp_path, moments):
+def test_the_servers_death_ends_the_job_and_a_resume_loses_only_the_current_round(expected, tmp_path, moments):
     for where, call in moments:
         done = plant(2, [f"0,server while {where},{call},kill"], tmp_path, rounds=ROUNDS)
         assert done.status != 0
@@ -172,7 +172,7 @@ def test_the_servers_death_ends_the_job_and_a_resume_loses_the_round_in_hand(exp
 @pytest.mark.parametrize(
     "signals",
     [
-        # To the launch wrapper, as a batch script or a person does: that passes SIGUSR1 on, whatever it gets.
+        # To the launch wrapper, as from a batch script or a person: it forwards SIGUSR1 for every signal.
         [("SIGUSR1", "1,worker while training,10,term-launcher")],
         pytest.param(
             [
@@ -195,7 +195,7 @@ def test_the_servers_death_ends_the_job_and_a_resume_loses_the_round_in_hand(exp
     ids=["once", "server", "launcher"],
 )
 def test_a_signal_saves_the_run_and_ends_it_with_status_75(expected, tmp_path, signals):
-    """One after the other at a run that is resumed in between, with checkpoints that are rarer than rounds."""
+    """One after the other in a run that is resumed in between, with checkpoints less often than every round."""
     for name, fault in signals:
         done = plant(2, [fault], tmp_path, rounds=ROUNDS, checkpoint__every=10)
         assert is_interrupted(tmp_path, done, name)
@@ -207,16 +207,16 @@ def test_a_signal_saves_the_run_and_ends_it_with_status_75(expected, tmp_path, s
     assert results(tmp_path) == expected
 
 
-def test_a_signal_that_finds_the_run_stuck_ends_it_by_force_in_time(tmp_path):
-    """A worker that hangs keeps nobody; a server that hangs in the middle of a step is ended after the grace."""
+def test_a_stuck_run_is_killed_in_time_after_a_signal(tmp_path):
+    """A hung worker blocks nobody; a server that hangs in the middle of a step is killed after the grace period."""
     fault = "0,server while training,2,hang"
     done = plant(2, [fault], tmp_path, rounds=ROUNDS, checkpoint__grace_s=1)
     assert done.status == 75, done.out + done.err
     assert not left_behind(tmp_path)
 
 
-def test_a_job_that_stands_still_goes_on_as_if_nothing_had_been(expected, tmp_path):
-    """For longer than a silent worker is waited for, and than a worker waits before it ends itself."""
+def test_a_suspended_job_continues_as_if_undisturbed(expected, tmp_path):
+    """For longer than the timeout of a silent worker, and than a worker waits before it ends itself."""
     faults = ["1,worker while training,3,freeze"]
     done = plant(3, faults, tmp_path, rounds=ROUNDS, faults__timeout_s=2)
     assert done.status == 0, done.out + done.err
@@ -228,7 +228,7 @@ def test_a_job_that_stands_still_goes_on_as_if_nothing_had_been(expected, tmp_pa
 
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.grid)])
 @pytest.mark.parametrize("moment", ["rank before it connects", "rank after it has connected"])
-def test_a_rank_that_dies_while_all_connect_is_one_line_that_says_to_start_again(tmp_path, rank, moment):
+def test_a_rank_that_dies_while_all_connect_is_one_line_with_advice(tmp_path, rank, moment):
     done = plant(3, [f"{rank},{moment},1,kill"], tmp_path)
     assert done.status == 75, done.out + done.err
     assert f"gkt_mpi: rank {rank} has died while the job started; start the same command again" in done.err
@@ -245,8 +245,8 @@ def test_a_run_folder_that_is_deleted_during_the_run_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("who", ["1,worker while training", "0,server while training"])
-def test_a_rank_without_memory_says_so_and_the_run_can_be_resumed(expected, tmp_path, who):
-    """In the second round; checkpoints are rarer than rounds."""
+def test_running_out_of_memory_is_reported_and_the_run_can_be_resumed(expected, tmp_path, who):
+    """In the second round; checkpoints are less frequent than rounds."""
     call = 6 if who.startswith("0") else 7
     done = plant(3, [f"{who},{call},starve"], tmp_path, rounds=ROUNDS, checkpoint__every=3)
     assert done.status == 1, done.out + done.err
@@ -271,7 +271,7 @@ def test_a_server_that_hangs_and_holds_pythons_lock_is_ended(expected, tmp_path)
     assert results(tmp_path) == expected
 
 
-def test_ctrl_z_stops_all_ranks_and_fg_lets_them_go_on(expected, tmp_path):
+def test_ctrl_z_stops_all_ranks_and_fg_continues_them(expected, tmp_path):
     stopped = []
 
     def num_stopped():
@@ -284,7 +284,7 @@ def test_ctrl_z_stops_all_ranks_and_fg_lets_them_go_on(expected, tmp_path):
     def bring_back():
         until = time.monotonic() + 60
         while time.monotonic() < until and not stopped:
-            if num_stopped() == 7:  # three ranks with their companions, and the launch wrapper
+            if num_stopped() == 7:  # three ranks with their watchdogs, and the launch wrapper
                 stopped.append(True)
             time.sleep(0.05)
         os.kill(int((tmp_path / "pids" / "launcher").read_text()), signal.SIGCONT)
@@ -319,7 +319,7 @@ def test_a_bad_client_stops_the_run(tmp_path, what):
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_bad_client_is_dropped_where_that_is_asked_for(tmp_path, what):
+def test_a_bad_client_is_dropped_if_configured(tmp_path, what):
     """Client 1 is bad in the second of three rounds."""
     done = plant(3, [f"2,worker while uploading,3,{what}"], tmp_path, rounds=ROUNDS, faults__on_bad_client="drop")
     assert done.status == 0, done.err
@@ -366,8 +366,8 @@ def test_a_short_soak_is_survived():
     assert soak.soak(seed=3, seconds=200, runs=1, say=Console(file=shown, width=100)), shown.getvalue()
 
 
-def test_every_rank_tells_where_it_is_when_asked_and_goes_on(expected, tmp_path):
-    """SIGUSR2 to the launch wrapper, which passes it to mpirun, which passes it to all ranks."""
+def test_every_rank_prints_its_stack_on_request_and_continues(expected, tmp_path):
+    """SIGUSR2 to the launch wrapper, which forwards it to mpirun, which forwards it to all ranks."""
     done = plant(2, ["0,server while training,4,usr2-launcher"], tmp_path, rounds=ROUNDS)
     assert done.status == 0, done.out + done.err
     told = done.out + done.err

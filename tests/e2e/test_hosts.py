@@ -1,4 +1,4 @@
-"""Several hosts (hosts.py), as mpirun meets them with a host file: the same figures, and the same care for the lost."""
+"""Several hosts (hosts.py) with a host file, as on a cluster: the same results, and the same fault handling."""
 
 import sys
 
@@ -15,7 +15,7 @@ NAMES = ["node1", "node2", "node3"]
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory):
-    """The path of a launch agent that reaches three hosts."""
+    """Return the path of a launch agent that reaches three hosts."""
     if lacking := missing():
         pytest.skip(lacking)
     if " " in sys.prefix:
@@ -25,20 +25,20 @@ def agent(tmp_path_factory):
 
 
 def options(agent, host_file="four_gpus_a_node"):
-    """What mpirun is told: a host file of the project as it is, the agent in place of ssh, and to deal ranks out."""
+    """Return mpirun's arguments: a host file of the project, the agent in place of ssh, and rank distribution."""
     return ["--hostfile", f"hostfiles/{host_file}", "--prtemca", "plm_ssh_agent", agent, "--map-by", "node"]
 
 
 @pytest.fixture(scope="module")
 def on_one_host(tmp_path_factory):
-    """What the run learns on one host."""
+    """Return the results on one host."""
     return undisturbed(tmp_path_factory.mktemp("one"))
 
 
 def said_by_ranks(err):
-    """What is on the standard error output, but for what Open MPI's launcher says when its child is faster than it.
+    """Return the standard error output without a message of Open MPI's launcher when its child is faster.
 
-    Parent and child both put the child into a process group of its own; the one that comes too late is refused.
+    Parent and child both put the child into its own process group; the later one fails.
     """
     return "".join(line for line in err.splitlines(True) if "plm:ssh: Warning: setpgid(" not in line)
 
@@ -52,7 +52,7 @@ def said_by_ranks(err):
     ],
 )
 def test_mpirun_takes_a_host_file_as_it_is(host_file, expected, agent):
-    # Open MPI's launcher now and then waits for ever when all programs have ended before all hosts have reported.
+    # Open MPI's launcher sometimes waits for ever when all programs have ended before all hosts have reported.
     program = "import socket, time; time.sleep(1); print(socket.gethostname())"
     mpi_options = ["--hostfile", f"hostfiles/{host_file}", "--prtemca", "plm_ssh_agent", agent]
     done = mpirun(21, ["-c", program], 120, mpi_options, [agent, "node1"])
@@ -61,7 +61,7 @@ def test_mpirun_takes_a_host_file_as_it_is(host_file, expected, agent):
     assert {name: names.count(name) for name in names} == expected
 
 
-def test_the_figures_are_those_of_one_host(agent, on_one_host, tmp_path):
+def test_several_hosts_give_the_results_of_one(agent, on_one_host, tmp_path):
     done = plant(4, [], tmp_path, options(agent), [agent, "node1"])
     assert (done.status, said_by_ranks(done.err)) == (0, ""), done.out + done.err
     assert results(tmp_path) == on_one_host
@@ -81,7 +81,7 @@ def check(agent, tmp_path, *changes, ranks=4, env=()):
     return mpirun(ranks, program, 120, options(agent), [agent, "node1"], env=dict(env))
 
 
-def test_a_look_at_every_rank_shows_the_hosts_and_ends_with_ready(agent, tmp_path):
+def test_a_check_of_every_rank_shows_the_hosts_and_ends_with_ready(agent, tmp_path):
     done = check(agent, tmp_path)
     assert done.status == 0, done.out + done.err
     rows = [line.split()[:4] for line in done.out.splitlines() if line[:1].isdigit()]
@@ -92,7 +92,7 @@ def test_a_look_at_every_rank_shows_the_hosts_and_ends_with_ready(agent, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["out", "data.dir"])
-def test_a_folder_that_a_host_does_not_see_is_to_be_mended(name, agent, tmp_path):
+def test_a_folder_that_a_host_does_not_see_is_a_problem_to_fix(name, agent, tmp_path):
     hidden = tmp_path / ("runs" if name == "out" else "data")
     hidden.mkdir()
     done = check(agent, tmp_path, env={"HIDDEN_ON_node3": str(hidden)})
@@ -102,7 +102,7 @@ def test_a_folder_that_a_host_does_not_see_is_to_be_mended(name, agent, tmp_path
 
 
 def test_a_worker_that_hangs_on_another_host_is_given_up_and_ends_by_itself(agent, on_one_host, tmp_path):
-    """The server cannot kill it, and mpirun waits for it: it tells where it hung, and goes."""
+    """The server cannot kill it, and mpirun waits for it: it prints its stack and exits."""
     faults = ["2,worker while training,4,hang"]
     done = plant(4, faults, tmp_path, options(agent), [agent, "node1"], faults__timeout_s=4)
     assert done.status == 0, done.out + done.err

@@ -1,4 +1,4 @@
-"""What a person types to start a run: make's knobs, the paper's command line, host files and GPU maps."""
+"""Starting a run: make's variables, the paper's command line, host files and GPU maps."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ POSITIONS = (
 
 @pytest.fixture
 def launcher(tmp_path):
-    """A launcher that starts nothing: it writes what it was given, and which GPUs are visible, and ends."""
+    """Return a launcher that only records its arguments and the visible GPUs."""
     path = tmp_path / "a launcher"
     path.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\nprintf "%s\\n" "${CUDA_VISIBLE_DEVICES-none}" "$@"\n')
     path.chmod(0o755)
@@ -39,7 +39,7 @@ def make_n(*words):
     return parse(command[command.index("gkt_mpi.main") + 1 :]), int(command[command.index("-np") + 1])
 
 
-def test_the_knobs_of_make_reach_the_configuration():
+def test_the_variables_of_make_reach_the_configuration():
     knobs = "NP=21 PARTITION=hetero ALPHA=0.3 SERVER=resnet110 ROUNDS=100 SEED=1".split()
     for data in ("cifar10", "cifar100", "cinic10"):
         config, ranks = make_n(data, *knobs)
@@ -48,11 +48,11 @@ def test_the_knobs_of_make_reach_the_configuration():
         assert config.name == f"{data}-hetero-alpha0.3-resnet110-seed1"  # one folder for each combination
         plain, ranks = make_n(data)
         assert (plain, ranks) == (parse(["--config", str(ROOT / f"launch/configs/{data}.yaml"), "--out=runs"]), 21)
-    assert make_n("cifar10", "ROUNDS=300")[0].name == "cifar10"  # the same run, prolonged
+    assert make_n("cifar10", "ROUNDS=300")[0].name == "cifar10"  # the same run, extended
     assert make_n("cifar10", "ARGS=--seed 5", "SEED=1")[0].seed == 5
 
 
-def test_digits_takes_the_knobs_and_keeps_its_folder_and_never_resumes():
+def test_digits_takes_the_variables_and_keeps_its_folder_and_never_resumes():
     plain, ranks = make_n("digits")
     config = parse(["--config", str(ROOT / "launch/configs/digits.yaml"), "--out=runs", "--checkpoint.resume=never"])
     assert (plain, ranks) == (config, 5)
@@ -89,7 +89,7 @@ def test_a_variable_that_make_would_not_read_is_refused_in_one_line(words, messa
     assert message in done.err and done.err.count("\n") == 1, done.err
 
 
-def test_variables_of_the_environment_are_no_words_of_makes_command_line():
+def test_environment_variables_are_not_taken_for_make_variables():
     environment = {"PARTITON": "hetero", "CLIENTS": "16", "SEEDS": "3", "MAKELEVEL": "1"}
     done = run(["make", "-n", "digits", f"VENV={VENV}"], env=environment, timeout_s=60)
     assert done.status == 0 and "hetero" not in done.out, done.err
@@ -112,7 +112,7 @@ def test_make_paper_prints_a_command_for_every_cell_and_seed_of_the_main_table()
     found = [make_n(*shlex.split(line)[1:]) for line in lines[1::2]]
     cells = {(c.algorithm, c.data.name, c.data.partition, c.server.model) for c, _ in found}
     counted = [sum(c.algorithm == name for c, _ in found) for name in ("fedgkt", "fedavg", "centralized", "standalone")]
-    assert counted == [3 * 2 * 2, 3 * 2 * 2, 3 * 2, 3]  # the last: the edge's model, centralized
+    assert counted == [3 * 2 * 2, 3 * 2 * 2, 3 * 2, 3]  # the last one: the edge's model, centralized
     assert {config.seed for config, _ in found} == {3}
     assert len(found) == len(cells) == sum(counted) and {ranks for _, ranks in found} == {5}
     assert len({config.name for config, _ in found}) == len(found)
@@ -125,7 +125,7 @@ def test_make_paper_runs_the_grid_one_after_the_other(tmp_path, launcher):
     assert len(configs) == len(set(configs)) == 12 + 12 + 6 + 3
     assert done.out.count(f"{tmp_path}/o u t\n") == len(configs)
     given = [line for line in done.out.splitlines() if line.isdigit()]
-    assert given.count("17") == 24 and given.count("2") == 9  # ranks: one a client and the server
+    assert given.count("17") == 24 and given.count("2") == 9  # ranks: one per client and the server
 
 
 def run_paper_line(*words, **env):
@@ -203,7 +203,7 @@ def test_a_missing_position_is_named_and_all_are_explained(given):
 
 @pytest.mark.grid
 def test_the_papers_command_line_runs_under_nohup_from_another_folder(tmp_path, real_images):
-    """A whole run on real images, as the paper's README starts it: in the background, its output in a file."""
+    """A whole run on real images, as in the paper's README: in the background, its output in a file."""
     line = f"0 cifar10 hetero 1 1 1 Adam 0.001 1 0 resnet56 nohup '{real_images}' 256"
     smaller = "--data.limit 80 --data.test_limit 20 --placement.device cpu"
     command = f"nohup sh '{ROOT}/launch/run_FedGKT.sh' {line} {smaller} > ./log.txt 2>&1 & wait $!"
@@ -240,7 +240,7 @@ def test_a_gpu_map_gives_a_gpu_to_every_rank_that_its_host_file_starts(hosts):
     ],
 )
 def test_too_few_open_files_for_the_launcher_is_one_line(limit, words, needed, launcher):
-    """mpirun itself ends with status 186 and no word."""
+    """mpirun itself exits with status 186 and no message."""
     line = f'ulimit -n {limit}; exec sh launch/mpirun.sh "$@"'
     done = run(["sh", "-c", line, "sh", *words, "python"], env={"VENV": VENV, "MPIRUN": launcher}, timeout_s=60)
     assert (done.status, done.out) == (2, "")
@@ -264,8 +264,8 @@ def test_as_many_open_files_as_the_wrapper_asks_for_are_enough():
     assert (done.status, done.out.split()) == (0, ["1"] * 5), done.err
 
 
-def test_a_rank_that_another_mpis_launcher_says_is_killed_is_answered_with_how_to_resume(tmp_path):
-    """MPICH ends the server, too, without a word of ours: `BAD TERMINATION` and status 9."""
+def test_a_rank_killed_under_another_mpi_is_reported_with_how_to_resume(tmp_path):
+    """MPICH also kills the server, before it can print anything: `BAD TERMINATION` and status 9."""
     path = tmp_path / "mpiexec"
     path.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\nprintf began >"${GKT_MPI_STATUS_FILE#*:}"\nexit 9\n')
     path.chmod(0o755)

@@ -21,7 +21,7 @@ def test_the_transport_suite_passes_on(ranks, attacks):
 
 
 def test_a_failing_rank_ends_the_suite_instead_of_hanging_it(tmp_path):
-    """The suite's own safety: an assertion on one rank must not leave the others waiting."""
+    """A check of the suite itself: an assertion on one rank must not leave the others waiting."""
     (tmp_path / "conftest.py").write_text("from tests.mpi.conftest import *\n")
     (tmp_path / "test_bad.py").write_text(
         "from mpi4py import MPI\n"
@@ -35,9 +35,9 @@ def test_a_failing_rank_ends_the_suite_instead_of_hanging_it(tmp_path):
 
 
 def test_the_ledger_counts_every_byte_that_went_through_mpi(tmp_path):
-    """A whole run, its ledgers beside what Open MPI's own monitoring saw going from each rank to each other.
+    """A whole run, its ledgers compared with the traffic between each pair of ranks in Open MPI's own monitoring.
 
-    Monitoring of kind 2 keeps what MPI sends for itself, in collectives, apart. It cannot be had with fault tolerance.
+    Monitoring of kind 2 separates MPI's own traffic, that of collectives. It is not available with fault tolerance.
     """
     monitoring = ["enable 2", "enable_output 3", f"filename {tmp_path / 'seen'}"]
     options = ["--with-ft", "no"] + [
@@ -51,7 +51,7 @@ def test_the_ledger_counts_every_byte_that_went_through_mpi(tmp_path):
         text = (tmp_path / f"seen.{rank}.prof").read_text()
         for source, target, size in re.findall(r"^E\t(\d)\t(\d)\t(\d+) bytes", text, flags=re.MULTILINE):
             seen[int(source), int(target)] = int(size)
-    assert seen.keys() == {(0, 1), (0, 2), (1, 0), (2, 0)}  # workers do not speak with each other
+    assert seen.keys() == {(0, 1), (0, 2), (1, 0), (2, 0)}  # workers do not communicate with each other
     assert seen[0, 1] + seen[0, 2] == sum(ledgers[0]["sent"].values())
     for worker in (1, 2):
         assert seen[worker, 0] == sum(ledgers[worker]["sent"].values())
@@ -61,7 +61,7 @@ def test_the_ledger_counts_every_byte_that_went_through_mpi(tmp_path):
         assert ledgers[0]["sent"][column] == sum(ledgers[worker]["received"][column] for worker in (1, 2)) > 0
 
 
-def test_a_message_over_a_network_arrives_while_its_sender_does_something_else(tmp_path):
+def test_a_message_over_a_network_arrives_while_its_sender_is_busy(tmp_path):
     over_tcp = ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self"]
     done = mpirun(2, ["tests/e2e/away.py", tmp_path / "arrived"], timeout_s=90, mpi_options=over_tcp)
     assert done.status == 0, done.err

@@ -1,4 +1,4 @@
-"""Every command in the documents works: run in this process, or, where that takes minutes or installs, parsed."""
+"""Every command in the documents works: run in this process or, if it takes minutes or installs software, parsed."""
 
 import re
 import runpy
@@ -45,7 +45,7 @@ def test_a_documented_command_works(command, tmp_path, monkeypatch, capsys):
         words = words[1:]
     if words[0] == "make":
         check_make(words)
-    elif words[0] == "sbatch":  # Slurm itself is asked in tests/slurm
+    elif words[0] == "sbatch":  # Slurm itself is tested in tests/slurm
         script = next(i for i, word in enumerate(words) if word.endswith(".sbatch"))
         config = re.search(r"slurm_job.sh (\S+)", (ROOT / words[script]).read_text())[1]
         check_program(["gkt_mpi.main", "--config", config, *words[script + 1 :]])
@@ -60,7 +60,7 @@ def test_a_documented_command_works(command, tmp_path, monkeypatch, capsys):
             check_program(done.out.splitlines())
     elif words[:3] == ["python", "-m", "gkt_mpi.programs.cost"]:
         monkeypatch.setattr(sys, "argv", words[2:])
-        monkeypatch.delitem(sys.modules, "gkt_mpi.programs.cost", raising=False)  # run anew, as a program
+        monkeypatch.delitem(sys.modules, "gkt_mpi.programs.cost", raising=False)  # run it again as a program
         runpy.run_module("gkt_mpi.programs.cost", run_name="__main__")
         assert "fedgkt" in capsys.readouterr().out
     elif words[:3] == ["python", "-m", "gkt_mpi.report"]:
@@ -90,9 +90,9 @@ def test_every_variable_and_target_of_make_is_documented_by_make_itself():
 
 @pytest.mark.grid
 def test_make_digits_reaches_its_accuracy_with_an_existing_environment(tmp_path):
-    """The README's first command, whole; the environment it runs in is the tests' own, used as it is.
+    """The README's first command, in full, in the tests' own environment.
 
-    One thread a rank: another file's tests run at the same time, and torch's threads spin while they wait.
+    One thread per rank: other tests run at the same time, and torch's threads spin while they wait.
     """
     before = sorted(path.name for path in Path(VENV).iterdir())
     done = run(

@@ -1,4 +1,4 @@
-"""The report in a real browser: headless Chromium draws it, without a network, and what it shows is there."""
+"""The report in a real browser: headless Chromium draws it, without a network, with the expected contents."""
 
 import shutil
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 
 
 def colours_of(page, picture, height):
-    """Return how many pixels of each colour a browser draws, and of how many."""
+    """Return the number of pixels of each colour that a browser draws, and their total."""
     done = run(
         [
             *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *QUIET.split()),

@@ -1,4 +1,4 @@
-"""Whole runs under mpirun: what they leave, and that configuration and seed alone decide their figures."""
+"""Whole runs under mpirun: the files they leave, and that configuration and seed alone determine their results."""
 
 import json
 import signal
@@ -32,7 +32,7 @@ def complete(ranks, tmp_path, **changes):
 
 @pytest.fixture(scope="module")
 def whole(made_once):
-    """A tiny run of 3 rounds on 3 ranks, in folders with spaces in their names: its folder, and what it printed."""
+    """A tiny run of 3 rounds on 3 ranks, in folders with spaces in their names: its folder, and its output."""
 
     def fill(folder):
         done = complete(3, folder, name="a run", rounds=3, data__partition="hetero", log__report="auto")
@@ -42,7 +42,7 @@ def whole(made_once):
     return folder / "runs" / "a run", (folder / "printed").read_text()
 
 
-def test_the_file_of_images_can_be_made_before_any_run_and_without_mpirun(tmp_path):
+def test_the_image_file_can_be_created_before_any_run_and_without_mpirun(tmp_path):
     command = [sys.executable, *MAIN, "--prepare", "--data.name", "digits", "--data.dir", str(tmp_path / "data")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""
@@ -54,7 +54,7 @@ def test_the_file_of_images_can_be_made_before_any_run_and_without_mpirun(tmp_pa
     assert done.returncode == 2 and "--data.download true" in done.stderr
 
 
-def test_making_the_file_of_images_ends_at_ctrl_c_with_one_line_and_leaves_nothing(tmp_path):
+def test_creating_the_image_file_ends_at_ctrl_c_with_one_line_and_leaves_nothing(tmp_path):
     big = [f"--data.synthetic.{name}={value}" for name, value in {"train": 100_000, "size": 32}.items()]
     command = [sys.executable, *MAIN, "--prepare", "--data.name=synthetic", f"--data.dir={tmp_path}", *big]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as program:
@@ -102,14 +102,14 @@ def test_output_that_goes_to_no_terminal_has_no_control_characters(whole):
     assert "\x1b" not in whole[1] and "\r" not in whole[1]
 
 
-def test_on_a_terminal_progress_is_one_moving_line(tmp_path):
+def test_on_a_terminal_progress_is_one_updating_line(tmp_path):
     """mpirun in a pseudo-terminal of 110 columns, as a person would see it."""
     command = ["sh", "launch/mpirun.sh", "-np", "2", sys.executable, *MAIN, *arguments(tmp_path, rounds=1)]
     status, shown = run_in_terminal(command)
     assert status == 0, shown
     for text in ("round 1/1", "server trains", "evaluation", "run folder: "):
         assert text in shown
-    assert "\r" in shown and "\x1b[2K" in shown  # the line is rewritten in place
+    assert "\r" in shown and "\x1b[2K" in shown  # the line is updated in place
     assert shown.count("\n") < 40
 
 
@@ -122,7 +122,7 @@ def test_the_run_folders_configuration_starts_the_same_run_again(whole, tmp_path
 
 
 @pytest.mark.parametrize("ranks", [0, pytest.param(5, marks=pytest.mark.grid)])
-def test_any_number_of_ranks_gives_the_same_figures_to_the_last_bit(whole, tmp_path, ranks):
+def test_any_number_of_ranks_gives_bit_identical_results(whole, tmp_path, ranks):
     """4 clients hosted by 1 (the test above), 2 and 4 workers; and without processes (0), by threads of this one."""
     changes = {"rounds": 3, "data__partition": "hetero"}
     if ranks:
@@ -132,7 +132,7 @@ def test_any_number_of_ranks_gives_the_same_figures_to_the_last_bit(whole, tmp_p
     assert figures(read_metrics(tmp_path / "runs" / "run")) == figures(read_metrics(whole[0]))
 
 
-def test_a_bank_that_outgrows_its_memory_and_a_worker_that_sends_rubbish_change_no_figure(whole, tmp_path):
+def test_a_bank_on_disk_and_a_worker_that_sends_bad_messages_do_not_change_results(whole, tmp_path):
     """Two of the four clients' features (266 kB) fit into the limit; before each block rank 1 sends bad messages."""
     options = {"name": "spill", "rounds": 3, "data__partition": "hetero", "bank__memory_mib": 0.14}
     spill = tmp_path / "a fast disk"
@@ -157,7 +157,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS.keys())
-def test_every_algorithm_has_over_mpi_the_figures_it_has_without(changes, tmp_path):
+def test_every_algorithm_gives_the_same_results_over_mpi(changes, tmp_path):
     """One or two processes beside three threads of this one, to the last bit. FedGKT itself: the tests above."""
     complete(1 if changes["algorithm"] == "centralized" else 2, tmp_path, name="processes", **changes)
     threads = run_in_threads(parse(arguments(tmp_path, name="threads", **changes)), 3)
@@ -165,7 +165,7 @@ def test_every_algorithm_has_over_mpi_the_figures_it_has_without(changes, tmp_pa
 
 
 @pytest.mark.grid
-def test_an_interrupted_run_goes_on_to_the_same_figures_on_another_number_of_ranks(whole, tmp_path):
+def test_an_interrupted_run_gives_the_same_results_on_another_number_of_ranks(whole, tmp_path):
     complete(2, tmp_path, name="cut", rounds=1, data__partition="hetero")
     done = complete(4, tmp_path, name="cut", rounds=3, data__partition="hetero")
     assert "resumed after round 1 of 3" in done.out
@@ -182,7 +182,7 @@ def test_twenty_clients_on_twenty_workers_of_this_machine(tmp_path):
 def test_real_cifar10_images_train_both_sides(real_images, tmp_path):
     """Two hundred real images: the server's loss falls, and the edge learns its images far better than by chance.
 
-    So few teach next to nothing about other images; the README has the accuracy of thousands.
+    So few images do not generalise; the README has the accuracy with thousands.
     """
     changes = {"client__batch_size": 25, "server__batch_size": 32, "client__epochs": 5, "rounds": 4}
     fields = arguments(tmp_path, data__name="cifar10", data__limit=200, data__test_limit=50, **changes)
@@ -193,7 +193,7 @@ def test_real_cifar10_images_train_both_sides(real_images, tmp_path):
     assert last["client_train_accuracy"] > max(0.3, first["client_train_accuracy"])
 
 
-def test_fewer_rounds_than_are_done_are_said_in_one_line_and_change_nothing(tiny, tmp_path, capsys):
+def test_fewer_rounds_than_are_done_are_reported_and_change_nothing(tiny, tmp_path, capsys):
     records = run_in_threads(tiny(rounds=2), 2)
     folder = tmp_path / "runs" / "run"
     config = (folder / "config.yaml").read_text()

@@ -1,4 +1,4 @@
-"""What befalls a job in its first seconds, before MPI has started: real ranks, real signals, real deaths."""
+"""Faults in a job's first seconds, before MPI has started: real ranks, real signals, real deaths."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.conftest import ROOT, arguments
 from tests.e2e.planted import left_behind
 from tests.launch import mpirun, run
 
-# A rank that gets this instead of torch ends while it imports it.
+# A rank that gets this instead of torch exits during its import.
 ENDS = {
     "is killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "exits": "import os; os._exit(3)",
@@ -60,13 +60,13 @@ def test_a_rank_that_ends_before_mpi_starts_ends_the_job_and_is_named(rank, end,
     assert not left_behind(tmp_path)
 
 
-def test_a_rank_that_never_comes_ends_the_job_after_the_time_that_is_set(tmp_path):
+def test_a_rank_that_never_starts_ends_the_job_after_the_time_limit(tmp_path):
     hang = tmp_path / "broken" / "torch"
     hang.mkdir(parents=True)
     (hang / "__init__.py").write_text("import signal; signal.pause()")
     (tmp_path / "program.py").write_text(PROGRAM)
     program = [tmp_path / "program.py", 1, hang.parent, *arguments(tmp_path)]
-    # The one that hangs is not this job's to end; its launcher is told to.
+    # The hanging one does not belong to this job; its launcher receives the signal.
     command = ["sh", str(ROOT / "launch/mpirun.sh"), "-np", "3", sys.executable, *map(str, program)]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment(GKT_MPI_START_S="3")
@@ -74,7 +74,7 @@ def test_a_rank_that_never_comes_ends_the_job_after_the_time_that_is_set(tmp_pat
     assert process.stderr is not None
     lines = []
     try:
-        for line in process.stderr:  # until two of three ranks have given up
+        for line in process.stderr:  # until two of three ranks have timed out
             lines.append(line)
             if "not all ranks have started" in line:
                 break
@@ -103,9 +103,9 @@ def environment(**changes):
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.grid)])
 @pytest.mark.parametrize("moment", ["ranks are started", "torch is imported"])
 def test_a_signal_in_the_first_seconds_is_status_75_and_a_line(number, moment, tmp_path):
-    """The signal comes as soon as the launcher has a process, or when every rank is in the middle of its imports."""
+    """The signal comes as soon as the launcher has started, or when every rank is importing."""
     (tmp_path / "slow").mkdir()
-    # Ranks tell by a file each that they have come to import torch, and then wait there.
+    # Ranks signal in one file each that they have reached the import of torch, and then wait there.
     (tmp_path / "slow" / "torch").mkdir()
     text = f"import os, signal; open(r'{tmp_path}/here-' + os.environ['PMIX_RANK'], 'w').close(); signal.pause()"
     (tmp_path / "slow" / "torch" / "__init__.py").write_text(text)
@@ -143,18 +143,18 @@ def test_ctrl_c_while_the_help_is_made_is_one_line_and_status_130(tmp_path):
 
 
 def test_make_passes_the_status_of_an_early_signal_on(tmp_path):
-    """make itself ends with 2 when a command of its has failed; what stands behind && does not go on."""
+    """make itself exits with 2 when one of its commands has failed; commands after && are not run."""
     command = f'make -s digits OUT="{tmp_path}" && touch "{tmp_path}/went-on"'
     done = run(["sh", "-c", command], timeout_s=90, on_start=lambda pid: os.killpg(pid, signal.SIGINT))
     assert done.status != 0
     assert not (tmp_path / "went-on").exists()
 
 
-def test_a_server_killed_when_all_is_done_is_no_success(tmp_path):
-    """While it writes the report mpirun would give 0: the workers have ended well, and it has no status."""
+def test_a_server_killed_after_training_is_not_a_success(tmp_path):
+    """During the report mpirun would return 0: the workers have ended normally, and it has no status of the server."""
     kill = "import os, signal, sys; os.kill(os.getpid(), signal.SIGKILL)"
     (tmp_path / "kill").mkdir()
-    (tmp_path / "kill" / "jinja2.py").write_text(kill)  # the first thing that only the report imports
+    (tmp_path / "kill" / "jinja2.py").write_text(kill)  # the first module that only the report imports
     path = f"{tmp_path / 'kill'}:{ROOT}"
     changes = {"log__report": "auto", "rounds": 1}
     done = mpirun(2, ["-m", "gkt_mpi.main", *arguments(tmp_path, **changes)], timeout_s=90, env={"PYTHONPATH": path})

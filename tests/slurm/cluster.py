@@ -1,7 +1,7 @@
-"""A real Slurm of the tests' own on this machine: munged, slurmctld and a slurmd for each of its two nodes.
+"""A real Slurm for the tests on this machine: munged, slurmctld and a slurmd for each of its two nodes.
 
-Everything lies in one temporary folder, on ports of its own, beside whatever Slurm the machine may have. Needs
-root, and what Debian has as slurm-wlm and munge; `missing` says so.
+All files are in one temporary folder and all ports are its own, independent of any Slurm on the machine. Needs root,
+and Debian's packages slurm-wlm and munge; `missing` reports what is absent.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """Return what this machine lacks for a Slurm of the tests' own; empty if nothing."""
+    """Return what this machine lacks for such a Slurm; empty if nothing."""
     lacking = [name for name in _PROGRAMS if shutil.which(name) is None]
     if lacking:
         return f"there is no {', '.join(lacking)}; on Debian: apt-get install slurm-wlm munge"
@@ -95,7 +95,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def ask(environment: dict[str, str], *command: str) -> str:
-    """Return what a Slurm command prints; raises with its words when it fails."""
+    """Return a Slurm command's output; raises with its error message when it fails."""
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise AssertionError(f"{' '.join(command)}: {done.stderr}")
@@ -103,7 +103,7 @@ def ask(environment: dict[str, str], *command: str) -> str:
 
 
 def wait_until(holds, timeout_s: float, otherwise: str) -> None:
-    """Look again and again until something holds; raises after `timeout_s`."""
+    """Poll until a condition holds; raises after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         if time.monotonic() > deadline:

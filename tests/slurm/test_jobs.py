@@ -1,7 +1,4 @@
-"""The batch scripts of launch/ on a real Slurm of two nodes (cluster.py): submitted as a person submits them.
-
-Options on sbatch's command line make the jobs small: fewer ranks, fewer images, less time.
-"""
+"""The batch scripts of launch/ on a real Slurm of two nodes (cluster.py), submitted as by a user."""
 
 import json
 import re
@@ -113,12 +110,10 @@ def test_slurm_takes_a_script_as_it_is(data, environment):
 
 
 @pytest.mark.timeout(1200)
-def test_a_warned_job_is_queued_again_by_itself_and_ends_with_the_figures_of_an_undisturbed_one(
-    environment, submit, tmp_path
-):
-    """Slurm's own warning, before a time limit that is too short for the run; the calm one has fewer ranks."""
+def test_a_warned_job_requeues_itself_and_ends_with_the_results_of_an_undisturbed_one(environment, submit, tmp_path):
+    """Slurm's own warning, before a time limit that is too short for the run; the undisturbed run has fewer ranks."""
     work = [*SMALL, *SYNTHETIC, f"--data.dir={tmp_path}/images", f"--rounds={ROUNDS}"]
-    # Slurm looks at its limits every half minute: the warning comes 15 to 45 s after the start.
+    # Slurm checks limits every half minute: the warning comes 15 to 45 s after the start.
     warned = submit(["--ntasks=3", "--time=2", "--signal=B:USR1@75"], "cifar10.sbatch", *work, NAME="warned")
     calm = submit(["--ntasks=2", "--time=20"], "cifar10.sbatch", *work, NAME="calm")
     wait_until(lambda: field(environment, warned, "Restarts") != "0", 120, "the job was not queued again")
@@ -139,8 +134,8 @@ def test_a_warned_job_is_queued_again_by_itself_and_ends_with_the_figures_of_an_
     assert summaries[0]["final_test_accuracy"] == summaries[1]["final_test_accuracy"]
 
 
-def test_a_job_that_gets_nowhere_between_start_and_warning_is_not_queued_for_ever(environment, submit, tmp_path):
-    """No round of it ends before it is warned."""
+def test_a_job_without_progress_is_not_requeued_for_ever(environment, submit, tmp_path):
+    """No round is completed before the warning."""
     work = [*SMALL, *SYNTHETIC, f"--data.dir={tmp_path}/images", "--server.epochs=100000"]
     job = submit(["--ntasks=2", "--time=10"], "cifar10.sbatch", *work)
     log = tmp_path / f"cifar10-{job}.out"

@@ -111,7 +111,7 @@ def test_a_group_or_field_left_empty_in_a_file_is_one_line(tmp_path, text, messa
 
 
 def refusal(arguments):
-    """The one line with which a command line is refused, without Python's words for types."""
+    """The one-line refusal of a command line, without Python's names of types."""
     with pytest.raises(ConfigError) as caught:
         parse(arguments)
     text = str(caught.value)
@@ -130,8 +130,8 @@ def written(tmp_path, text):
 
 
 @pytest.mark.parametrize("field", kinds_of(RunConfig))
-def test_a_wrong_value_of_any_field_is_told_in_words(tmp_path, field):
-    """Through the file and the command line: a list of lists, a mapping, a word, no word."""
+def test_a_wrong_value_of_any_field_is_explained(tmp_path, field):
+    """In the file and on the command line: a list of lists, a mapping, a word, no word."""
     kind = kinds_of(RunConfig)[field]
     takes_text = kind is str or str in get_args(kind)
     found = {"[[wrod]]": "[['wrod']]", "{1: {a: 2}}": "{1: {'a': 2}}"}
@@ -198,7 +198,7 @@ def test_an_unknown_or_shortened_name_is_refused_with_the_nearest(arguments, mes
 
 
 def test_no_program_of_ours_takes_a_shortened_option():
-    """Where argparse guesses, --rec is --record, and the wrong guess of a long program costs hours."""
+    """argparse would accept --rec for --record, and a wrong guess in a long program costs hours."""
     parsers = []
     for path in [*ROOT.glob("gkt_mpi/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -224,7 +224,7 @@ def test_no_program_of_ours_takes_a_shortened_option():
     ],
     ids=lambda text: text[:30],
 )
-def test_a_file_with_a_slip_is_answered_with_what_to_change(tmp_path, text, message):
+def test_a_file_with_a_mistake_is_answered_with_what_to_change(tmp_path, text, message):
     assert message in refusal(written(tmp_path, text))
 
 
@@ -239,7 +239,7 @@ def test_anchors_that_grow_beyond_measure_are_refused_at_once(tmp_path):
     assert time.monotonic() - began < 5
 
 
-def test_anchors_work_as_ever(tmp_path):
+def test_anchors_still_work(tmp_path):
     text = "client: &side\n  lr: 0.5\n  batch_size: &size 7\nserver:\n  <<: *side\n  epochs: 3\n"
     config = parse(written(tmp_path, text + "evaluate: {batch_size: *size}\n"))
     assert (config.server.lr, config.server.epochs, config.evaluate.batch_size) == (0.5, 3, 7)

@@ -1,4 +1,4 @@
-"""launch/configs/paper holds one file for each experiment of the paper, and each is what its name says."""
+"""launch/configs/paper has one file for each experiment of the paper, and each matches its name."""
 
 import itertools
 
@@ -37,7 +37,7 @@ CENTRALIZED = {
     for data, net in itertools.product(DATA, ("resnet56", "resnet110"))
 } | {f"{data}_centralized_resnet8": {"data.name": data, "clients": 1, "algorithm": "standalone"} for data in DATA}
 EXPERIMENTS = MAIN | LOSSES | EDGES | CLIENTS | ASYNC | FEDAVG | CENTRALIZED
-# What the paper and its released script set in every experiment, written out here a second time.
+# The settings of every experiment in the paper and its released script, independently written out.
 PAPER = {
     **{"algorithm": "fedgkt", "rounds": 200, "clients": 16, "data.partition": "homo", "data.alpha": 0.5},
     **{"client.model": "resnet8", "client.epochs": 1, "client.optimizer": "adam", "client.lr": 0.001},
@@ -62,7 +62,7 @@ def test_the_recipe_for_unequal_clients_is_the_recipe():
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
-def test_an_experiment_is_what_its_name_says_and_else_as_in_the_paper(name):
+def test_an_experiment_matches_its_name_and_otherwise_the_paper(name):
     found = dict(leaves(parse(["--config", str(FOLDER / f"{name}.yaml")])))
     expected = dict(leaves(RunConfig())) | PAPER | EXPERIMENTS[name] | {"name": name}
     assert found == expected

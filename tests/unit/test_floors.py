@@ -1,4 +1,4 @@
-"""The house of docs/architecture.md: imports go down or stay level, and mpi4py has its rooms."""
+"""The layers of docs/architecture.md: imports go down or stay level, and only certain modules import mpi4py."""
 
 import ast
 import re
@@ -37,7 +37,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def imported(path):
-    """Every module a file imports, also inside functions; gkt_mpi's own by their full name."""
+    """Every module that a file imports, including inside functions; gkt_mpi's own by their full name."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -53,7 +53,7 @@ def room(name):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_imports_from_its_own_floor_or_below(path):
+def test_a_file_imports_from_its_own_layer_or_below(path):
     own = path.relative_to(ROOT).with_suffix("").parts[1]
     if own == "__init__":
         assert not list(imported(path))
@@ -66,7 +66,7 @@ def test_a_file_imports_from_its_own_floor_or_below(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_mpi4py_is_imported_where_it_has_its_rooms_alone(path):
+def test_mpi4py_is_imported_only_in_its_modules(path):
     uses = [name for name in imported(path) if name.split(".")[0] == "mpi4py"]
     assert not uses or path.relative_to(ROOT / "gkt_mpi").as_posix().startswith(MPI4PY)
 
@@ -76,14 +76,14 @@ def test_no_algorithm_imports_another():
         assert not [name for name in imported(path) if name.startswith("gkt_mpi.algorithms")]
 
 
-def test_tests_lie_in_rooms_of_the_same_names():
-    """A file test_X.py of a room of tests/unit is about that room; most are about its X.py."""
+def test_tests_are_in_packages_of_the_same_names():
+    """A file test_X.py in a package of tests/unit is about that package, usually about its X.py."""
     rooms = {path.name for path in (ROOT / "gkt_mpi").iterdir() if path.is_dir() and list(path.glob("*.py"))}
     assert {path.name for path in (ROOT / "tests/unit").iterdir() if list(path.glob("*.py"))} == rooms
 
 
 def private_members(path):
-    """Every private name that a file reads, replaces or imports of something else than its own objects."""
+    """Every private name that a file reads, replaces or imports from objects other than its own."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
             yield node.attr
@@ -105,6 +105,6 @@ def test_no_test_reaches_a_private_member_of_the_package(path):
     assert private <= NOT_OURS
 
 
-def test_every_room_has_a_floor():
+def test_every_package_has_a_layer():
     rooms = {path.relative_to(ROOT).with_suffix("").parts[1] for path in FILES} - {"__init__"}
     assert rooms == set(FLOORS)

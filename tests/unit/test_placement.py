@@ -25,7 +25,7 @@ def test_gpus_go_round_robin_and_the_server_keeps_its_own(ranks, gpus, keep_firs
     assert [gpu_by_rule(rank, gpus, keep_first) for rank in range(ranks)] == expected
 
 
-def test_a_map_says_how_many_ranks_each_gpu_gets():
+def test_a_map_gives_the_number_of_ranks_of_each_gpu():
     gpu_map = {"node-a": [1, 2, 0, 1], "node-b": [3]}
     assert [gpu_from_map(gpu_map, "node-a", rank, 4, 4) for rank in range(4)] == [0, 1, 1, 3]
     assert [gpu_from_map(gpu_map, "node-b", rank, 3, 1) for rank in range(3)] == [0, 0, 0]
@@ -54,7 +54,7 @@ def test_a_map_is_read_from_yaml_for_this_host(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-def test_the_server_is_alone_where_there_are_two_gpus_or_more(monkeypatch, count):
+def test_the_server_has_its_own_gpu_if_there_are_two_or_more(monkeypatch, count):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     devices = [place(PlacementConfig(), rank, 21, True).device.index for rank in range(21)]
     assert set(devices) == set(range(count))
@@ -89,7 +89,7 @@ def test_zero_threads_are_refused():
 
 
 def test_freed_memory_is_kept_for_the_next_tensor():
-    """The pages that the kernel has to give in two training steps of a server model, once the heap stops growing.
+    """The pages supplied by the kernel in two training steps of a server model, once the heap stops growing.
 
     After its first step it still grows in one or two more: fragments differ from step to step.
     """

@@ -1,4 +1,4 @@
-"""What is done before MPI starts, as far as it needs no job: tests/e2e/test_startup.py has the rest."""
+"""Actions before MPI starts that can be tested without a job: tests/e2e/test_startup.py has the rest."""
 
 import mmap
 import os
@@ -7,7 +7,7 @@ import socket
 from gkt_mpi import startup
 
 
-def test_shared_memory_that_nobody_uses_any_more_is_removed(tmp_path, capfd):
+def test_unused_shared_memory_is_removed(tmp_path, capfd):
     """Of this host and user, older than a minute, and mapped by no process."""
     mark = f"sm_segment.{socket.gethostname()}.{os.getuid()}."
     names = {
@@ -26,7 +26,7 @@ def test_shared_memory_that_nobody_uses_any_more_is_removed(tmp_path, capfd):
     assert f"removed 1 file(s) of shared memory in {tmp_path}, 1.0 MiB, left by killed jobs" in capfd.readouterr().err
 
 
-def test_the_wrapper_is_told_only_on_its_own_machine(tmp_path, monkeypatch):
+def test_only_a_local_server_reports_to_the_wrapper(tmp_path, monkeypatch):
     for host, expected in ((socket.gethostname(), "75"), ("elsewhere", "")):
         path = tmp_path / host
         path.write_text("")

@@ -1,4 +1,4 @@
-"""Training written another way, to compare with: one function, torch's own optimizers, no engine."""
+"""An independent implementation of training to compare with: one function, torch's own optimizers, no engine."""
 
 import torch
 from torch.nn import functional as F
@@ -24,7 +24,7 @@ def shards_of(config):
 
 
 def new_model(config):
-    """The large network as a run begins with it."""
+    """The large network with a run's initial weights."""
     return build_whole_model(config.server.model, 3, 10, torch_generator(config.seed, "whole model"), CPU)
 
 

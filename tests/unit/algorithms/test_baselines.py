@@ -103,7 +103,7 @@ def test_sequential_split_learning_trains_one_model_on_one_client_after_another(
     optimizer = adam(rest, 0.003)
     total = 0.0
     for k, shard in enumerate(shards):
-        both = torch.optim.Optimizer([{"params": model.parameters()}], {})  # steps the rest and a client's own stem
+        both = torch.optim.Optimizer([{"params": model.parameters()}], {})  # steps of rest and a client's stem
         own = adam(stem, 0.003)
         both.zero_grad, both.step = model.zero_grad, lambda own=own: (own.step(), optimizer.step())
         total += train_epochs(model, both, shard, config, k, 0, 1, 8)
@@ -112,13 +112,13 @@ def test_sequential_split_learning_trains_one_model_on_one_client_after_another(
 
 
 def test_parallel_split_learning_begins_like_fedavg(tiny):
-    """Both train one copy of the whole for each client from the same weights: in the first round nothing differs."""
+    """Both train one copy of the whole for each client from the same weights: the first round is identical."""
     fedavg = run_in_threads(tiny(algorithm="fedavg", name="a", rounds=1), 3)
     split = run_in_threads(tiny(algorithm="split_learning", name="b", rounds=1, split__mode="parallel"), 3)
     assert split[0]["server_train_loss"] == pytest.approx(fedavg[0]["client_train_loss"], rel=1e-3)
 
 
-def test_standalone_clients_learn_what_fedgkt_clients_learn_before_they_are_taught(tiny):
+def test_standalone_clients_equal_fedgkt_clients_before_distillation(tiny):
     alone = run_in_threads(tiny(algorithm="standalone", name="a"), 3)
     taught = run_in_threads(tiny(name="b"), 3)
     assert alone[0]["client_train_loss"] == taught[0]["client_train_loss"]
@@ -151,7 +151,7 @@ def test_one_network_for_all_refuses_different_ones(tiny, algorithm):
         tiny(algorithm=algorithm, client__model="[resnet4, resnet8]")
 
 
-def test_a_codec_without_a_sign_cannot_carry_gradients(tiny, capsys):
+def test_unsigned_codecs_are_refused_for_gradients(tiny, capsys):
     config = tiny(algorithm="split_learning", wire__codec="int8")
     statuses = run_local(2, lambda transport: run_rank(config, transport, (transport.rank, 2, True)))
     assert statuses == [2, 0]
@@ -159,7 +159,7 @@ def test_a_codec_without_a_sign_cannot_carry_gradients(tiny, capsys):
 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
-def test_a_client_whose_batch_is_refused_is_dropped_and_waits_for_nothing(tiny, monkeypatch, mode):
+def test_a_client_whose_batch_is_refused_is_dropped_and_does_not_hang(tiny, monkeypatch, mode):
     """Its second batch of the second round is not finite; the third round has all clients again."""
 
     def exchange(self, client, round, first, row, feature, original=Worker.exchange):
@@ -190,7 +190,7 @@ def test_the_bank_keeps_or_drops_what_absent_clients_have_sent(tiny):
         run_in_threads(tiny(name=absent, participation=0.5, rounds=3, bank__absent=absent, data__augment="none"), 3)
         for absent in ("keep", "drop")
     )
-    assert keep[0]["server_train_loss"] == drop[0]["server_train_loss"]  # nobody is absent that has sent anything
+    assert keep[0]["server_train_loss"] == drop[0]["server_train_loss"]  # nobody that has sent anything is absent
     assert keep[2]["server_train_loss"] != drop[2]["server_train_loss"]
     assert keep[2]["upload_bytes"] == drop[2]["upload_bytes"]
 

@@ -1,4 +1,4 @@
-"""The algorithm as a whole: against a plain loop written another way, and sample by sample."""
+"""The complete algorithm: compared with an independent plain loop, and sample by sample."""
 
 import json
 import pickle
@@ -58,7 +58,7 @@ def plain_fedgkt(config):
     losses = []
 
     def average():
-        """Give every edge the mean of what is shared, weighted by images; in float64."""
+        """Load the mean of the shared weights, weighted by images, into every edge; in float64."""
         for key in edges[0].state_dict():
             if config.client.share == "edge" or (config.client.share == "stem" and key.startswith("stem.")):
                 parts = [len(s) * edge.state_dict()[key].double() for s, edge in zip(shards, edges, strict=True)]
@@ -127,7 +127,7 @@ def plain_fedgkt(config):
     ],
 )
 def test_the_run_is_fedgkt_as_a_plain_loop_computes_it(tiny, share, extract, upload_every):
-    """To the last bit, but for the order in which the losses are summed up: a new deep network amplifies any other."""
+    """Bit-identical except for the order in which losses are summed: a new deep network amplifies other differences."""
     spread = {"data__partition": "quantity", "data__alpha": 1.0, "client__share": share, "client__extract": extract}
     config = tiny(rounds=4, client__epochs=2, server__epochs=2, client__upload_every=upload_every, **spread)
     expected = plain_fedgkt(config)
@@ -138,7 +138,7 @@ def test_the_run_is_fedgkt_as_a_plain_loop_computes_it(tiny, share, extract, upl
         parts = record["client_cross_entropy"], record.get("client_distillation", 0.0)
         assert sum(parts) == pytest.approx(record["client_train_loss"], rel=1e-5)
         assert (parts[1] > 0) == (record["round"] >= min(upload_every, 4))
-    # The distillation is in the loss of the round after the first upload, if there is such a round.
+    # The loss includes distillation in the round after the first upload, if there is one.
     assert upload_every > 3 or abs(expected[upload_every][0] - expected[upload_every - 1][0]) > 0.02
 
 
@@ -169,8 +169,8 @@ def test_logits_return_to_the_sample_that_produced_them(tiny, monkeypatch, batch
     assert sorted(used) == sorted([*range(5)] * 2)
 
 
-def test_the_teacher_of_a_batch_is_its_own_samples(tiny, monkeypatch):
-    """What reaches the client's loss: the teacher's rows belong to the batch's labels, after every reshuffle."""
+def test_the_teacher_logits_belong_to_the_batchs_samples(tiny, monkeypatch):
+    """Data passed to the client's loss: the teacher's rows belong to the batch's labels, after every reshuffle."""
     from gkt_mpi.algorithms import fedgkt
 
     seen = []
@@ -203,7 +203,9 @@ REFINEMENTS = {
 
 @pytest.fixture
 def losses_of(tiny):
-    """A function that returns the losses (clients, server) by round of a hetero run where both sides distil."""
+    """Return a function that returns the losses (clients, server) by round of a hetero run with distillation on both
+    sides.
+    """
 
     def run(name, fields):
         changes = {f"distill__{field}": value for field, value in fields.items()}
@@ -236,7 +238,7 @@ def test_all_refinements_run_together_and_what_is_off_changes_no_bit(losses_of):
 
 
 def test_the_distillation_weighs_by_the_class_counts_of_each_samples_own_client(tiny, monkeypatch):
-    """What reaches the losses, against shares counted from the partition in numpy."""
+    """Weights passed to the losses, compared with shares counted from the partition in numpy."""
     from gkt_mpi.algorithms import fedgkt
 
     on_client, on_server = [], []
@@ -264,7 +266,7 @@ def test_the_distillation_weighs_by_the_class_counts_of_each_samples_own_client(
     np.testing.assert_allclose(sorted(set(on_client)), sorted(map(tuple, priors)), rtol=1e-5)
 
 
-def test_a_peak_that_cannot_be_is_refused_before_the_run_begins(tiny, capsys):
+def test_an_impossible_peak_is_refused_before_the_run_begins(tiny, capsys):
     fields = {"distill__on_server": True, "distill__refine": "kkr", "distill__kkr_peak": 0.05}
     line = run_refused(tiny(**fields), capsys)
     assert "distill.kkr_peak is 0.05; expected more than 1 / 10" in line and line.count("\n") == 1
@@ -275,8 +277,8 @@ def test_a_peak_that_cannot_be_is_refused_before_the_run_begins(tiny, capsys):
     [
         {"clients": 1},
         {"clients": 3},  # not divisible by two workers
-        {"clients": 6, "client__batch_size": 256, "server__batch_size": 512},  # 11 samples a client, one batch
-        {"wire__block_mib": 0.001},  # one sample a block
+        {"clients": 6, "client__batch_size": 256, "server__batch_size": 512},  # 11 samples per client, one batch
+        {"wire__block_mib": 0.001},  # one sample per block
         {"wire__block_mib": 1.0},  # the whole upload in one block
         {"data__partition": "shards", "clients": 5},  # labels that a client has never seen
         {"client__epochs": 0},
@@ -322,12 +324,12 @@ def test_ranks_and_hosting_do_not_change_a_single_bit(tiny):
 @pytest.mark.parametrize(
     "changes", [{}, {"client__share": "stem"}, {"client__share": "edge", "client__extract": "shared"}], ids=str
 )
-def test_between_two_uploads_no_feature_travels_and_the_server_rests(tiny, changes, monkeypatch):
-    """Interrupted in the middle and resumed on other ranks, where logits of an earlier round are still to be taught."""
+def test_between_two_uploads_no_features_are_sent_and_the_server_idles(tiny, changes, monkeypatch):
+    """Interrupted in the middle and resumed on other ranks, where logits of an earlier round are still to be sent."""
     changes = {"rounds": 5, "client__upload_every": 2, "server__schedule": "linear", **changes}
     whole = figures(run_in_threads(tiny(name="whole", **changes), 3))
     assert ["server_train_loss" in record for record in whole] == [False, True, False, True, True]
-    blocks = 66 * (8 + 4 * 10 + 2 + 4 * 16 * 8 * 8) + 4 * 136  # of every client one, with its header
+    blocks = 66 * (8 + 4 * 10 + 2 + 4 * 16 * 8 * 8) + 4 * 136  # one of every client, with its header
     assert whole[1]["upload_bytes"] == whole[0]["upload_bytes"] + blocks == whole[2]["upload_bytes"] + blocks
     assert [record["virtual_server_idle"] == 1 for record in whole] == [True, False, True, False, False]
     rates = [record["server_lr"] for record in whole if "server_lr" in record]
@@ -337,7 +339,7 @@ def test_between_two_uploads_no_feature_travels_and_the_server_rests(tiny, chang
 
 
 @pytest.mark.parametrize("algorithm", ["fedgkt_async", "fedavg"])
-def test_only_rounds_can_go_without_an_upload(tiny, algorithm):
+def test_only_synchronous_fedgkt_may_skip_uploads(tiny, algorithm):
     with pytest.raises(ConfigError, match=f"client.upload_every is 2; expected 1 in {algorithm}"):
         tiny(algorithm=algorithm, client__upload_every=2)
 
@@ -355,7 +357,7 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["resnet4", "resnet6", "resnet8"])
-def test_a_finished_run_started_again_says_the_same(tiny, model):
+def test_a_finished_run_started_again_reports_the_same(tiny, model):
     config = tiny(client__model=model, rounds=1)
     first = run_in_threads(config, 3)
     assert run_in_threads(config, 2) == first
@@ -433,7 +435,7 @@ def test_a_data_set_of_one_class_is_refused_before_training(tiny, capsys, tmp_pa
     assert not Path(config.out).exists()
 
 
-def test_classes_without_images_are_told_and_trained_without(tiny, capsys):
+def test_classes_without_images_are_reported_and_ignored(tiny, capsys):
     made = {"data__synthetic__train": 40, "data__synthetic__test": 5, "data__synthetic__classes": 41}
     run_in_threads(tiny(rounds=1, **made), 2)
     told = capsys.readouterr().out
@@ -449,7 +451,7 @@ def test_a_round_whose_line_was_lost_comes_back_from_the_checkpoint(tiny):
     assert figures(run_in_threads(tiny(rounds=3), 2))[:2] == whole
 
 
-def test_a_server_that_diverges_is_told_to_lower_its_own_rate_and_only_what_was_before_is_saved(tiny):
+def test_a_diverging_server_is_reported_and_only_earlier_rounds_are_saved(tiny):
     config = tiny(server__lr=1e30)
     with pytest.raises(GktError, match=r"the server's training has diverged .* lower server\.lr"):
         run_in_threads(config, 2)
@@ -469,10 +471,10 @@ def test_uploaded_and_downloaded_bytes_are_those_counted_by_hand(tiny):
 
 
 def test_accuracies_by_client_and_the_confusion_are_those_of_the_run(tiny):
-    """clients.csv after each round and at the end, also in a resumed run; their means are the run's figures."""
+    """clients.csv after each round and at the end, also of a resumed run; its means equal the run's figures."""
     config = tiny(rounds=2, name="cut")
     run_in_threads(config, 2)
-    (Path(config.out) / "cut" / "clients.csv").unlink()  # but for the checkpointed round it is lost
+    (Path(config.out) / "cut" / "clients.csv").unlink()  # lost except for the checkpointed round
     records = run_in_threads(tiny(rounds=3, name="cut"), 3)
     folder = Path(config.out) / "cut"
     lines = read_records_of(ClientRecord, folder / "clients.csv")
@@ -498,7 +500,7 @@ def test_accuracies_by_client_and_the_confusion_are_those_of_the_run(tiny):
     assert counts.sum() == 4 * 20 and np.trace(counts) / 80 == pytest.approx(summary["final_test_accuracy"])
 
 
-def test_the_best_rounds_checkpoint_is_kept_also_where_checkpoints_are_rarer(tiny):
+def test_the_best_rounds_checkpoint_is_kept_even_if_checkpoints_are_rarer(tiny):
     config = tiny(rounds=4, checkpoint__best=True, checkpoint__every=3, checkpoint__keep=1)
     accuracy = [record["test_accuracy"] for record in run_in_threads(config, 2)]
     folder = Path(config.out) / config.name / "checkpoints"

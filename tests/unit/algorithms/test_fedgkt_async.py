@@ -1,4 +1,4 @@
-"""Asynchronous FedGKT: against a plain event loop written another way, and against synchronous FedGKT."""
+"""Asynchronous FedGKT: compared with an independent plain event loop, and with synchronous FedGKT."""
 
 import math
 from itertools import pairwise
@@ -30,7 +30,7 @@ from gkt_mpi.wire.local import run_local
 from tests.conftest import figures, run_in_threads
 from tests.unit.algorithms.plain import CPU, adam, shards_of
 
-SPEED = {"a": 4e9, "b": 2.5e9, "c": 0.4e9}  # operations a second; c is ten times slower than a
+SPEED = {"a": 4e9, "b": 2.5e9, "c": 0.4e9}  # operations per second; c is ten times slower than a
 SERVER_SPEED = 1e11
 
 
@@ -41,7 +41,7 @@ def profile(path: Path, flop_s: float, away: str = "[]") -> str:
 
 @pytest.fixture
 def skewed(tiny, tmp_path):
-    """A function that returns a configuration whose four clients have devices a, b, a, c, and a slow server."""
+    """Return a function that returns a configuration whose four clients have devices a, b, a, c, and a slow server."""
     paths = {name: profile(tmp_path / f"{name}.yaml", speed) for name, speed in SPEED.items()}
     server = profile(tmp_path / "server.yaml", SERVER_SPEED)
 
@@ -57,7 +57,7 @@ def uploads_of(config):
 
 
 def plain_fedgkt_async(config):
-    """Asynchronous FedGKT in one function, from event to event. Bytes cost nothing here, and buffer and epochs are 1.
+    """Asynchronous FedGKT in one function, event by event. Bytes cost nothing here, and buffer and epochs are 1.
 
     Returns the losses of each round, and when each upload was taken.
     """
@@ -239,13 +239,13 @@ def test_every_upload_is_counted_to_the_byte(skewed):
     for key in ("upload_bytes", "edge_flops"):
         assert {r[key] / r["uploads"] for r in found} == {sync[0][key] / 4}
     without, with_logits = (record["download_bytes"] // 4 for record in sync[:2])
-    first = len({u.client for u in uploads_of(config)})  # requests, that had no logits
+    first = len({u.client for u in uploads_of(config)})  # requests without logits
     uploads = sum(r["uploads"] for r in found)
     assert sum(r["download_bytes"] for r in found) == first * without + (uploads - first) * with_logits
     assert found[0]["virtual_s"] < sync[0]["virtual_s"] / 2
 
 
-def test_nobody_waits_for_one_that_leaves_and_returns_nor_for_one_that_never_answers(skewed, tmp_path):
+def test_nobody_waits_for_clients_that_leave_and_return_or_never_answer(skewed, tmp_path):
     leaver = profile(tmp_path / "leaver.yaml", SPEED["a"], "[[0.03, 0.3]]")
     never = profile(tmp_path / "never.yaml", SPEED["a"], "[[0, .inf]]")
     config = skewed(devices=["a", leaver, "b", never], rounds=14)
@@ -260,21 +260,21 @@ def test_nobody_waits_for_one_that_leaves_and_returns_nor_for_one_that_never_ans
     assert len(full) == 2 and {r["participants"] for r in full} == {3}  # as many as there are
 
 
-def test_a_run_that_all_devices_leave_says_so(skewed, tmp_path):
+def test_a_run_that_all_devices_leave_is_reported(skewed, tmp_path):
     leaver = profile(tmp_path / "leaver.yaml", SPEED["a"], "[[0.03, .inf]]")
     with pytest.raises(GktError, match="all devices have left for good"):
         run_in_threads(skewed(devices=[leaver], rounds=20), 3)
 
 
 @pytest.mark.parametrize("algorithm", ["fedgkt", "fedavg", "standalone"])
-def test_others_refuse_a_device_that_they_would_wait_for_for_ever(skewed, tmp_path, capsys, algorithm):
+def test_synchronous_algorithms_refuse_devices_that_never_answer(skewed, tmp_path, capsys, algorithm):
     never = profile(tmp_path / "never.yaml", SPEED["a"], "[[3, .inf]]")
     config = skewed(devices=["a", never], algorithm=algorithm)
     assert run_local(3, lambda transport: run_rank(config, transport, (transport.rank, 3, True))) == [2, 0, 0]
     assert f"client 1 leave for good, and {algorithm} would wait for it for ever" in capsys.readouterr().err
 
 
-def test_samples_that_are_too_stale_are_left_out_until_their_client_uploads_again(skewed, monkeypatch):
+def test_samples_that_are_too_stale_are_excluded_until_their_client_uploads_again(skewed, monkeypatch):
     seen = []
     step = AsyncTeacher.due_batches
 
@@ -349,7 +349,7 @@ def test_logits_return_to_the_sample_that_produced_them(skewed, monkeypatch):
 
 
 def broken_upload(monkeypatch, client, number):
-    """Have an upload of a client hold a feature that is not finite."""
+    """Make an upload of a client contain a feature that is not finite."""
 
     def upload(self, edge, round, rows, feature, logit, original=Worker.upload):
         if (edge.id, round) == (client, number):
@@ -371,8 +371,8 @@ def test_a_bad_upload_is_dropped_and_the_last_good_one_stays(skewed, monkeypatch
         run_in_threads(skewed(name="stop", rounds=3), 3)
 
 
-def test_a_round_of_nothing_but_bad_uploads_is_gone_over(skewed, monkeypatch):
-    """Client 0 is so much faster than the others that a round is its alone."""
+def test_a_round_with_only_bad_uploads_is_skipped(skewed, monkeypatch):
+    """Client 0 is so much faster than the others that a round consists of its uploads alone."""
     broken_upload(monkeypatch, client=0, number=0)
     first, second = run_in_threads(skewed(devices="accc", rounds=2, async__overtime=0.0, clients=2,
                                           faults__on_bad_client="drop", data__synthetic__train=64), 3)  # fmt: skip
@@ -381,7 +381,7 @@ def test_a_round_of_nothing_but_bad_uploads_is_gone_over(skewed, monkeypatch):
 
 @pytest.mark.parametrize("clock", [pytest.param("virtual", marks=pytest.mark.grid), "real"])
 def test_an_interruption_in_the_first_round_loses_nothing(skewed, monkeypatch, clock):
-    """What is saved then is of a time at which no client has been asked."""
+    """The saved state is from a time at which no client has been asked."""
     config = skewed(name="cut", clock=clock)
     with monkeypatch.context() as patch:
         patch.setattr(AsyncTeacher, "due_batches", interrupt)
@@ -406,7 +406,7 @@ def test_diverged_logits_reach_no_client(skewed, monkeypatch):
         run_in_threads(skewed(server__lr=1e30), 3)
 
 
-def test_the_server_trains_on_all_cores_only_while_no_client_is_at_work(skewed, monkeypatch):
+def test_the_server_trains_on_all_cores_only_while_no_client_works(skewed, monkeypatch):
     alone = []
 
     def training(server, others_are_at_work, original=Server.training):
@@ -422,7 +422,7 @@ def test_the_server_trains_on_all_cores_only_while_no_client_is_at_work(skewed, 
 
 
 @pytest.mark.parametrize("clock", ["virtual", pytest.param("real", marks=pytest.mark.grid)])
-def test_a_refused_report_ends_an_upload_too(skewed, monkeypatch, clock):
+def test_a_refused_report_also_ends_an_upload(skewed, monkeypatch, clock):
     def check(contract, source, header, original=Contract.check):
         if (header.kind, header.client, header.round) == (Kind.REPORT, 0, 1):
             raise WireError("no report that anybody could read")
@@ -436,8 +436,8 @@ def test_a_refused_report_ends_an_upload_too(skewed, monkeypatch, clock):
     assert not own[1].is_used and own[1].asked_s <= own[1].done_s <= own[1].taken_s and own[0].is_used
 
 
-def test_at_the_end_nobody_is_waited_for_nor_listened_to(skewed, monkeypatch):
-    """What the workers still send, or do not, while the server evaluates for long cannot spoil a run that is done."""
+def test_at_the_end_clients_are_neither_waited_for_nor_heard(skewed, monkeypatch):
+    """Messages that workers send, or fail to send, during a long evaluation cannot spoil a completed run."""
     listens, watches = [], []
 
     def remembered(*arguments):
@@ -471,7 +471,7 @@ def test_the_real_clock_takes_uploads_as_they_come_and_goes_on_after_an_interrup
 
 
 def test_the_server_takes_in_uploads_while_it_trains(skewed, monkeypatch):
-    """A client's block lands in the bank's inbox between two batches of the server."""
+    """A client's block is received into the bank's inbox between two batches of the server."""
     while_training = []
     training = []
 
@@ -498,6 +498,6 @@ def test_the_server_takes_in_uploads_while_it_trains(skewed, monkeypatch):
         ({"participation": 0.5}, "participation is 0.5; expected 1"),
     ],
 )
-def test_what_cannot_be_is_refused(tiny, changes, why):
+def test_impossible_values_are_refused(tiny, changes, why):
     with pytest.raises(ConfigError, match=why):
         tiny(algorithm="fedgkt_async", **changes)

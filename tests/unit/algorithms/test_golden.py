@@ -1,4 +1,4 @@
-"""The figures of every algorithm are those recorded in tests/golden.json."""
+"""The figures of every algorithm equal those recorded in tests/golden.json."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Profiles of devices: those that come with the package, a user's own, and what is refused."""
+"""Device profiles: packaged ones, a user's own, and invalid ones."""
 
 import pytest
 import yaml
@@ -17,7 +17,7 @@ def written(tmp_path, content):
     return str(path)
 
 
-def test_every_packaged_profile_loads_and_says_where_its_figures_come_from():
+def test_every_packaged_profile_loads_and_names_its_sources():
     folder = ROOT / "gkt_mpi/profiles"
     assert set(packaged_profiles()) == {path.stem for path in folder.iterdir()}
     for name in packaged_profiles():
@@ -27,7 +27,7 @@ def test_every_packaged_profile_loads_and_says_where_its_figures_come_from():
         assert "ASSUMPTION" in " ".join(comments) and len(comments) >= 4
 
 
-def test_a_better_device_is_no_slower():
+def test_a_better_device_is_not_slower():
     for worse, better in (("phone_old", "phone"), ("phone", "phone_new"), ("raspberry_pi", "jetson")):
         one, other = load_profile(worse, "x"), load_profile(better, "x")
         for name in ("flop_s", "uplink_bit_s", "downlink_bit_s", "availability"):
@@ -53,7 +53,7 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
     assert (profile.flop_s, profile.uplink_bit_s, profile.downlink_bit_s, profile.availability) == (2e9, 1e6, 3e6, 1.0)
 
 
-def test_several_profiles_are_dealt_out_in_turn(tmp_path):
+def test_several_profiles_are_assigned_in_turn(tmp_path):
     devices = load_devices(DevicesConfig(edge=["phone", written(tmp_path, GOOD), "laptop"], server="jetson"))
     assert [devices.of(client).name for client in range(5)] == ["phone", "mine", "laptop", "phone", "mine"]
     assert devices.server.name == "jetson"
@@ -78,7 +78,7 @@ def test_several_profiles_are_dealt_out_in_turn(tmp_path):
         ("flop_s: [", "cannot be read"),
     ],
 )
-def test_a_profile_that_is_none_is_refused_by_field_and_file(content, message, tmp_path):
+def test_an_invalid_profile_is_refused_by_field_and_file(content, message, tmp_path):
     path = written(tmp_path, content)
     with pytest.raises(ConfigError, match=message) as caught:
         load_devices(DevicesConfig(edge=path))
@@ -127,7 +127,7 @@ def test_a_device_may_be_away_for_a_while_or_for_good(tmp_path):
 @pytest.mark.parametrize(
     "away", ["[3, 7]", "[[7, 3]]", "[[3, 7], [5, 9]]", "[[-1, 2]]", "3", "[[a, b]]", "[[.nan, 3]]"]
 )
-def test_times_away_that_cannot_be_are_refused(tmp_path, away):
+def test_impossible_times_away_are_refused(tmp_path, away):
     path = written(tmp_path, f"away: {away}\n" + yaml.safe_dump(GOOD))
     with pytest.raises(ConfigError, match="devices.edge: away of "):
         load_profile(path, "devices.edge")

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 IMAGE = (32, 32, 3)
 STEM = 3 * 16 * 9 * 32 * 32  # multiply-adds
 BASIC = 2 * 16 * 16 * 9 * 32 * 32
-FIRST_OF_SERVER = 16 * 16 * 32 * 32 + 16 * 64 * 32 * 32  # the two convolutions that see the server's input
+FIRST_OF_SERVER = 16 * 16 * 32 * 32 + 16 * 64 * 32 * 32  # the two convolutions on the server's input
 
 
 def bottleneck(channels, width, size, stride=1):
@@ -54,7 +54,7 @@ EDGE8 = STEM + bottleneck(16, 16, 32) + bottleneck(64, 16, 32) + 64 * 10
     ],
 )
 def test_operations_and_parameters_are_those_derived_by_hand(cost, macs, without_gradient, parameters):
-    """The backward pass takes twice the forward's, less the gradient of an input that nobody needs."""
+    """The backward pass costs twice the forward pass, less the gradient of an input that is not needed."""
     found = cost()
     assert found.forward_flops == 2 * macs
     assert found.training_flops == 3 * found.forward_flops - 2 * without_gradient
@@ -86,8 +86,8 @@ def test_activations_are_what_the_backward_pass_needs():
     assert count(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (4,)).activation_bytes == 4 * (4 + 3)
 
 
-def test_the_stem_keeps_the_image_and_what_goes_into_its_norm_and_comes_out_of_its_relu():
-    """And of the norm two numbers a channel and batch of 8 images."""
+def test_the_stem_keeps_the_image_its_norms_input_and_its_relus_output():
+    """Plus, for the norm, two numbers per channel and batch of 8 images."""
     assert stem_cost(IMAGE).activation_bytes == 4 * (3 * 32 * 32 + 2 * 16 * 32 * 32 + 2 * 16 // 8)
 
 

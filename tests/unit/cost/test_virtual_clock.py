@@ -14,17 +14,17 @@ CLIENTS = {0: COST, 1: COST, 4: COST}  # slow, fast, slow
 SLOW_S, FAST_S = 24.0, 1.0 + 0.4 + 0.3
 
 
-def test_a_client_receives_computes_and_sends_while_it_can_be_used():
-    """10 bytes at 2 a second, 400 operations at 100, 3 bytes at 1 a second, all of it half of the time."""
+def test_a_client_receives_computes_and_sends_while_available():
+    """10 bytes at 2 per second, 400 operations at 100, 3 bytes at 1 per second, available half of the time."""
     assert client_s(COST, SLOW) == SLOW_S == (5 + 4 + 3) / 0.5
     assert client_s(COST, FAST) == pytest.approx(FAST_S, rel=1e-15)
 
 
-def test_profiles_are_dealt_out_to_the_clients_in_turn():
+def test_profiles_are_assigned_to_the_clients_in_turn():
     assert clients_s(CLIENTS, "together", DEVICES) == {0: SLOW_S, 1: pytest.approx(FAST_S), 4: SLOW_S}
 
 
-def test_the_server_computes_while_it_can_be_used():
+def test_the_server_computes_while_it_is_available():
     assert server_s(20_000, SERVER) == 4.0
 
 
@@ -59,7 +59,7 @@ def test_of_one_client_sequential_and_parallel_split_learning_take_equally_long(
 
 
 @pytest.mark.parametrize("order", ["together", "in_turn", "side_by_side"])
-def test_without_clients_the_server_counts(order):
+def test_without_clients_the_servers_time_counts(order):
     assert round_s(RoundWork({}, 20_000, order), DEVICES) == 4.0
 
 
@@ -79,7 +79,7 @@ def test_operations_of_the_edge_are_summed_exactly():
     ("start_s", "expected"), [(0, 24 + 4), (5, 24 + 7 + 4), (20, 24 + 7 + 4), (24, 24 + 3 + 4), (27, 24 + 4)]
 )
 def test_a_round_in_which_a_client_is_away_is_longer_and_idle_the_while(start_s, expected):
-    """Its 24 seconds of work, away from the 24th to the 27th second, or from the 20th; then the server's 4 seconds."""
+    """Its 24 seconds of work, away from second 24 to 27, or from 20; then the server's 4 seconds."""
     leaves_s = 20 if start_s in (5, 20) else 24
     away = DeviceProfile("away", 100, 8, 16, 0.5, ((leaves_s, 27.0),))
     cost = round_cost(RoundWork({0: COST}, 20_000), Devices((away,), SERVER), start_s)

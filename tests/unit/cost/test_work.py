@@ -1,4 +1,4 @@
-"""The cost of rounds by hand, and bytes against what a run has really sent."""
+"""The cost of rounds by hand, and bytes compared with those that a run has sent."""
 
 from dataclasses import replace
 
@@ -113,13 +113,13 @@ def test_split_learning_sends_features_up_and_gradients_down_every_batch(mode, o
     assert work.order == order
 
 
-def test_the_cut_moves_operations_and_creates_none():
-    """Stem and server's part together do what the whole network does, whose stem needs no gradient of its input."""
+def test_cutting_moves_operations_without_adding_any():
+    """Stem and server's part together cost as much as the whole network, whose stem needs no input gradient."""
     work = round_work("split_learning", SETTING, CLIENTS)
     assert work.edge_flops + work.server_flops == round_work("fedavg", SETTING, CLIENTS).edge_flops
 
 
-def test_split_learning_refuses_codecs_in_which_no_gradient_travels():
+def test_split_learning_refuses_codecs_that_cannot_encode_gradients():
     setting = Setting(**{**vars(SETTING), "codec": Codec("int8", (32, 32, 16))})
     with pytest.raises(ConfigError, match=r"wire.codec is 'int8'; expected a float codec"):
         round_work("split_learning", setting, CLIENTS)

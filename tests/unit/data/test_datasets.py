@@ -47,7 +47,7 @@ def test_a_cifar_archive_is_decoded_pixel_for_pixel(tmp_path, name, classes):
     file = prepare(DataConfig(name=name, dir=str(tmp_path)), silent)
     assert file.image_shape == (32, 32, 3)
     assert len(file.classes) == classes
-    assert file.checksums == "other"  # these are not the published images, and the file says so
+    assert file.checksums == "other"  # these are not the published images, and the file records it
     for split, (images, labels) in written.items():
         rows = np.arange(len(labels))[::-1].copy()
         assert np.array_equal(file.images(split, rows), images[rows])
@@ -72,7 +72,7 @@ def test_cinic10_reads_its_folders_of_png_files(tmp_path):
         expected = np.stack([written[split, name, k] for name in file.classes for k in range(3)])
         assert np.array_equal(file.images(split, np.arange(6)), expected)
     Image.fromarray(written["train", "bird", 0]).save(tmp_path / "CINIC-10/train/bird/9.png")
-    assert len(prepare(config, silent).labels("train")) == 7  # made anew, because the folder has changed
+    assert len(prepare(config, silent).labels("train")) == 7  # created again, because the folder has changed
 
 
 def write_cinic10(root, classes=("airplane", "bird"), suffix="png"):
@@ -115,8 +115,8 @@ def one_class(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (as_jpeg, r"CINIC-10/test/bird holds 1 image that is no PNG, 0\.JPG first"),
-        (one_more_as_jpeg, r"CINIC-10/test/bird holds 1 image that is no PNG, 1\.jpeg first"),
+        (as_jpeg, r"CINIC-10/test/bird holds 1 image that is not PNG, 0\.JPG first"),
+        (one_more_as_jpeg, r"CINIC-10/test/bird holds 1 image that is not PNG, 1\.jpeg first"),
         (empty_class, r"CINIC-10/train/bird holds no PNG file"),
         (class_missing_in_one_split, r"there is no .*CINIC-10/valid/bird"),
         (class_in_one_split_alone, r"CINIC-10/test has a folder cat that .*CINIC-10/train lacks"),
@@ -131,7 +131,7 @@ def test_a_class_of_cinic10_that_lacks_images_is_named_with_its_folder(tmp_path,
     assert not list(tmp_path.glob("*cinic10*"))
 
 
-def test_what_is_no_image_does_not_disturb_cinic10(tmp_path):
+def test_other_files_do_not_disturb_cinic10(tmp_path):
     folder = write_cinic10(tmp_path, suffix="PNG")
     (folder / "train/bird/README.txt").write_text("about birds")
     (folder / "train/.cache").mkdir()
@@ -166,7 +166,7 @@ def test_a_file_of_one_class_is_refused_by_name(tmp_path):
         ImageFile(file_path(config))
 
 
-def test_classes_without_images_in_a_split_are_told_with_their_number(tmp_path):
+def test_classes_without_images_in_a_split_are_reported_with_their_number(tmp_path):
     made = SyntheticConfig(train=3, test=9, size=8, classes=10)
     file = prepare(DataConfig(name="synthetic", dir=str(tmp_path), synthetic=made), silent)
     assert file.notes == [
@@ -207,7 +207,7 @@ def without(key):
         ("batches.meta", lambda e: {"label_names": 7}, "label_names that are not a list of text"),
     ],
 )
-def test_the_file_of_an_archive_that_lacks_something_is_named_and_so_is_what_it_lacks(tmp_path, file, change, message):
+def test_an_incomplete_file_of_an_archive_is_named_with_its_missing_part(tmp_path, file, change, message):
     write_cifar(tmp_path, "cifar10")
     path = tmp_path / "cifar-10-batches-py" / file
     path.write_bytes(pickle.dumps(change(pickle.loads(path.read_bytes()))))
@@ -230,7 +230,7 @@ def test_a_broken_png_is_named(tmp_path):
     (write_cinic10(tmp_path) / "train/bird/bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png"):
         prepare(DataConfig(name="cinic10", dir=str(tmp_path)), silent)
-    assert not list(tmp_path.glob("*cinic10*"))  # nothing half-written stays
+    assert not list(tmp_path.glob("*cinic10*"))  # no partial file is left
 
 
 def test_digits_are_those_of_scikit_learn_with_a_fifth_for_testing(tmp_path):
@@ -299,13 +299,13 @@ def test_a_missing_data_set_names_the_path_and_two_ways_to_get_it(tmp_path, name
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_a_download_without_a_network_is_a_clear_error(tmp_path, monkeypatch, name):
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # a port where nobody listens
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # a port without a listener
     with pytest.raises(DataError, match=r"the download of CIFAR100? into .* failed"):
         prepare(DataConfig(name=name, dir=str(tmp_path), download=True), silent)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1])
-def test_a_batch_that_was_cut_off_is_named(tmp_path, kept):
+def test_a_truncated_batch_is_named(tmp_path, kept):
     write_cifar(tmp_path, "cifar10")
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes()[:kept])
@@ -313,11 +313,11 @@ def test_a_batch_that_was_cut_off_is_named(tmp_path, kept):
         prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
 
 
-def test_a_batch_that_may_not_be_read_is_named(tmp_path):
+def test_an_unreadable_batch_is_named(tmp_path):
     write_cifar(tmp_path, "cifar10")
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.unlink()
-    path.symlink_to("/proc/self/mem")  # a file to the system, but nobody may read its first byte
+    path.symlink_to("/proc/self/mem")  # a file to the system, but its first byte is unreadable
     with pytest.raises(DataError, match=r"data_batch_3 cannot be read \(Input/output error\)"):
         prepare(DataConfig(name="cifar10", dir=str(tmp_path)), silent)
 
@@ -443,7 +443,7 @@ def swap_class_names(file):
     [invert_images, change_one_pixel, shift_test_labels, other_mean, swap_class_names],
     ids=lambda f: f.__name__,
 )
-def test_a_file_that_was_changed_after_it_was_made_is_refused_by_name(tmp_path, change, look):
+def test_a_file_changed_after_its_creation_is_refused_by_name(tmp_path, change, look):
     config = DataConfig(name="synthetic", dir=str(tmp_path), synthetic=SyntheticConfig(train=2100, test=30, size=8))
     prepare(config, silent)
     look(config, silent)
@@ -470,7 +470,7 @@ def as_version_1(file):
     del file.attrs["digest"]
 
 
-def test_a_file_of_an_older_version_is_made_anew_or_used_as_it_is_where_its_archive_is_gone(tmp_path):
+def test_a_file_of_an_older_version_is_replaced_or_kept_if_its_archive_is_gone(tmp_path):
     write_cifar(tmp_path, "cifar10")
     config = DataConfig(name="cifar10", dir=str(tmp_path))
     digest = prepare(config, silent).digest
@@ -486,7 +486,7 @@ def test_a_file_of_an_older_version_is_made_anew_or_used_as_it_is_where_its_arch
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9])
-def test_a_file_that_was_cut_off_is_made_anew(tmp_path, share):
+def test_a_truncated_file_is_created_again(tmp_path, share):
     config = DataConfig(name="synthetic", dir=str(tmp_path), synthetic=SyntheticConfig(train=20, test=10, size=8))
     whole = prepare(config, silent).images("train", np.arange(20))
     path = file_path(config)
@@ -497,7 +497,7 @@ def test_a_file_that_was_cut_off_is_made_anew(tmp_path, share):
     assert np.array_equal(prepare(config, silent).images("train", np.arange(20)), whole)
 
 
-def test_a_file_that_is_no_hdf5_is_refused_by_name(tmp_path):
+def test_a_file_that_is_not_hdf5_is_refused_by_name(tmp_path):
     path = tmp_path / "x.h5"
     path.write_bytes(b"nothing")
     with pytest.raises(DataError, match="x.h5"):

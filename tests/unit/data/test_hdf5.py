@@ -1,4 +1,4 @@
-"""A file that is written by plan is what HDF5 would have written, and fails without HDF5 having a part in it."""
+"""A file written by plan equals one written by HDF5, and errors occur outside HDF5."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ def test_h5py_reads_what_was_written_by_plan(tmp_path):
         assert all(np.array_equal(file.attrs[name], attributes[name]) for name in attributes)
 
 
-def test_arrays_stay_where_they_are_whatever_the_attributes_values(tmp_path):
+def test_offsets_do_not_depend_on_attribute_values(tmp_path):
     arrays = {"a/b": ((1000, 3), "|u1"), "a/c": ((1000,), "<i8")}
     first, second = (plan(arrays, {"digest": sign * 64, "mean": np.full(3, ord(sign))}) for sign in "0f")
     assert (first.offsets, first.size) == (second.offsets, second.size)
@@ -52,13 +52,13 @@ def test_the_plan_of_a_large_file_takes_no_memory():
 
 @pytest.mark.parametrize("where", ["reserve", "write", "fsync"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
-def test_no_room_for_images_leaves_no_file_wherever_it_is_found_out(tmp_path, monkeypatch, where, number):
+def test_a_full_disk_leaves_no_image_file_whenever_it_is_detected(tmp_path, monkeypatch, where, number):
     def fail(*arguments):
         raise OSError(number, os.strerror(number))
 
     config = DataConfig(name="synthetic", dir=str(tmp_path), synthetic=SyntheticConfig(train=20, test=10, size=8))
     with monkeypatch.context() as patch:
-        if where == "write":  # a file system that reserves nothing
+        if where == "write":  # a file system without reservation of space
             patch.setattr(os, "posix_fallocate", lambda *arguments: None)
             patch.setattr("gkt_mpi.data.hdf5.Plan.write_metadata", fail)
         else:

@@ -53,7 +53,7 @@ def test_hetero_is_more_skewed_for_a_smaller_alpha():
 
 
 def test_hetero_closes_a_client_that_holds_its_share():
-    """A client stops receiving classes once it has N / n samples: it never holds a class more than that."""
+    """A client stops receiving classes once it has N / n samples: it never exceeds this by more than one class."""
     labels = labels_of(4000)
     counts = count_by_class(labels, partition(labels, 8, DataConfig(partition="hetero", alpha=0.5), 3), 10)
     total_before = np.cumsum(counts, axis=1) - counts

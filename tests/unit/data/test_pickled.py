@@ -1,4 +1,4 @@
-"""The reader of CIFAR's pickles makes no object a pickle asks for, and returns exactly what an honest one holds."""
+"""The reader of CIFAR's pickles creates no requested object, and returns exactly the contents of a valid pickle."""
 
 import pickle
 import sys
@@ -12,7 +12,7 @@ from gkt_mpi.data.pickled import read_pickle
 from gkt_mpi.errors import DataError
 from tests.launch import run
 
-# What pickle writes between the keys and values of a dictionary, by the names of pickletools.
+# pickle's opcodes between the keys and values of a dictionary, by their names in pickletools.
 BEGIN, END, ARRAY, TYPE = b"\x80\x02}(", b"u.", b"cnumpy\nndarray\n", b"cnumpy\ndtype\n"
 RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
 SHAPE = b"K\x01M\x00\x0c\x86"  # (1, 3072)
@@ -28,7 +28,7 @@ def content(value):
 
 # ndarray((1, 3072), dtype("O8"), b"AAAA..."): an array of objects, whose addresses are in the archive.
 POINTERS = ARRAY + SHAPE + TYPE + text("O8") + b"\x85R" + content(b"A" * 8 * 3072) + b"\x87R"
-# The same made as pickle makes arrays: _reconstruct(ndarray, (0,), b"b"), then its state.
+# The same as pickle creates arrays: _reconstruct(ndarray, (0,), b"b"), then its state.
 LATER = (
     RECONSTRUCT + ARRAY + b"K\x00\x85" + content(b"b") + b"\x87R"
     b"(K\x01" + SHAPE + TYPE + text("O8") + b"\x85R\x89" + content(b"A" * 8 * 3072) + b"tb"
@@ -63,7 +63,7 @@ def test_what_an_honest_pickle_holds_is_read_to_the_bit(tmp_path, protocol, orde
 
 
 def test_keys_and_arrays_that_python_2_wrote_are_read(tmp_path):
-    """In such a pickle, text and the bytes of an array alike are strings of bytes."""
+    """In such a pickle, both text and the bytes of an array are byte strings."""
     string = b"T" + (6).to_bytes(4, "little") + b"\x00\x01\x7f\x80\xfe\xff"
     array = RECONSTRUCT + ARRAY + b"K\x00\x85U\x01b\x87R(K\x01K\x02K\x03\x86" + TYPE + b"U\x02u1K\x00K\x01\x87R"
     array += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89" + string + b"tb"
@@ -95,7 +95,7 @@ def test_anything_but_dictionaries_lists_and_arrays_of_integers_is_refused(tmp_p
 
 
 def test_a_pickle_cannot_ask_for_more_memory_than_it_has_bytes(tmp_path):
-    """The place of an entry in the table of what has been read may be any up to 2^32; C's table has all before it."""
+    """The memo index of an entry may be up to 2^32; the C implementation allocates all entries before it."""
     (tmp_path / "batch").write_bytes(b"\x80\x02}r\xff\xff\xff\xff.")
     assert read_pickle(tmp_path / "batch") == {}
     (tmp_path / "batch").write_bytes(b"\x80\x04\x8e" + (2**34).to_bytes(8, "little") + b"few.")

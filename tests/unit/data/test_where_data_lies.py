@@ -1,4 +1,4 @@
-"""What data.dir (DATA_DIR of run_FedGKT.sh) may point at, and what is said of one that points beside the data."""
+"""Valid values of data.dir (DATA_DIR of run_FedGKT.sh), and hints for values beside the data."""
 
 import tarfile
 import urllib.error
@@ -22,7 +22,7 @@ def no_network(monkeypatch):
 
 
 def refusal(name, folder):
-    """What the program says of a folder, in one line; the look before a run, which fetches nothing, says it too."""
+    """The program's one-line error for a folder; the check before a run, which downloads nothing, gives the same."""
     with pytest.raises(DataError) as caught:
         prepare(DataConfig(name=name, dir=str(folder), download=name != "cinic10"), silent)
     with pytest.raises(DataError):
@@ -40,13 +40,13 @@ def test_the_folder_of_the_batches_itself_will_do(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_without_a_network_the_path_that_was_looked_for_is_said(tmp_path, name):
+def test_without_a_network_the_missing_path_is_named(tmp_path, name):
     text = refusal(name, tmp_path / "nowhere")
     assert f"there is no {tmp_path / 'nowhere' / FOLDERS[name]}" in text and "Name or service not known" in text
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_data_beside_the_folder_are_pointed_at(tmp_path, name):
+def test_data_beside_the_folder_are_suggested(tmp_path, name):
     write_cifar(tmp_path, name, classes=10 if name == "cifar10" else 100)
     text = refusal(name, tmp_path / name)
     assert f"{tmp_path / FOLDERS[name]} is there: set data.dir (DATA_DIR) to {tmp_path}" in text
@@ -54,7 +54,7 @@ def test_data_beside_the_folder_are_pointed_at(tmp_path, name):
 
 @pytest.mark.parametrize("name", [*FOLDERS, "cinic10"])
 def test_a_tar_file_is_to_be_unpacked(tmp_path, name):
-    """In the folder, or in its place; torchvision unpacks by itself one that it knows by its checksum."""
+    """In the folder, or in its place; torchvision itself unpacks an archive with a known checksum."""
     path = tmp_path / {"cifar10": "cifar-10-python", "cifar100": "cifar-100-python", "cinic10": "CINIC-10"}[name]
     path = path.with_suffix(".tar.gz")
     with tarfile.open(path, "w:gz"):
@@ -67,7 +67,7 @@ def test_a_tar_file_is_to_be_unpacked(tmp_path, name):
     assert sorted(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_is_no_archive_is_told_as_such(tmp_path):
+def test_a_file_that_is_not_an_archive_is_reported(tmp_path):
     (tmp_path / "cifar10.h5").write_text("")
     assert f"since {tmp_path / 'cifar10.h5'} is a file; expected the folder" in refusal(
         "cifar10", tmp_path / "cifar10.h5"

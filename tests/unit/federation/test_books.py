@@ -56,7 +56,7 @@ def test_a_round_counts_its_own_bytes_and_its_own_time(books, ledger, priced):
     assert [(samples, start_s) for _, samples, start_s in priced] == [(20, 0.0), (20, 2.5)]
 
 
-def test_the_first_request_of_a_round_says_what_a_client_costs(books, priced):
+def test_the_first_request_of_a_round_determines_a_clients_cost(books, priced):
     books.begin(0)
     books.take_part(3, Participant(10, gets_logits=False))
     books.take_part(3, Participant(10, gets_logits=True))
@@ -71,7 +71,7 @@ def test_costs_that_have_been_noted_are_those_of_the_round(books, priced):
     assert not priced and books.virtual_s == 0
 
 
-def test_reports_are_averaged_over_samples_and_one_that_is_taken_out_counts_for_nothing(books):
+def test_reports_are_averaged_over_samples_without_removed_ones(books):
     books.begin(0)
     with books.clients_phase():
         books.take_in(report(0, loss=1.0, samples=30), rank=1)
@@ -105,7 +105,7 @@ def test_what_is_uncounted_leaves_no_trace(books, ledger):
     assert books.end(None).record["upload_bytes"] == 5
 
 
-def test_what_goes_wrong_between_two_rounds_counts_for_the_next(books):
+def test_problems_between_two_rounds_count_for_the_next(books):
     books.begin(0)
     assert [books.count("refused_messages") for _ in range(2)] == [1, 2]
     assert books.end(None).record["refused_messages"] == 2

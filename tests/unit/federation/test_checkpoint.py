@@ -21,7 +21,7 @@ def test_the_newest_state_comes_back_and_only_the_newest_are_kept(tmp_path):
     assert state["nested"] == {"k": [1, 2.5, "t"]}
 
 
-def test_nothing_to_resume_is_none_and_never_begins_anew(tmp_path):
+def test_nothing_to_resume_is_none_and_never_starts_over(tmp_path):
     assert store(tmp_path).load(print) is None
     store(tmp_path).save(1, {})
     assert store(tmp_path, resume="never").load(print) is None
@@ -47,8 +47,8 @@ def test_the_number_of_rounds_is_fixed_where_not_every_round_has_an_upload():
     assert differing_fields(rare, rare | {"rounds": 4}) == ["rounds (3, now 4)"]
 
 
-def test_a_damaged_checkpoint_is_told_and_put_aside_and_the_one_before_is_used(tmp_path):
-    """Cut off, empty, with a flipped byte, or something else altogether."""
+def test_a_damaged_checkpoint_is_reported_and_renamed_and_the_previous_one_used(tmp_path):
+    """Truncated, empty, with a flipped byte, or with other contents."""
     for damage in (lambda data: data[:-200], lambda data: b"", lambda data: b"hello" * 99, flip):
         store(tmp_path).clear()
         for rounds_done in (1, 2):
@@ -67,7 +67,7 @@ def flip(data):
     return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
 
 
-def test_only_damaged_checkpoints_are_an_error_that_says_what_to_do(tmp_path):
+def test_only_damaged_checkpoints_are_an_error_with_advice(tmp_path):
     store(tmp_path).save(1, {"x": torch.zeros(100)})
     path = tmp_path / "round-00001.pt"
     path.write_bytes(path.read_bytes()[:-200])
@@ -113,7 +113,7 @@ def test_values_out_of_range_are_refused(wrong):
         CheckpointConfig(**wrong)
 
 
-def test_a_checkpoint_that_knows_no_digest_of_the_images_is_resumed():
+def test_a_checkpoint_without_a_digest_of_the_images_is_resumed():
     now = RUN | {"images": "b" * 32}
     assert differing_fields(RUN, now) == []
     assert differing_fields(RUN | {"images": "a" * 32}, now) == [f"images ({'a' * 32}, now {'b' * 32})"]

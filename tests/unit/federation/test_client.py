@@ -80,7 +80,7 @@ def test_every_client_begins_with_the_same_weights_and_a_seed_of_its_own_run():
 def test_logits_are_aligned_by_sample_id_whatever_their_order():
     client, _ = make_client()
     ids = client.shard.sample_id
-    logit = ids[:, None].float() * torch.ones(10) + torch.arange(10) / 100  # each row tells whose it is
+    logit = ids[:, None].float() * torch.ones(10) + torch.arange(10) / 100  # each row identifies its sample
     shuffle = torch.randperm(len(ids), generator=torch_generator(1, "shuffle"))
     assert torch.equal(client.align(ids[shuffle], logit[shuffle]), logit)
     assert client.align(ids[:0], logit[:0]) is None

@@ -1,4 +1,4 @@
-"""Receiving uploads between two threads of one process: what is refused, and which clients are bad."""
+"""Receiving uploads between two threads of one process: refused messages and bad clients."""
 
 import re
 import time
@@ -52,7 +52,7 @@ def contract(bank, expected):
 
 
 def collect(tmp_path, messages):
-    """Let rank 1 send the messages; return the reports, the refusals, the samples counted, the bad, and the bank."""
+    """Let rank 1 send the messages; return the reports, refusals, counted samples, bad clients, and the bank."""
     expected, refusals, counted, bad = {0: ROWS}, [], [], {}
     bank = Bank([np.arange(ROWS)], 3, CODEC, torch.device("cpu"), BankConfig(), tmp_path)
     bank.open_round()
@@ -76,7 +76,7 @@ def test_a_whole_upload_lies_in_the_bank(tmp_path):
 
 
 def is_bad(tmp_path, messages, why, num_refused):
-    """Whether client 0 is named for that reason, for so many of its messages, and nothing of it is kept."""
+    """Whether client 0 is bad for that reason, after this many refusals, and nothing of it is kept."""
     reports, refusals, _, bad, bank = collect(tmp_path, messages)
     assert re.search(why, bad[0])
     return reports == {} and len(refusals) in num_refused and bank.num_missing(0) == ROWS
@@ -88,13 +88,13 @@ WHOLE = [block(0), block(4), block(8)]
 @pytest.mark.parametrize("first", [0, 8])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_client_that_sends_features_that_are_not_finite_is_bad(tmp_path, first, value):
-    """Even in the last block before the report, and even if it sends the rows again in good order."""
+    """Even in the last block before the report, and even if it sends the rows again correctly."""
     feature = FEATURE.clone()
     feature[first + 1, 2, 3, 1] = value
     blocks = [block(at, feature) for at in (0, 4, 8)]
     why = "client 0 in round 0 sent features that are not finite"
     assert is_bad(tmp_path, [*blocks, report()], why, [1])
-    if first == 0:  # as soon as the fault is found, the rows may come again
+    if first == 0:  # as soon as the fault is found, the rows may be sent again
         assert is_bad(tmp_path, [*blocks, block(0), report()], why, [1, 2])
 
 
@@ -121,24 +121,24 @@ def test_a_client_that_sends_too_few_samples_is_bad(tmp_path):
         (24, 2, 1e308, 3, 4, 5),
         (0, 2, 1, 0, 4, 5),  # a loss of no samples
         (25, 2, 1, 3, 4, 5),  # no whole passes over its 12 samples
-        (24, 2, 1, 25, 4, 5),  # more were right than there were
+        (24, 2, 1, 25, 4, 5),  # more correct than samples
         (24, 2, 1, 3, 1e300, 5),
         (24, 2, 1, 3, 4, 5, 1e200),
     ],
 )
-def test_a_client_that_reports_figures_that_cannot_be_is_bad(tmp_path, metrics):
+def test_a_client_that_reports_impossible_metrics_is_bad(tmp_path, metrics):
     assert is_bad(tmp_path, [*WHOLE, report(metrics)], "client 0 in round 0 reported ClientMetrics", [0])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e30])
-def test_a_client_that_reports_weights_that_cannot_be_is_bad(tmp_path, value):
+def test_a_client_that_reports_impossible_weights_is_bad(tmp_path, value):
     state = torch.tensor([1.0, value]).view(torch.uint8)
     why = "client 0 in round 0 reported weights that are not finite or far too large"
     assert is_bad(tmp_path, [*WHOLE, replace(report(), state=state)], why, [0])
 
 
 @pytest.mark.parametrize("span", [(99.0, 99.0, 99.0), (0, 1e305, 1), (0, time.time(), 1e305), (0, 5.0, 1.0)])
-def test_a_client_that_reports_a_timeline_that_cannot_be_is_bad(tmp_path, span):
+def test_a_client_that_reports_an_impossible_timeline_is_bad(tmp_path, span):
     nonsense = replace(report(), spans=torch.tensor([span], dtype=torch.float64))
     assert is_bad(tmp_path, [*WHOLE, nonsense], "reported no valid timeline", [0])
 
@@ -158,8 +158,8 @@ def test_a_report_that_is_refused_ends_the_wait_for_its_client(tmp_path):
     )
 
 
-def test_a_worker_that_dies_while_a_block_of_its_is_received_is_told_once_and_asked_again(tmp_path):
-    """It dies when the block's header has been read: what receives its features finds that out in another thread."""
+def test_a_worker_that_dies_while_its_block_is_received_is_reported_once_and_its_clients_asked_again(tmp_path):
+    """It dies after the block's header has been read: the thread that receives its features detects this."""
     lost = LostRankError(1, "has died")
     bank = Bank([np.arange(ROWS)], 3, CODEC, torch.device("cpu"), BankConfig(), tmp_path)
     bank.open_round()
@@ -191,6 +191,6 @@ def test_a_worker_that_dies_while_a_block_of_its_is_received_is_told_once_and_as
     assert torch.equal(bank.feature.slice(slice(0, ROWS)), CODEC.encode(FEATURE))
 
 
-def test_a_message_of_another_round_is_refused_and_held_against_nobody(tmp_path):
+def test_a_message_of_another_round_is_refused_and_blamed_on_no_client(tmp_path):
     reports, refusals, _, bad, _ = collect(tmp_path, [replace(block(4), round=1), *WHOLE, report()])
     assert (list(reports), len(refusals), bad) == ([0], 1, {})

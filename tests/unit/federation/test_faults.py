@@ -28,7 +28,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_at_once(number):
         os.kill(os.getpid(), number)
 
 
-def test_a_library_that_catches_what_goes_wrong_does_not_catch_a_signal():
+def test_a_library_that_catches_exceptions_does_not_catch_a_signal():
     Interrupt().install()
     with pytest.raises(Interrupted):
         try:
@@ -38,7 +38,7 @@ def test_a_library_that_catches_what_goes_wrong_does_not_catch_a_signal():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_later_a_signal_waits_until_it_is_asked_for(number):
+def test_later_a_signal_is_raised_only_by_check(number):
     interrupt = Interrupt()
     interrupt.install()
     interrupt.defer(1000, pytest.fail)
@@ -48,7 +48,7 @@ def test_later_a_signal_waits_until_it_is_asked_for(number):
         interrupt.check()
 
 
-def test_force_is_used_once_when_the_grace_is_over():
+def test_the_job_is_killed_once_after_the_grace_period():
     interrupt, forced = Interrupt(), []
     is_over = threading.Event()
     interrupt.install()

@@ -8,7 +8,7 @@ from gkt_mpi.federation.roster import Roster
 
 
 @pytest.mark.parametrize(("clients", "ranks"), [(4, 2), (4, 5), (7, 4), (20, 3), (3, 6)])
-def test_clients_are_dealt_out_as_equally_as_can_be(clients, ranks):
+def test_clients_are_assigned_as_equally_as_possible(clients, ranks):
     roster = Roster([np.arange(k + 1) for k in range(clients)], ranks)
     assert list(roster) == list(range(clients))
     hosted = [list(roster.worker_of.values()).count(rank) for rank in range(1, ranks)]
@@ -18,7 +18,7 @@ def test_clients_are_dealt_out_as_equally_as_can_be(clients, ranks):
 
 
 @given(clients=st.integers(1, 40), ranks=st.integers(2, 12), data=st.data())
-def test_clients_of_lost_workers_go_to_those_that_are_left(clients, ranks, data):
+def test_clients_of_lost_workers_move_to_the_remaining_ones(clients, ranks, data):
     roster = Roster([np.arange(1)] * clients, ranks)
     alive = set(range(1, ranks))
     for lost in data.draw(st.permutations(sorted(alive)))[:-1]:

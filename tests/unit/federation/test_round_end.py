@@ -71,7 +71,7 @@ def finish(end, learner, round, learnt):
     end.end(FinishedRound({"round": round}, {}, [], virtual_s=1.5 * (round + 1)))
 
 
-def test_evaluation_and_checkpoint_have_their_own_pace_and_the_last_round_has_both(make, tmp_path):
+def test_evaluation_and_checkpoint_have_own_intervals_and_the_last_round_has_both(make, tmp_path):
     end, learner, store = make(every_evaluation=2, every=3, keep=9)
     for round in range(ROUNDS):
         finish(end, learner, round, learnt=10 * round)
@@ -81,7 +81,7 @@ def test_evaluation_and_checkpoint_have_their_own_pace_and_the_last_round_has_bo
     assert all(line["round_s"] >= line["checkpoint_s"] >= 0 for line in lines)
 
 
-def test_what_is_unsaved_is_saved_when_asked_as_it_was_after_the_round(make):
+def test_unsaved_state_is_saved_on_request_as_it_was_after_the_round(make):
     end, learner, store = make(every=5)
     finish(end, learner, 0, learnt=20)
     finish(end, learner, 1, learnt=30)

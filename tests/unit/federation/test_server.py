@@ -1,4 +1,4 @@
-"""What the server does between rounds, and when."""
+"""The server's actions between rounds, and their timing."""
 
 import threading
 
@@ -9,7 +9,7 @@ from tests.conftest import run_in_threads
 
 
 def run_and_note(tiny, monkeypatch, wait_s, **changes):
-    """Run three rounds; return whether clients were at work again while the server evaluated after the first."""
+    """Run three rounds; return whether clients were working again while the server evaluated after the first."""
     at_work_again, seen = threading.Event(), []
 
     def train(self, client_round, request, original=worker.Worker.run_client_round):

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def feature_of(sample_id):
-    """A feature that tells which sample it belongs to: (n, 4, 2, 2)."""
+    """A feature that identifies its sample: (n, 4, 2, 2)."""
     return (sample_id.float()[:, None, None, None] + torch.arange(16).reshape(4, 2, 2) / 16).contiguous()
 
 
@@ -168,7 +168,7 @@ def test_the_file_is_an_hdf5_file_with_one_contiguous_data_set(tmp_path):
 
 @pytest.mark.parametrize("kib", [4, 20, 1024])
 def test_a_full_disk_is_a_clear_error_before_anything_is_sent_and_leaves_nothing(tmp_path, kib):
-    """On a real file system of this size, where this user may make one."""
+    """On a real file system of this size, if this user may create one."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", disk], capture_output=True)
@@ -188,7 +188,7 @@ def test_a_full_disk_is_a_clear_error_before_anything_is_sent_and_leaves_nothing
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_file_that_cannot_be_made_is_a_clear_error(tmp_path):
+def test_a_file_that_cannot_be_created_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(ConfigError, match=r"needs 128 bytes in .*, but: (file exists|not a directory)"):
         FeatureRows([1], 128, BankConfig(0, str(tmp_path / "file")), tmp_path)
@@ -198,7 +198,7 @@ def test_a_file_that_cannot_be_made_is_a_clear_error(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["mixed", "by_client"])
-def test_what_was_reopened_is_in_no_batch_until_it_has_arrived_again(full, order):
+def test_reopened_rows_are_in_no_batch_until_they_arrive_again(full, order):
     assert full.reopen(1) == 5
     assert (full.num_arrived, full.num_missing(1)) == (5, 5)
     for batches in (full.train_batches(order, 3, torch_generator(0, "epoch")), full.all_batches(3)):

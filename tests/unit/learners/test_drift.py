@@ -40,7 +40,7 @@ def features(edge, state, images):
 
 def test_drift_cosine_and_spread_are_those_of_numpy(test_images):
     edges, first = new_edges()
-    second = [first[2], first[1], first[0]]  # the stems of clients 0 and 2 change places
+    second = [first[2], first[1], first[0]]  # clients 0 and 2 swap stems
     drift = StemDrift(edges, test_images)
     before, after = (
         [features(e, s, test_images) for e, s in zip(edges, each, strict=True)] for each in (first, second)

@@ -1,4 +1,4 @@
-"""Whose upload is next: the virtual clock by hand, the real one by what has come."""
+"""The order of uploads: the virtual clock by hand, the real one by arrival."""
 
 import math
 
@@ -19,7 +19,7 @@ def device(flop_s, *away):
 
 
 class Here:
-    """All uploads are there, and the order in which they were waited for."""
+    """Uploads that have all arrived, recording the order in which they were waited for."""
 
     def __init__(self, late=()):
         self.late, self.received = list(late), 0
@@ -39,24 +39,24 @@ def clock_of(*devices):
     return clock
 
 
-def test_clients_come_in_the_order_of_their_devices_whatever_is_there():
-    """100 operations at 10, 50 and 20 a second: 10, 2 and 5 seconds; the server needs 2 seconds a sample."""
+def test_clients_come_in_the_order_of_their_devices_not_of_arrival():
+    """100 operations at 10, 50 and 20 per second: 10, 2 and 5 seconds; the server needs 2 seconds per sample."""
     clock, uploads = clock_of(device(10), device(50), device(20)), Here(late=[1])
     assert clock.next_clients(1, uploads) == [1] and uploads.received == 1
     assert clock.now == 2 and clock.times_of(1) == (0, 2)
     clock.compute(trained=1, predicted=2)
     assert clock.now == 2 + 2 + 1
-    clock.ask(1, COST)  # its next is there at 7
+    clock.ask(1, COST)  # its next arrives at 7
     assert clock.next_clients(1, uploads) == [2] and clock.now == 5
     clock.ask(2, COST)  # at 10
     assert clock.next_clients(1, uploads) == [1] and clock.now == 7
     clock.ask(1, COST)  # at 9
-    clock.compute(trained=2)  # until 11: meanwhile all three come
+    clock.compute(trained=2)  # until 11: all three arrive meanwhile
     assert clock.next_clients(1, uploads) == [0, 1, 2] and clock.now == 11
     assert [clock.times_of(client) for client in range(3)] == [(0, 10), (7, 9), (5, 10)]
 
 
-def test_a_buffer_waits_for_so_many():
+def test_a_buffer_waits_for_its_number_of_uploads():
     clock = clock_of(device(10), device(50), device(20))
     assert clock.next_clients(2, Here()) == [1, 2] and clock.now == 5
     for client in (1, 2):
@@ -74,7 +74,9 @@ def test_the_server_works_until_the_next_upload_is_due():
 
 
 def test_idle_shares_of_a_round():
-    """Client 1 is there at 2 and answered at 5, again at 7 and at 9; client 0 works until 10. The server works 5 s."""
+    """Client 1 arrives at 2 and is answered at 5, then arrives at 7 and 9; client 0 works until 10. The server works 5
+    s.
+    """
     clock = clock_of(device(10), device(50))
     clock.next_clients(1, Here())
     clock.compute(trained=1, predicted=2)
@@ -110,7 +112,7 @@ def test_a_device_that_is_away_rests(start, seconds, away, end):
     assert end_of_work(start, seconds, device(1, *away)) == end
 
 
-def test_one_that_leaves_and_returns_is_late_and_not_counted_as_busy():
+def test_a_client_that_leaves_and_returns_is_late_and_not_busy():
     clock = clock_of(device(10, (4, 24)), device(50))
     assert clock.is_coming(0)
     for _ in range(15):
@@ -120,24 +122,24 @@ def test_one_that_leaves_and_returns_is_late_and_not_counted_as_busy():
     assert clock.end_round()["virtual_client_idle"] == pytest.approx(1 - (10 + 30) / 2 / 30)
 
 
-def test_one_that_never_answers_is_not_waited_for():
+def test_a_client_that_never_answers_is_not_waited_for():
     clock = clock_of(device(10, (0, math.inf)), device(50))
     assert not clock.is_coming(0) and clock.is_coming(1)
     assert clock.next_clients(1, Here()) == [1]
     clock.ask(1, COST)
-    assert clock.next_clients(2, Here()) == [1] and clock.now == 4  # a buffer of 2 does not fill any more
+    assert clock.next_clients(2, Here()) == [1] and clock.now == 4  # a buffer of 2 can no longer fill
 
 
 def test_when_all_have_left_the_run_ends():
     clock = clock_of(device(10, (3, math.inf)), device(50, (3, math.inf)))
     assert clock.next_clients(2, Here()) == [1] and clock.now == 2
     clock.ask(1, COST)
-    assert clock.is_next_due(1, samples=1, uploads=Here())  # there is nothing to work for
+    assert clock.is_next_due(1, samples=1, uploads=Here())  # no upload is to come
     with pytest.raises(GktError, match="all devices have left for good, 2 s into the run.*lower --rounds"):
         clock.next_clients(1, Here())
 
 
-def test_a_clock_goes_on_where_it_was():
+def test_a_clock_resumes_at_its_time():
     clock = clock_of(device(10), device(50), device(20))
     clock.next_clients(1, Here())
     clock.compute(trained=3)
@@ -150,7 +152,7 @@ def test_a_clock_goes_on_where_it_was():
     assert clock.end_round() == other.end_round()
 
 
-def test_the_real_clock_takes_what_is_there():
+def test_the_real_clock_takes_uploads_that_have_arrived():
     clock, uploads = RealClock(), Here(late=[0, 3, 4])
     for client in range(9):
         clock.ask(client, COST)

@@ -1,4 +1,4 @@
-"""What the inboxes of FedAvg and split learning refuse, and that nothing stays of what is taken back."""
+"""Refusals of FedAvg's and split learning's inboxes, and that discarded uploads leave no trace."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ CODEC = Codec("float32", (8, 8, 16))
 
 @pytest.fixture
 def site():
-    """As much of a site as two clients' inboxes need."""
+    """The parts of a site that two clients' inboxes need."""
     from gkt_mpi.federation.client import ClientConfig
 
     return Site(
@@ -56,7 +56,7 @@ def weights(model, fill=None):
     return state.clone() if fill is None else torch.full((len(state) // 4,), fill).view(torch.uint8)
 
 
-def test_a_model_that_is_sent_twice_or_is_not_finite_is_refused_and_the_mean_is_of_the_others(site):
+def test_a_repeated_or_non_finite_model_is_refused_and_not_in_the_mean(site):
     average = AveragedModel(site)
     first, second = ModelState(0, 1, weights(average, 2.0)), ModelState(1, 1, weights(average, 5.0))
     assert (average.inbox.claim(first), average.inbox.claim(second)) == (7, 12)
@@ -73,7 +73,7 @@ def test_a_model_that_is_sent_twice_or_is_not_finite_is_refused_and_the_mean_is_
     average.inbox.claim(second)
     average.update()
     assert torch.equal(average.weights.view(torch.float32), torch.full((len(broken) // 4,), (7 * 2 + 12 * 5) / 19))
-    assert average.inbox.missing(0)  # the next round begins with nothing
+    assert average.inbox.missing(0)  # the next round begins empty
 
 
 def batch(client, first, ids, fill=0.5, labels=1):
@@ -84,7 +84,7 @@ def batch(client, first, ids, fill=0.5, labels=1):
 
 
 class Served:
-    """A turn of both clients, and what is sent to them."""
+    """A turn of both clients, and the messages sent to them."""
 
     def __init__(self, site):
         self.model, self.sent = SplitModel(site), []
@@ -97,7 +97,7 @@ class Served:
         return self.turn.claim(message)
 
     def finish(self, client):
-        """Let a client go through its whole turn."""
+        """Let a client complete its turn."""
         for _ in range(2):
             for first in range(0, len(SHARDS[client]), 4):
                 self.take(batch(client, first, SHARDS[client][first : first + 4], fill=0.1 * client))
@@ -127,7 +127,7 @@ def test_the_gradient_is_that_of_the_loss_with_respect_to_the_features(site):
         (batch(0, 0, [0, 1], fill=float("nan")), "features that are not finite"),
     ],
 )
-def test_a_batch_that_cannot_be_is_refused_and_changes_nothing(site, wrong, why):
+def test_an_impossible_batch_is_refused_and_changes_nothing(site, wrong, why):
     served = Served(site)
     before = served.model.server_part.memory.clone()
     with pytest.raises(WireError, match=f"client 0 in round 0 sent .*{why}"):
@@ -146,7 +146,7 @@ def test_more_epochs_than_agreed_are_refused(site):
         served.take(ModelState(0, 0, weights(served.model)))
 
 
-def test_the_order_in_which_batches_come_changes_nothing_nor_does_one_that_is_taken_back(site):
+def test_neither_the_order_of_batches_nor_a_discarded_one_changes_the_result(site):
     one, other = Served(site), Served(site)
     for served in (one, other):
         served.model.begin_round(0)
@@ -163,7 +163,7 @@ def test_the_order_in_which_batches_come_changes_nothing_nor_does_one_that_is_ta
     assert one.model.end_round() == other.model.end_round()
 
 
-def test_a_client_whose_turn_is_not_whole_has_no_part_in_the_mean(site):
+def test_a_client_with_an_incomplete_turn_is_not_in_the_mean(site):
     both, alone = Served(site), Served(site)
     for served in (both, alone):
         served.finish(1)
@@ -174,7 +174,7 @@ def test_a_client_whose_turn_is_not_whole_has_no_part_in_the_mean(site):
     assert torch.equal(both.model.server_part.memory, alone.model.server_part.memory)
 
 
-def test_a_server_that_diverges_is_told_at_once(site):
+def test_a_diverging_server_is_reported_at_once(site):
     served = Served(site)
     with torch.no_grad():
         served.model.server_part.weights.view(torch.float32).fill_(float("inf"))
@@ -183,7 +183,7 @@ def test_a_server_that_diverges_is_told_at_once(site):
         served.take(batch(0, 0, [0, 1]))
 
 
-def test_edge_models_are_dealt_out_in_turn_or_by_shares():
+def test_edge_models_are_assigned_in_turn_or_by_shares():
     assert edge_names("resnet8", 3) == ["resnet8"] * 3
     assert edge_names(["resnet4", "resnet6"], 5) == ["resnet4", "resnet6", "resnet4", "resnet6", "resnet4"]
     assert edge_names({"resnet4": 0.5, "resnet8": 0.5}, 5) == ["resnet4"] * 2 + ["resnet8"] * 3

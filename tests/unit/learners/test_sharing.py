@@ -1,4 +1,4 @@
-"""The mean of what clients share: by hand, with edge models of several sizes, and when a client cannot be used."""
+"""The mean of shared weights: by hand, with edge models of several sizes, and with an unusable client."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def filled(edge, value):
     return torch.full((edge.travelling_bytes // 4,), float(value)).view(torch.uint8)
 
 
-def test_stems_are_averaged_over_all_and_heads_among_equals():
+def test_stems_are_averaged_over_all_and_heads_by_model():
     """Clients 0 and 2 have the same edge model; 1, 2 and 3 take part with 10, 20 and 70 images."""
     all_edges = edges("resnet8", "resnet4", "resnet8", "resnet4")
     sharing = SharedEdges(all_edges, [50, 10, 20, 70])
@@ -39,7 +39,7 @@ def test_stems_are_averaged_over_all_and_heads_among_equals():
     assert not torch.equal(sharing.mean(0), before)
 
 
-def test_of_a_kind_that_took_no_part_the_head_stays():
+def test_the_head_of_an_absent_kind_of_model_is_unchanged():
     all_edges = edges("resnet8", "resnet4")
     sharing = SharedEdges(all_edges, [5, 5])
     head = sharing.mean(1)[STEM:]
@@ -49,10 +49,10 @@ def test_of_a_kind_that_took_no_part_the_head_stays():
     assert torch.equal(sharing.mean(1)[:STEM].view(torch.float32), torch.full((STEM // 4,), 7.0))
 
 
-def test_who_has_the_mean_is_not_sent_it_again():
+def test_a_client_that_has_the_mean_is_not_sent_it_again():
     all_edges = edges("resnet8", "resnet8", "resnet8", share="stem")
     sharing = SharedEdges(all_edges, [1, 1, 1])
-    assert all(len(sharing.news(client)) == 0 for client in range(3))  # all begin with the same weights
+    assert all(len(sharing.news(client)) == 0 for client in range(3))  # all start with the same weights
     for client in (0, 1):
         sharing.inbox.claim(ModelState(client, 4, filled(all_edges[client], client)))
     assert [answer.client for answer in sharing.answers(4)] == [0, 1]
@@ -65,7 +65,7 @@ def test_who_has_the_mean_is_not_sent_it_again():
     assert [len(other.news(client)) for client in range(3)] == [0, STEM, STEM]
 
 
-def test_an_edge_takes_over_what_another_shares_and_keeps_the_rest():
+def test_an_edge_loads_shared_weights_and_keeps_the_rest():
     sender, receiver = (build_edge(ClientConfig(share="stem"), 3, 10, seed, CPU, "resnet8") for seed in (0, 1))
     head = receiver.model.head[-1].weight.detach().clone()
     sender.model.stem[1].running_var.fill_(3)
@@ -78,8 +78,8 @@ def test_an_edge_takes_over_what_another_shares_and_keeps_the_rest():
 
 
 @pytest.mark.parametrize("when", ["its weights", "its features"])
-def test_a_client_that_cannot_be_used_is_left_out_and_gets_the_mean_in_the_next_round(tiny, monkeypatch, when):
-    """Client 1 sends NaN in round 1, in the first exchange or in the second; by its state it would go on alone."""
+def test_an_unusable_client_is_left_out_and_gets_the_mean_in_the_next_round(tiny, monkeypatch, when):
+    """Client 1 sends NaN in round 1, in the first exchange or in the second; it continues from its own state."""
     adopted = []
     weights, adopt = Client.shared_weights.fget, Client.adopt
 
@@ -115,7 +115,7 @@ def test_a_client_that_cannot_be_used_is_left_out_and_gets_the_mean_in_the_next_
     records = run_in_threads(tiny(rounds=3, **changes), 2)
     assert [record["dropped_clients"] for record in records] == [0, 1, 0]
     of_client = [size > 0 for client, size in adopted if client == 1]
-    # Asked to train and answered with the mean: round 0, round 1 (to its end or not), round 2, which begins with it.
+    # Asked to train and answered with the mean: round 0, round 1 (complete or not), round 2, which starts from it.
     answered = when == "its features"
     assert of_client == [False, True, False, *[True] * answered, True, True]
     assert sum(size > 0 for client, size in adopted if client == 2) == 3
@@ -134,7 +134,7 @@ def test_a_round_in_which_no_features_can_be_used_is_an_error_also_after_good_we
         run_in_threads(tiny(rounds=3, **changes), 3)
 
 
-def test_where_all_features_are_the_means_every_stem_is_the_one_for_everybody(tiny):
+def test_with_shared_features_every_stem_is_the_common_one(tiny):
     config = tiny(client__share="stem", client__extract="shared", evaluate__mode="full", rounds=3)
     for record in run_in_threads(config, 3):
         assert record["test_accuracy"] == record["global_test_accuracy"]

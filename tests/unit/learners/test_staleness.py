@@ -1,4 +1,4 @@
-"""How much old samples count: the functions of FedAsync, by hand."""
+"""Weights of stale samples: the functions of FedAsync, by hand."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_new_samples_count_fully_and_older_ones_never_more(staleness):
 @pytest.mark.parametrize(
     "wrong", [{"buffer": 0}, {"overtime": -1.0}, {"exponent": -0.1}, {"hinge_slope": -1.0}, {"max_staleness": 0.0}]
 )
-def test_what_cannot_be_is_refused(wrong):
+def test_impossible_values_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ConfigError, match=rf"async.{name} is {wrong[name]}"):
         AsyncConfig(**wrong)

@@ -1,4 +1,4 @@
-"""The bank of asynchronous training: an upload stands until the next one is whole."""
+"""The bank of asynchronous training: an upload stays in use until the next one is complete."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CODEC = Codec("float32", (2, 2, 3))
 SHARDS = [np.array([4, 0]), np.array([5, 1, 3]), np.array([2])]
 
 
-@pytest.fixture(params=[None, 0, 0.0002])  # MiB: all in memory, all on the disk, the first places in memory
+@pytest.fixture(params=[None, 0, 0.0002])  # MiB: all in memory, all on disk, the first slots in memory
 def bank(request, tmp_path):
     bank = StandingBank(SHARDS, 10, CODEC, torch.device("cpu"), BankConfig(memory_mib=request.param), tmp_path)
     yield bank
@@ -22,7 +22,7 @@ def bank(request, tmp_path):
 
 
 def upload(bank, client, value, parts=None):
-    """Send a client's upload (or some of its parts of one row), every feature, label and logit of one value."""
+    """Send a client's upload (or some of its parts of one row), with one value for all features, labels and logits."""
     for first in range(len(SHARDS[client])) if parts is None else parts:
         feature = CODEC.encode(torch.full((1, 3, 2, 2), float(value)))
         ids = torch.from_numpy(SHARDS[client][first : first + 1])
@@ -34,7 +34,7 @@ def upload(bank, client, value, parts=None):
 
 
 def values(bank):
-    """The value of every row that is trained on, in order: of its feature, of its label, of its logits."""
+    """The values of every row that is trained on, in order: of its feature, its label, and its logits."""
     batch = bank.batch(bank.arrived_rows())
     assert torch.equal(batch.feature[:, 0, 0, 0], batch.label.float())
     assert torch.equal(batch.client_logit[:, 0], batch.label.float())
@@ -60,7 +60,7 @@ def test_an_upload_is_used_when_it_lands_and_not_before(bank):
         assert values(bank) == [5, 5, value, value, value]
 
 
-def test_half_an_upload_can_be_taken_back_and_sent_again(bank):
+def test_a_partial_upload_can_be_discarded_and_repeated(bank):
     upload(bank, 1, 7)
     bank.land(1)
     upload(bank, 1, 8, parts=[0, 2])

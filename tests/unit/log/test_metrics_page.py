@@ -1,4 +1,4 @@
-"""docs/metrics.md explains every figure: the keys and columns of real runs stand there."""
+"""docs/metrics.md explains every figure: the keys and columns of real runs are listed there."""
 
 import json
 from pathlib import Path

@@ -41,7 +41,7 @@ def run(console, rounds=3):
     progress.end_run()
 
 
-def test_without_a_terminal_progress_is_one_plain_line_a_round():
+def test_without_a_terminal_progress_is_one_plain_line_per_round():
     out = io.StringIO()
     run(Console(file=out, force_terminal=False, width=100))
     lines = out.getvalue().splitlines()
@@ -52,7 +52,7 @@ def test_without_a_terminal_progress_is_one_plain_line_a_round():
     assert lines[0].endswith("0:04 left")
 
 
-def test_a_long_phase_without_a_terminal_says_how_far_it_is(monkeypatch):
+def test_a_long_phase_without_a_terminal_shows_its_progress(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     out = io.StringIO()
@@ -69,7 +69,7 @@ def test_a_long_phase_without_a_terminal_says_how_far_it_is(monkeypatch):
     ]
 
 
-def test_the_first_round_says_how_long_all_will_take_as_soon_as_the_pace_is_known(monkeypatch):
+def test_the_first_round_reports_the_total_duration_once_the_pace_is_known(monkeypatch):
     """10 s for the clients, then the server's 100 samples, of which two take 1 s: 60 s a round."""
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
@@ -89,7 +89,7 @@ def test_the_first_round_says_how_long_all_will_take_as_soon_as_the_pace_is_know
     ]
 
 
-def test_on_a_terminal_a_moving_line_shows_phase_accuracy_and_bytes():
+def test_on_a_terminal_an_updating_line_shows_phase_accuracy_and_bytes():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=160)
     progress = Progress(3, console)
@@ -132,7 +132,7 @@ def test_the_edge_models_have_a_row_of_their_own_also_when_both_accuracies_coinc
 
     server, edge = rows("fedgkt", final_client_test_accuracy=0.97)
     assert "server model" in server and "edge models alone" in edge and "0.9700" in edge
-    (alone,) = rows("standalone", final_client_test_accuracy=0.97)  # its result are the edge models
+    (alone,) = rows("standalone", final_client_test_accuracy=0.97)  # its results are the edge models
     assert "edge models" not in alone
     without = {key: value for key, value in SUMMARY.items() if key != "final_client_test_accuracy"}
     out = io.StringIO()

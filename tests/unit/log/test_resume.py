@@ -1,4 +1,4 @@
-"""A log that was damaged, or lost a part, agrees with the checkpoint when its run goes on; nothing of it is lost."""
+"""A damaged or incomplete log is reconciled with the checkpoint when its run continues; nothing is lost."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def clients_of(round):
 
 UPLOADS = made_uploads(rounds=ROUNDS)
 RECORDS = [record(round) for round in range(ROUNDS)]
-# The last round's checkpoint is written before its time is known.
+# The last round's checkpoint is written before its duration is known.
 SAVED = [*RECORDS[:-1], RECORDS[-1] | {"checkpoint_s": 0.0, "round_s": 2.25}]
 KNOWN = Known(ROUNDS, SAVED, [upload for upload in UPLOADS if upload.round == ROUNDS - 1], clients_of(ROUNDS - 1))
 
@@ -50,16 +50,16 @@ def spans_of(folder):
     return [event for event in read_trace(folder / "trace.json") if event["ph"] == "X"]
 
 
-def test_a_log_without_damage_stays_as_it_is(folder):
+def test_an_undamaged_log_is_unchanged(folder):
     agreed = agree(folder, KNOWN, pytest.fail)
-    assert agreed.records == RECORDS  # with the times that the checkpoint does not know
+    assert agreed.records == RECORDS  # with the times that the checkpoint lacks
     assert agreed.uploads == UPLOADS
     assert agreed.clients == [line for round in range(ROUNDS) for line in clients_of(round)]
     assert agreed.events == spans_of(folder) and len(agreed.events) == 2 * ROUNDS
     assert not list(folder.glob("*.damaged*"))
 
 
-def test_what_no_checkpoint_covers_is_dropped_and_what_was_cut_off_comes_back(folder):
+def test_lines_beyond_the_checkpoint_are_dropped_and_truncated_ones_restored(folder):
     for name in ("metrics.jsonl", "clients.csv", "uploads.csv"):
         path = folder / name
         path.write_bytes(path.read_bytes()[:-5])
@@ -73,8 +73,8 @@ def test_what_no_checkpoint_covers_is_dropped_and_what_was_cut_off_comes_back(fo
     assert agree(folder, Known(0, [], [], []), pytest.fail).records == []
 
 
-def test_no_damaged_byte_of_the_figures_survives_where_the_checkpoint_has_them(folder):
-    """Of 300, each is put right; only in the two times of the last round may one be kept, if no more than 0.1 s off."""
+def test_damaged_bytes_of_figures_in_the_checkpoint_are_repaired(folder):
+    """Each of 300 damages is repaired; only in the last round's two times may one be kept, if at most 0.1 s off."""
     path, chance = folder / "metrics.jsonl", random.Random(0)
     whole = path.read_bytes()
     for _ in range(300):
@@ -97,7 +97,7 @@ def test_no_damaged_byte_of_the_figures_survives_where_the_checkpoint_has_them(f
 
 
 @pytest.mark.parametrize("name", ["trace.json", "clients.csv", "uploads.csv"])
-def test_a_damaged_line_is_told_and_put_aside_and_the_others_stay(folder, name):
+def test_a_damaged_line_is_reported_and_copied_and_the_others_stay(folder, name):
     path, chance = folder / name, random.Random(name)
     whole = path.read_bytes()
     read = {
@@ -122,7 +122,7 @@ def test_a_damaged_line_is_told_and_put_aside_and_the_others_stay(folder, name):
             assert name == "trace.json" and (agreed == expected or byte == b"x")
 
 
-def test_what_was_put_aside_before_stays(folder):
+def test_earlier_copies_of_damaged_files_are_kept(folder):
     for number in range(2):
         (folder / "trace.json").write_text(f"[\ndamage {number}\n")
         agree(folder, KNOWN, lambda line: None)
@@ -130,7 +130,7 @@ def test_what_was_put_aside_before_stays(folder):
     assert (folder / "trace.json.damaged2").read_text() == "[\ndamage 1\n"
 
 
-def test_a_run_with_a_damaged_log_goes_on_and_says_so(tiny, capsys):
+def test_a_run_with_a_damaged_log_continues_and_reports_it(tiny, capsys):
     run_in_threads(tiny(rounds=2), 2)
     config = tiny(rounds=3)
     folder = Path(config.out) / config.name

@@ -36,7 +36,7 @@ def test_a_run_folder_has_one_run_at_a_time(tmp_path):
         pass
 
 
-def test_a_folder_that_another_run_leaves_in_time_is_waited_for(tmp_path):
+def test_a_folder_that_another_run_releases_in_time_is_waited_for(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         is_told = threading.Event()
         with hold_folder(tmp_path, pytest.fail):
@@ -82,7 +82,7 @@ def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
     assert found == [(0, 0.5), (2, 0.75), (3, 0.7)]
 
 
-def test_a_resume_drops_the_lines_that_no_checkpoint_covers_and_a_line_cut_off(tmp_path):
+def test_a_resume_drops_lines_beyond_the_checkpoint_and_a_truncated_line(tmp_path):
     log = RunLog(tmp_path, CONFIG, "")
     log.begin(0, 2)
     for round in range(3):
@@ -95,7 +95,7 @@ def test_a_resume_drops_the_lines_that_no_checkpoint_covers_and_a_line_cut_off(t
     again.append(record(2, 0.9), {})
     again.finish({"test_accuracy": 0.9}, {})
     assert again.summary["rounds"] == 3
-    assert again.summary["total_s"] >= 4.0  # the two rounds done before count too
+    assert again.summary["total_s"] >= 4.0  # the two completed rounds count as well
 
 
 def test_a_resume_restores_lines_that_the_checkpoint_has_and_the_log_lost(tmp_path):

@@ -1,4 +1,4 @@
-"""What a checkpoint knows of a long log: of any length the same, and enough to notice every change."""
+"""The checkpoint's knowledge of a long log: of constant size, and sufficient to detect every change."""
 
 import json
 
@@ -27,7 +27,7 @@ def lines_of(log):
     return (log.folder / "metrics.jsonl").read_text().splitlines()
 
 
-def test_a_checkpoint_has_the_newest_records_and_those_of_twice_as_long_a_run_no_more(log):
+def test_a_checkpoints_size_does_not_grow_with_the_run(log):
     saved = log.saved(record(ROUNDS))
     assert [each["round"] for each in saved["newest"]] == list(range(2 * NEWEST, ROUNDS + 1))
     for round in range(ROUNDS, 7 * NEWEST):
@@ -35,7 +35,7 @@ def test_a_checkpoint_has_the_newest_records_and_those_of_twice_as_long_a_run_no
     assert len(log.saved()["newest"]) == NEWEST
 
 
-def test_a_whole_log_is_gone_on_with_and_sealed_as_one_that_was_never_closed(log):
+def test_a_resumed_log_is_sealed_like_one_that_was_never_closed(log):
     before, saved = lines_of(log), log.saved()
     again = RunLog(log.folder, {}, "")
     again.begin(ROUNDS, 2, saved, say=pytest.fail)
@@ -44,7 +44,7 @@ def test_a_whole_log_is_gone_on_with_and_sealed_as_one_that_was_never_closed(log
     assert again.best_accuracy == log.best_accuracy == (ROUNDS - 1) / 10_000
 
 
-def test_a_change_of_a_new_line_is_undone(log):
+def test_a_change_of_a_new_line_is_repaired(log):
     before, saved, said = lines_of(log), log.saved(), []
     change(log, ROUNDS - 5)
     again = RunLog(log.folder, {}, "")
@@ -54,7 +54,7 @@ def test_a_change_of_a_new_line_is_undone(log):
 
 
 @pytest.mark.parametrize("remove", [True, False])
-def test_a_change_of_an_old_line_is_told(log, remove):
+def test_a_change_of_an_old_line_is_reported(log, remove):
     saved, said = log.saved(), []
     change(log, 3, remove)
     again = RunLog(log.folder, {}, "")

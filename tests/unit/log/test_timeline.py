@@ -27,11 +27,11 @@ def test_spans_are_noted_taken_once_and_summed():
             began = time.perf_counter()
         timeline.add("send", began)
     with pytest.raises(ValueError), timeline.phase("load"):
-        raise ValueError  # the span is noted all the same
+        raise ValueError  # the span is recorded in any case
     spans = timeline.take()
     assert [PHASES[int(number)] for number in spans[:, 0]] == ["encode", "send", "load", "load"]
     assert before - 1 < spans[:, 1].min() <= spans[:, 1].max() < time.time() + 1
-    assert spans[2, 2] >= spans[:2, 2].max() > 0  # load lies around the other two
+    assert spans[2, 2] >= spans[:2, 2].max() > 0  # load contains the other two
     assert timeline.seconds("load") == pytest.approx(float(spans[2, 2] + spans[3, 2]))
     assert timeline.take().shape == (0, 3)
     assert timeline.seconds("load") > 0
@@ -45,7 +45,7 @@ def test_a_phase_of_several_threads_is_one_span():
     other.start()
     other.join()
     timeline.leave("receive")
-    assert 0 < timeline.seconds("receive") <= time.perf_counter() - began  # while it lasts, too
+    assert 0 < timeline.seconds("receive") <= time.perf_counter() - began  # also while it lasts
     assert len(timeline.take()) == 0
     timeline.leave("receive")
     (span,) = timeline.take().tolist()
@@ -63,7 +63,7 @@ def span(phase, start, seconds):
     return torch.tensor([[PHASES.index(phase), start, seconds]], dtype=torch.float64)
 
 
-def test_what_is_no_span_is_told_from_what_is():
+def test_invalid_spans_are_detected():
     good = [0.0, 1e9, 0.5]
     assert are_spans(torch.tensor([good]), 1e8, 2e9) and are_spans(torch.empty(0, 3), 1e8, 2e9)
     for bad in (
@@ -84,7 +84,7 @@ def test_a_trace_is_what_chrome_reads(tmp_path):
     trace.begin([], 2)
     trace.append(0, {0: span("server train", 1e9, 2.5), 1: span("client train", 1e9 - 3, 1.25)})
     text = (tmp_path / "trace.json").read_text()
-    events = json.loads(text.rstrip().rstrip(",") + "]")  # the format lets the end be missing
+    events = json.loads(text.rstrip().rstrip(",") + "]")  # the format permits a missing end
     names = [event["args"]["name"] for event in events if event["ph"] == "M"]
     assert names == ["rank 0 server", "rank 1 worker"]
     complete = [event for event in events if event["ph"] == "X"]
@@ -95,13 +95,13 @@ def test_a_trace_is_what_chrome_reads(tmp_path):
     assert read_trace(tmp_path / "trace.json") == events
 
 
-def test_a_trace_goes_on_after_the_rounds_that_count(tmp_path):
+def test_a_trace_resumes_after_the_kept_rounds(tmp_path):
     path = tmp_path / "trace.json"
     trace = Trace(path)
     trace.begin([], 3)
     for round in range(3):
         trace.append(round, {1: span("load", round, 0.5)})
-    path.write_text(path.read_text()[:-20])  # the last line was cut off
+    path.write_text(path.read_text()[:-20])  # the last line was truncated
     whole = [event for event in read_trace(path) if event["ph"] == "X"]
     assert [event["args"]["round"] for event in whole] == [0, 1]
     again = Trace(path)
@@ -131,13 +131,13 @@ def test_idle_shares_by_hand():
 
 
 def test_idle_shares_hold_at_the_times_of_a_trace():
-    """There microseconds since 1970 are told apart by no more than a fourth of one."""
+    """At that time, float64 resolves a quarter of a microsecond since 1970."""
     began = 1.7e15
     events = [event(0, began, began + 1e6), event(1, began + 250_000, began + 500_000)]
     assert idle_shares(events) == pytest.approx({0: 0, 1: 0.75}, abs=1e-6)
 
 
-def test_spans_become_one_where_they_touch_or_nearly():
+def test_touching_and_nearly_touching_spans_are_merged():
     assert merge_spans([(5, 6), (0, 2), (1, 3), (3, 4)]) == [(0, 4), (5, 6)]
     assert merge_spans([(0, 9), (1, 2)]) == [(0, 9)]
     assert merge_spans([(0, 2), (2.5, 3), (4, 5)], gap=0.5) == [(0, 3), (4, 5)]
@@ -145,7 +145,7 @@ def test_spans_become_one_where_they_touch_or_nearly():
 
 
 def test_a_run_notes_every_phase_and_no_two_overlap_but_the_nested(tiny):
-    """In each lane, spans lie one after the other or one within the other; the server's are those of metrics.jsonl."""
+    """In each lane, spans are disjoint or nested; the server's equal those of metrics.jsonl."""
     config = tiny(rounds=2)
     records = run_in_threads(config, 3)
     folder = f"{config.out}/{config.name}"

@@ -134,7 +134,7 @@ def test_group_norm_has_the_parameters_of_batch_norm_and_no_buffers():
         assert list(build(norm="group").buffers()) == []
         assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in build(norm="group").modules())
         shared = zip(build().parameters(), build(norm="group").parameters(), strict=True)
-        assert all(torch.equal(batch, group) for batch, group in shared)  # the same first values
+        assert all(torch.equal(batch, group) for batch, group in shared)  # the same initial values
 
 
 @pytest.mark.parametrize("name", ["resnet11", "resnet56", "resnet110"])
@@ -163,7 +163,7 @@ def test_group_norm_computes_what_its_formula_says():
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_with_group_norm_alone_an_image_is_computed_without_the_rest_of_its_batch(norm):
+def test_only_group_norm_computes_an_image_independently_of_its_batch(norm):
     generator = torch_generator(0, "x")
     image, others = (torch.rand(n, 3, 8, 8, generator=generator) for n in (1, 4))
     edge_model, server_model = edge(norm=norm).train(), server(norm=norm).train()
@@ -178,8 +178,8 @@ def test_with_group_norm_alone_an_image_is_computed_without_the_rest_of_its_batc
         assert (found[0] - found[1]).abs().min() > 1e-3
 
 
-def test_a_folded_model_with_group_norm_says_the_same():
-    """The same operations, hence the same bits; that batch norm folds rightly stands in test_compute.py."""
+def test_a_folded_model_with_group_norm_gives_the_same_logits():
+    """The same operations, hence the same bits; the folding of batch norm is tested in test_compute.py."""
     model = server(norm="group")
     feature = torch.rand(3, 16, 8, 8, generator=torch_generator(0, "x"))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The program, and the ratios of the paper."""
+"""The program of costs, and the ratios of the paper."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ CIFAR10 = DATA["cifar10"]
 
 @pytest.fixture
 def program(monkeypatch, capsys):
-    """A function that runs the program in this process and returns (status, what it printed, what it complained of)."""
+    """Return a function that runs the program in this process and returns (status, output, errors)."""
 
     def run(*options):
         monkeypatch.setattr(sys, "argv", ["cost", *options])

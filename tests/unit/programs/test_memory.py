@@ -1,4 +1,4 @@
-"""What ranks will need against what a short run takes; limits as Slurm, control groups and the kernel write them."""
+"""Estimated memory compared with that of a short run; limits as written by Slurm, control groups and the kernel."""
 
 import re
 
@@ -18,8 +18,8 @@ def need(*words, clients=20, images=CIFAR10, is_server=False, has_gpu=False):
     return needed_mib(config, images, is_server, has_gpu)
 
 
-def test_the_estimate_covers_what_a_run_takes_and_not_much_more(tmp_path):
-    """Images of CIFAR-10's size; the peaks are those that the operating system counts."""
+def test_the_estimate_covers_a_runs_memory_and_not_much_more(tmp_path):
+    """Images of CIFAR-10's size; the peaks are measured by the operating system."""
     sizes = {"train": 256, "test": 64, "size": 32}
     changes = {f"data__synthetic__{name}": value for name, value in sizes.items()}
     changes |= {"rounds": 1, "clients": 1, "server__batch_size": 128, "client__batch_size": 128}
@@ -33,7 +33,7 @@ def test_the_estimate_covers_what_a_run_takes_and_not_much_more(tmp_path):
         assert 0.9 * record[name] < needed < 2 * record[name] + 100, (name, record[name], needed)
 
 
-def test_the_need_grows_with_what_makes_it():
+def test_the_memory_need_grows_with_its_causes():
     server, worker = need(is_server=True), need()
     assert server - need("--bank.memory_mib=125", is_server=True) == pytest.approx(50_000 / 16 - 125)  # 64 KiB each
     assert server - need("--wire.codec=bfloat16", is_server=True) == pytest.approx(50_000 / 32)
@@ -46,7 +46,7 @@ def test_the_need_grows_with_what_makes_it():
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "cinic10"])
 def test_a_batch_script_asks_slurm_for_the_memory_of_its_ranks(name):
-    """Slurm's own default is often one or two GiB a processor, and a server that outgrows it is killed."""
+    """Slurm's default is often one or two GiB per processor, and a server that exceeds it is killed."""
     script = (ROOT / f"launch/{name}.sbatch").read_text()
     (asked,) = re.findall(r"^#SBATCH --mem=(\d+)G$", script, flags=re.MULTILINE)
     (ranks,) = re.findall(r"^#SBATCH --ntasks=(\d+)$", script, flags=re.MULTILINE)

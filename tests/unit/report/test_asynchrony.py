@@ -17,8 +17,8 @@ from gkt_mpi.report.asynchrony import (
     waiting_share,
 )
 
-# Three of four clients in two rounds. Client 0 takes 2 s, client 1 takes 3 s, client 2 takes 9 s, client 3 never comes.
-# The first flush takes two uploads, 4 s to 5 s; the others one each.
+# Three of four clients in two rounds. Client 0 takes 2 s, client 1 takes 3 s, client 2 takes 9 s, client 3 never
+# uploads. The first flush takes two uploads, 4 s to 5 s; the others one each.
 UPLOADS = [
     UploadRecord(0, 0, 0, 0.0, 2.0, 4.0, 5.0, 0.0, 1),
     UploadRecord(0, 1, 0, 0.0, 4.0, 4.0, 5.0, 0.0, 1),
@@ -44,12 +44,12 @@ def test_staleness_by_hand():
     }
 
 
-def test_who_never_uploaded_is_told():
+def test_clients_that_never_uploaded_are_reported():
     assert silent_clients(UPLOADS, 5) == [3, 4]
     assert silent_clients(UPLOADS, 3) == []
 
 
-def test_who_was_answered_and_not_heard_of_for_long_is_told():
+def test_clients_silent_since_their_last_answer_are_reported():
     assert overdue_clients(UPLOADS) == []  # client 1 has been away for 3 s, and took 5 s once
     later = UploadRecord(1, 2, 1, 10.0, 17.9, 17.9, 18.0, 0.5, 1)
     assert overdue_clients([*UPLOADS, later]) == []  # 7 s since 11 s, 10 s since 8 s, at most 5 s before: not more

@@ -45,14 +45,14 @@ def test_other_algorithms_and_runs_without_uploads_have_no_section(loaded):
     assert "Asynchrony" not in words(loaded("none", uploads=[]))
 
 
-def test_with_a_real_clock_what_is_not_known_is_a_dash(loaded):
+def test_with_a_real_clock_unknown_values_are_dashes(loaded):
     text = words(loaded(figures={}, lacking=("virtual_s",), clock="real"))
     assert re.search(r"time of 2 rounds, real clock \d", text)
     assert "server idle – clients idle, mean –" in text
     assert "virtual time on the devices" not in text
 
 
-def test_who_never_uploaded_is_said_to_hold_up_synchronous_training(loaded):
+def test_clients_that_never_uploaded_would_block_synchronous_training(loaded):
     uploads = [upload for upload in made_uploads() if upload.client != 1]
     assert "Never uploaded: client 1. In synchronous training the first round would have lasted longer" in words(
         loaded(uploads=uploads)
@@ -102,7 +102,7 @@ def test_lanes_show_work_waiting_and_learning():
     axes = draw_lanes(uploads, 4, "virtual").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["server", *(f"client {i}" for i in range(4))]
     assert axes.get_xlabel() == "virtual seconds since the start"
-    assert sum(map(len, spans_of(axes, 0).values())) == 8  # a flush an upload
+    assert sum(map(len, spans_of(axes, 0).values())) == 8  # one flush per upload
     first = [span for spans in spans_of(axes, 1).values() for span in spans]
     own = by_client(uploads)[0]
     for upload in own:

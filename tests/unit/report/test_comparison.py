@@ -18,7 +18,7 @@ BY_ROUND, BY_BYTES, BY_FLOPS, BY_TIME = SCALES
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Runs of all algorithms, among them an older one, one that was cut short, and one that has just begun."""
+    """Runs of all algorithms, among them an older one, an interrupted one, and one that has just begun."""
     root = tmp_path_factory.mktemp("study")
     make_study(root, seeds=2, rounds=30)
     make_run(root / "older", "fedgkt", 2, (0.1,) * 30, data__name="digits", lacking=("edge_flops", "virtual_s"))
@@ -57,7 +57,7 @@ def test_the_page_loads_nothing_and_everything_it_links_to_is_there(page):
     assert "Comparison of 25 runs" in text
 
 
-def test_what_is_not_averaged_is_listed(page):
+def test_runs_excluded_from_the_means_are_listed(page):
     _, text = read(page)
     assert "2 of the runs are excluded from the means" in text
     assert "begun (FedGKT, ResNet-8 / ResNet-56 on digits, homo): not finished, 0 of 30 rounds" in text
@@ -66,14 +66,14 @@ def test_what_is_not_averaged_is_listed(page):
     assert "has edge_flops (an older version): older." in text
 
 
-def test_figures_are_svg_of_their_own(page):
+def test_figures_are_also_written_as_svg(page):
     for path in (page.parent / "figures").glob("*.svg"):
         root = ElementTree.parse(path).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert "ResNet-56" in "".join(root.itertext())  # text stays text
 
 
-def test_made_again_it_is_the_same_and_passes_over_itself(page, study, capsys):
+def test_a_repeated_comparison_is_the_same_and_skips_itself(page, study, capsys):
     before = {path: path.read_bytes() for path in page.parent.rglob("*") if path.is_file()}
     assert main([str(path) for path in sorted(study.iterdir())]) == 0
     said = capsys.readouterr()
@@ -82,8 +82,8 @@ def test_made_again_it_is_the_same_and_passes_over_itself(page, study, capsys):
     assert {path: path.read_bytes() for path in page.parent.rglob("*") if path.is_file()} == before
 
 
-def test_what_is_no_run_among_several_is_passed_over(study, tmp_path, capsys):
-    """As runs/compare of make compare, whose runs lie one folder deeper."""
+def test_paths_that_are_not_runs_are_skipped(study, tmp_path, capsys):
+    """As runs/compare of make compare, whose runs are one folder deeper."""
     (tmp_path / "deeper" / "a run").mkdir(parents=True)
     runs = [str(path) for path in sorted(study.iterdir()) if (path / "config.yaml").exists()]
     assert main([*runs, str(tmp_path / "deeper"), "--out", str(tmp_path / "page.html")]) == 0
@@ -91,7 +91,7 @@ def test_what_is_no_run_among_several_is_passed_over(study, tmp_path, capsys):
 
 
 def curves_of(comparison, scale, row, panel=0):
-    """Return x and y of a row's line in a panel, found by the line's colour and marker."""
+    """Return x and y of a row's line in a panel, identified by its colour and marker."""
     drawn = draw_curves(comparison, scale)
     axes = drawn.figure.axes[panel]
     at = [r for r in comparison.rows if any(r == place[0] for place in comparison.cells)].index(row)
@@ -115,7 +115,7 @@ def test_curves_are_means_of_the_metrics(tmp_path):
     assert (min(last), max(last)) == (pytest.approx(45 - 30 / 2**0.5), pytest.approx(45 + 30 / 2**0.5))
 
 
-def test_both_kinds_of_fedgkt_stand_on_one_axis_of_virtual_time(tmp_path):
+def test_both_kinds_of_fedgkt_share_one_axis_of_virtual_time(tmp_path):
     make_run(tmp_path / "sync", accuracy=(0.1, 0.4), figures={"virtual_s": 50.0})
     make_run(tmp_path / "async", "fedgkt_async", accuracy=(0.2, 0.5), figures={"virtual_s": 20.0})
     comparison = compare([Run.load(folder) for folder in sorted(tmp_path.iterdir())])
@@ -136,7 +136,7 @@ def test_runs_by_a_real_clock_have_a_dash_for_virtual_time(tmp_path):
     assert row == "–"
 
 
-def test_what_uploads_nothing_is_a_level_line(tmp_path):
+def test_runs_without_uploads_are_a_horizontal_line(tmp_path):
     make_run(tmp_path / "gkt", accuracy=(0.1, 0.4))
     make_run(tmp_path / "central", "centralized", accuracy=(0.1, 0.9), figures={"upload_bytes": 0, "download_bytes": 0})
     comparison = compare([Run.load(folder) for folder in sorted(tmp_path.iterdir())])
@@ -154,22 +154,22 @@ def test_panels_are_columns_and_those_of_a_data_set_share_their_axes(study):
         assert (homo.get_xlim(), homo.get_ylim()) == (hetero.get_xlim(), hetero.get_ylim())
         assert len(homo.lines) == len(hetero.lines) == 6
         looks = {(line.get_marker(), line.get_linestyle(), str(line._unscaled_dash_pattern)) for line in homo.lines}
-        assert len(looks) == 6  # apart without colour
+        assert len(looks) == 6  # distinguishable without colour
     assert draw_final(comparison) is not None
 
 
-def test_runs_that_are_all_unfinished_are_drawn_and_said_to_be(tmp_path):
+def test_runs_that_are_all_unfinished_are_drawn_and_marked(tmp_path):
     for name, algorithm in (("a", "fedgkt"), ("b", "fedavg")):
         make_run(tmp_path / name, algorithm, accuracy=(0.1, 0.2), rounds=9, status=None)
     out = tmp_path / "page.html"
     assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
     found, text = read(out)
-    assert found.pictures == 4  # all but the final accuracy
+    assert found.pictures == 4  # all except the final accuracy
     assert "FedAvg, ResNet-56 (not completed)" in text
     assert text.count("No run is completed yet.") == 2
 
 
-def test_a_comparison_of_nothing_but_beginnings_is_a_page(tmp_path):
+def test_a_comparison_of_runs_without_rounds_is_a_page(tmp_path):
     for name in ("a", "b"):
         make_run(tmp_path / name, accuracy=(), rounds=9, status=None)
         (tmp_path / name / "metrics.jsonl").unlink()
@@ -179,8 +179,8 @@ def test_a_comparison_of_nothing_but_beginnings_is_a_page(tmp_path):
     assert text.count("nothing to draw") == 4
 
 
-def test_runs_of_very_different_logs_stand_together(tmp_path):
-    """Models in a list or a mapping, no partition, no data group, and records with next to nothing."""
+def test_runs_with_very_different_logs_are_compared(tmp_path):
+    """Models in a list or a mapping, no partition, no data group, and almost empty records."""
     lacking = ("client_test_accuracy", "server_train_loss", "client_train_loss", "server_s", "wire_s", "participants")
     make_run(tmp_path / "list", client__model=["resnet4", "resnet8"], lacking=lacking)
     make_run(tmp_path / "mapping", client__model={"resnet4": 0.5, "resnet8": 0.5}, lacking=("upload_bytes",))
@@ -227,7 +227,7 @@ def test_one_run_among_other_things_is_its_own_page(tmp_path, capsys):
     assert "none of these is a run folder" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_run_and_a_page_that_cannot_be_written_are_one_line(tmp_path, capsys):
+def test_a_folder_without_a_run_and_an_unwritable_page_are_one_line(tmp_path, capsys):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", seed=1)
     assert main([str(tmp_path / name) for name in ("a", "b", "misspelt")]) == 2

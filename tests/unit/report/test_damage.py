@@ -29,7 +29,7 @@ WRONG = (None, [], {}, "", "x", True, [1, "x"], {"a": {"b": 1}}, *NUMBERS)
 
 
 def make_folders(root: Path) -> list[Path]:
-    """Make a run of a synchronous and one of an asynchronous algorithm, with every file that is read."""
+    """Create a run of a synchronous and one of an asynchronous algorithm, with every file that is read."""
     folders = [
         make_run(root / "fedgkt", figures={"feature_spread": 0.5, "feature_drift": 0.1}, data__partition="hetero"),
         make_run(root / "fedgkt_async", "fedgkt_async", uploads=made_uploads()),
@@ -49,7 +49,7 @@ def make_folders(root: Path) -> list[Path]:
 
 
 def bytes_damaged(path: Path, chance: random.Random) -> None:
-    """Flip bits, cut the file off, overwrite, remove or repeat a part of it."""
+    """Flip bits, truncate the file, overwrite, remove or repeat a part of it."""
     data = bytearray(path.read_bytes())
     at, length = chance.randrange(len(data)), chance.choice((1, 1, 1, 2, 16, 200))
     part = data[at : at + length]
@@ -69,7 +69,7 @@ def bytes_damaged(path: Path, chance: random.Random) -> None:
 
 
 def value_damaged(path: Path, chance: random.Random) -> None:
-    """Give one value of a file a wrong type or an impossible number, or leave it out."""
+    """Give one value of a file a wrong type or an impossible number, or omit it."""
     if path.suffix == ".yaml":
         content = yaml.safe_load(path.read_text())
         path.write_text(yaml.safe_dump(changed(content, chance)))
@@ -96,7 +96,7 @@ def value_damaged(path: Path, chance: random.Random) -> None:
 
 
 def changed(content: object, chance: random.Random) -> object:
-    """Return a tree of values in which one is another, or is left out."""
+    """Return a tree of values with one value replaced or omitted."""
     if isinstance(content, dict) and content and chance.random() < 0.95:
         key = chance.choice(list(content))
         if chance.random() < 0.15:
@@ -108,7 +108,7 @@ def changed(content: object, chance: random.Random) -> object:
 
 
 def damage_and_report(root: Path, num_damages: int, seed: int) -> list[str]:
-    """Damage folders in so many ways, one at a time, and return what went wrong, a line each."""
+    """Damage folders in this many ways, one at a time, and return the failures, one line each."""
     wrong = []
     folders = make_folders(root / "whole")
     for number in range(num_damages):
@@ -138,7 +138,7 @@ def damage_and_report(root: Path, num_damages: int, seed: int) -> list[str]:
 
 
 def without_drawing(figure: Figure, file: io.StringIO, **options) -> None:
-    """Stand in for `Figure.savefig`: all axes have limits that can be drawn."""
+    """Stand in for `Figure.savefig`: check that all axes have limits that can be drawn."""
     for axes in figure.axes:
         assert all(math.isfinite(limit) and abs(limit) < 1e100 for limit in axes.axis())
     file.write("<svg></svg>")
@@ -161,7 +161,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_part_is_left_out_and_said_on_the_page_and_in_a_line(name, tmp_path, monkeypatch, capsys):
+def test_a_damaged_part_is_omitted_and_reported_on_the_page_and_in_a_line(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Figure, "savefig", without_drawing)
     folder = make_folders(tmp_path)[name == "uploads.csv"]
     damage, said = DAMAGES[name]
@@ -189,7 +189,7 @@ def test_without_a_configuration_there_is_one_line(text, said, tmp_path, capsys)
 
 
 if __name__ == "__main__":
-    gc.enable()  # figures are garbage in circles
+    gc.enable()  # figures contain reference cycles
     number, seed, *draw = [*sys.argv[1:], "0"][: max(2, len(sys.argv) - 1)]
     if not draw:
         Figure.savefig = without_drawing

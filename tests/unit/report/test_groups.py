@@ -9,7 +9,7 @@ from tests.made_runs import change_config, make_run
 
 @pytest.fixture
 def loaded(tmp_path):
-    """A function that makes a run and loads it; the name of its folder is the first argument."""
+    """Return a function that creates a run and loads it; the first argument is the name of its folder."""
 
     def load(name, *, drop=(), **changes):
         folder = make_run(tmp_path / name, **changes)
@@ -35,13 +35,13 @@ def test_runs_that_differ_in_the_seed_alone_share_a_cell(loaded):
     assert comparison.left_out == []
 
 
-def test_where_and_how_a_run_computes_makes_no_row(loaded):
+def test_fields_without_effect_on_results_make_no_row(loaded):
     changes = {"placement__threads": 1, "checkpoint__every": 5, "bank__memory_mib": 64, "data__dir": "/elsewhere"}
     changes |= {"faults__timeout_s": 10.0, "evaluate__every": 2, "log__report": "never"}
     assert len(labels([loaded("a"), loaded("b", seed=1, **changes)])) == 1
 
 
-def test_precision_and_compilation_make_rows_and_are_what_auto_has_chosen(loaded):
+def test_precision_and_compilation_as_selected_by_auto_make_rows(loaded):
     runs = [loaded("a"), loaded("b", seed=1), loaded("c", seed=2), loaded("d", seed=3)]
     for run, precision, compiled in zip(
         runs, ("float32", "bfloat16", "bfloat16", "float32"), (0, 0, 0, 1), strict=True
@@ -61,7 +61,7 @@ def test_a_field_that_decides_the_result_makes_a_row_and_names_it(loaded):
     assert [len(cell.runs) for cell in compare(runs).cells.values()] == [1, 2]
 
 
-def test_the_fewest_fields_that_tell_rows_apart_name_them(loaded):
+def test_rows_are_named_by_the_fewest_distinguishing_fields(loaded):
     runs = [loaded(f"lr{lr}", client__lr=lr, server__lr=10 * lr, server__epochs=e) for lr, e in ((0.1, 1), (0.02, 1))]
     assert labels(runs) == [f"FedGKT, ResNet-8 / ResNet-56, client.lr {lr}" for lr in (0.02, 0.1)]
     runs.append(loaded("more", client__lr=0.1, server__lr=1.0, server__epochs=2))
@@ -85,8 +85,8 @@ def test_a_field_that_an_older_version_lacks_is_not_taken_for_a_default(loaded):
     assert rows[1].endswith("not set")
 
 
-def test_clock_and_async_tell_asynchronous_runs_apart_and_no_others(loaded):
-    """An older version knows neither: its runs still share a cell with those of this one."""
+def test_clock_and_async_distinguish_only_asynchronous_runs(loaded):
+    """An older version has neither: its runs still share a cell with those of this one."""
     changes = {"clock": "real", "async__buffer": 2}
     sync = [loaded("old", drop=("clock", "async")), loaded("new", seed=1), loaded("odd", seed=2, **changes)]
     assert labels(sync) == ["FedGKT, ResNet-8 / ResNet-56"]
@@ -99,14 +99,14 @@ def test_clock_and_async_tell_asynchronous_runs_apart_and_no_others(loaded):
     assert labels([runs[0], real]) == [f"FedGKT async, ResNet-8 / ResNet-56, clock {c}" for c in ("real", "virtual")]
 
 
-def test_columns_go_from_equal_to_skewed_and_tell_sizes_apart(loaded):
+def test_columns_go_from_equal_to_skewed_and_distinguish_sizes(loaded):
     runs = [
         loaded(f"{partition}{alpha}{limit}", data__partition=partition, data__alpha=alpha, data__limit=limit)
         for partition, alpha, limit in (
             ("hetero", 0.1, None),
             ("hetero", 1.0, None),
             ("homo", 0.5, None),
-            ("homo", 0.1, None),  # alpha means nothing to homo
+            ("homo", 0.1, None),  # alpha does not apply to homo
             ("homo", 0.5, 500),
             ("shards", 0.5, None),
             ("quantity", 0.5, None),
@@ -178,7 +178,7 @@ def test_what_is_in_no_mean_is_listed_with_the_reason(loaded):
     assert averaged == ["again"]
 
 
-def test_centralized_training_stands_in_every_column_of_its_data_set(loaded):
+def test_centralized_training_is_in_every_column_of_its_data_set(loaded):
     runs = [loaded("central", algorithm="centralized", data__partition="homo")]
     runs += [loaded(f"gkt{p}", data__partition=p) for p in ("homo", "hetero")]
     runs += [loaded("other", data__name="digits")]

@@ -47,7 +47,7 @@ def test_equal_seeds_have_no_spread_rather_than_rounding():
     assert spread([0.1, 0.1, 0.1]).deviation == pytest.approx(0, abs=1e-16)
 
 
-def test_the_best_row_is_federated_and_has_somebody_to_beat(loaded):
+def test_the_best_row_is_federated_and_has_a_competitor(loaded):
     runs = [loaded(f"gkt{seed}", seed=seed, accuracy=(value,)) for seed, value in enumerate((0.6, 0.8))]
     runs += [
         loaded("avg", algorithm="fedavg", accuracy=(0.65,)),
@@ -64,7 +64,7 @@ def test_the_best_row_is_federated_and_has_somebody_to_beat(loaded):
 
 def test_the_final_accuracy_is_the_summarys_over_completed_runs(loaded):
     runs = [loaded(f"r{seed}", seed=seed, accuracy=(0.1, value)) for seed, value in enumerate((0.5, 0.6))]
-    runs[0].summary["final_test_accuracy"] = 0.7  # on the whole test set, not as evaluate.mode says
+    runs[0].summary["final_test_accuracy"] = 0.7  # on the whole test set, independent of evaluate.mode
     runs.append(loaded("cut", seed=2, status="interrupted"))
     (cell,) = compare(runs).cells.values()
     assert final_accuracy(cell) == Spread(pytest.approx(0.65), pytest.approx(0.1 / 2**0.5), 2)
@@ -83,16 +83,16 @@ def test_a_curve_averages_the_rounds_that_all_seeds_evaluated(loaded):
     assert curve(runs[:1], rounds).deviation is None
 
 
-def test_a_curve_by_bytes_stands_where_the_mean_of_the_seeds_has_come(loaded):
+def test_a_curve_by_bytes_is_at_the_mean_of_the_seeds(loaded):
     runs = [
         loaded("a", seed=0, accuracy=(0.1, 0.2), figures={"upload_bytes": 10, "download_bytes": 1}),
         loaded("b", seed=1, accuracy=(0.1, 0.2), figures={"upload_bytes": 20, "download_bytes": 3}),
     ]
     found = curve(runs, lambda run: run.cumulated("upload_bytes", "download_bytes"))
-    assert list(found.x) == [17, 34]  # 11 and 23 a round
+    assert list(found.x) == [17, 34]  # 11 and 23 per round
 
 
-def test_a_run_whose_logs_do_not_say_is_left_out_of_a_curve(loaded):
+def test_a_run_whose_logs_lack_a_key_is_omitted_from_a_curve(loaded):
     runs = [loaded("a", accuracy=(0.1, 0.2)), loaded("old", seed=1, accuracy=(0.3, 0.4), lacking=("edge_flops",))]
     found = curve(runs, lambda run: run.cumulated("edge_flops"))
     assert list(found.mean) == [0.1, 0.2]
@@ -105,7 +105,7 @@ def test_costs_are_per_client_that_took_part(loaded):
     run = loaded("a", accuracy=(0.1, 0.2), figures={"upload_bytes": 60, "download_bytes": 6, "edge_flops": 30.0})
     run.records[1]["participants"] = 2
     cost = run_cost(run)
-    # Two rounds of 4 and 2 clients are six visits.
+    # Two rounds of 4 and 2 clients are six participations.
     assert (cost.upload_bytes, cost.download_bytes, cost.edge_flops) == (20, 2, 10)
     assert (cost.virtual_s, cost.wall_s) == (90, 20)
 

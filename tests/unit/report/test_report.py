@@ -28,7 +28,7 @@ from tests.made_runs import make_run, make_study
 
 
 class Page(HTMLParser):
-    """Collects the text, counts the pictures, and notes whatever the page would load from elsewhere."""
+    """Collects the text, counts the pictures, and records everything the page would load from elsewhere."""
 
     def __init__(self, text):
         super().__init__()
@@ -89,7 +89,7 @@ def test_the_curves_are_those_of_the_metrics(folder):
 
 
 def test_clients_and_classes_are_drawn_as_the_run_has_them(folder):
-    """The clients' accuracies from lowest to highest, and of all test images, each once a client, the classes."""
+    """The clients' accuracies in ascending order, and the classes of all test images, each once per client."""
     run = Run.load(folder)
     with open(folder / "clients.csv") as file:
         final = [row for row in csv.DictReader(file) if row["is_final"] == "1"]
@@ -105,7 +105,7 @@ def test_clients_and_classes_are_drawn_as_the_run_has_them(folder):
     assert list(drift.get_ydata()) == [record["feature_drift"] for record in run.records[1:]]
 
 
-def test_the_accuracy_of_one_model_for_everybody_is_drawn_where_it_is_another(tmp_path):
+def test_the_accuracy_of_one_model_for_everybody_is_drawn_if_it_differs(tmp_path):
     figures = {"global_test_accuracy": 0.25}
     run = Run.load(make_run(tmp_path / "shared", figures=figures))
     assert list(accuracy_figure(run, "round", rounds).axes[0].lines[2].get_ydata()) == [0.25, 0.25]
@@ -151,7 +151,7 @@ def test_a_run_of_each_algorithm_has_a_page(tmp_path):
         page = Page(render(Run.load(folder)))
         text = " ".join(" ".join(page.words).split())
         algorithm = Run.load(folder).config["algorithm"]
-        # Without uploads no curve by bytes, without a partition no map; none of these has a timeline.
+        # Without uploads no curve by bytes, without a partition no map; none of these runs has a timeline.
         assert page.pictures == pictures[algorithm]
         assert ("server model" in text.split("Test accuracy")[0]) == algorithm.startswith("fedgkt")
         assert ("with 40 training images" in text) == (algorithm != "centralized")
@@ -191,10 +191,10 @@ def test_names_cannot_break_the_page(folder, tmp_path):
     assert "<script>x</script> & co" in " ".join(page.words)
 
 
-MATH = r"$\frac$"  # to matplotlib the beginning of a formula that never ends
+MATH = r"$\frac$"  # the beginning of an unterminated formula for matplotlib
 
 
-def test_names_that_look_like_formulas_stand_in_the_figures_as_they_are(tmp_path):
+def test_names_that_look_like_formulas_are_shown_unchanged_in_figures(tmp_path):
     folder = make_run(tmp_path / MATH)
     with np.load(folder / "partition.npz") as stored:
         classes = [MATH, "a$b", *(str(digit) for digit in range(8))]
@@ -220,7 +220,7 @@ def test_a_timeline_of_impossible_times_is_drawn_without_them(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("first\nsecond"), MemoryError(), ImportError("no jinja2")])
-def test_whatever_goes_wrong_in_the_report_of_a_complete_run_is_one_line(error, tiny, monkeypatch, capsys):
+def test_any_error_in_the_report_of_a_complete_run_is_one_line(error, tiny, monkeypatch, capsys):
     def fail(*arguments, **options):
         raise error
 
@@ -254,8 +254,8 @@ runpy.run_module("gkt_mpi.report", run_name="__main__")
     assert not (folder / "report.html").exists()
 
 
-def test_where_no_home_can_be_written_the_report_program_says_nothing_of_it(folder):
-    """As a user without a home, or in a container that is read-only."""
+def test_an_unwritable_home_causes_no_message_of_the_report_program(folder):
+    """For a user without a home, or in a read-only container."""
     environment = {name: value for name, value in os.environ.items() if name not in ("MPLCONFIGDIR", "XDG_CONFIG_HOME")}
     program = [sys.executable, "-m", "gkt_mpi.report", str(folder)]
     environment |= {"HOME": "/proc/nowhere", "PYTHONPATH": str(ROOT)}

@@ -73,7 +73,7 @@ def study(tmp_path_factory):
 
 def test_text_comes_back_from_latex():
     assert unescape(latex_text(SPECIAL)) == SPECIAL
-    assert latex_text("two\n\nlines") == "two lines"  # an empty line would end the paragraph, and the table
+    assert latex_text("two\n\nlines") == "two lines"  # an empty line would end the paragraph and the table
 
 
 @pytest.mark.parametrize("make", [accuracy_table, cost_table, fields_table, lambda c: runs_table(c, c.runs[0].folder)])
@@ -133,7 +133,7 @@ def test_the_cost_table_has_a_line_for_each_group_that_ran(study):
     assert central["client_test_accuracy_mean"] == ""
 
 
-def test_what_most_runs_have_is_short_and_last(study):
+def test_values_of_most_runs_are_abbreviated_and_last(study):
     table = fields_table(study)
     rows = [[cell.text for cell in row] for section in table.sections for row in section.rows]
     at = next(i for i, row in enumerate(rows) if row[0] == "split.mode")
@@ -149,7 +149,7 @@ def test_csv_quotes_whatever_a_name_contains():
 
 
 def test_no_name_in_csv_is_a_formula_and_numbers_stay_numbers(tmp_path):
-    """A spreadsheet computes what begins with one of these characters; after an apostrophe it shows it."""
+    """A spreadsheet evaluates text that begins with one of these characters; after an apostrophe it shows it."""
     names = ["=1+2", "+x", "-cmd|x", "@SUM(A1)", "\t=1", "\r=1"]
     numbers = [-1.5, "-1.5", "+2e-3", -3, "a=b", "1-2", ""]
     records = [{"value": value} for value in (*names, *numbers)]

@@ -28,7 +28,7 @@ def decide(model, feature, num_steps, **fields):
 
 
 def slow_down(monkeypatch, seconds):
-    """Let every step take as long as `seconds(precision, compiled)` says, without a clock."""
+    """Make every step take `seconds(precision, compiled)` seconds, without a clock."""
 
     def step(self, network):
         return seconds(self.model.precision, network is not self.model)
@@ -69,7 +69,7 @@ def test_auto_compiles_on_a_gpu_in_long_runs_and_keeps_it_if_it_pays(monkeypatch
     assert ("compile: yes" if kept else "compile: no; it took 0 s and would save -1000 s") in said
 
 
-def test_where_nothing_can_be_compiled_the_run_goes_on(monkeypatch, model, feature):
+def test_without_a_compiler_the_run_continues(monkeypatch, model, feature):
     def fail(module, dynamic):
         raise RuntimeError("no C++ compiler\nand a long story")
 
@@ -104,7 +104,7 @@ def test_only_full_batches_go_through_the_compiled_model(monkeypatch, model, fea
     assert sizes == [4, 4]  # the trial's, and the full one
 
 
-def test_measuring_leaves_the_model_as_it_was(monkeypatch, model, feature):
+def test_measuring_does_not_change_the_model(monkeypatch, model, feature):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     monkeypatch.setattr(compute, "has_bfloat16", lambda device: True)
     _, _, said = decide(model, feature, 1000)
@@ -133,11 +133,11 @@ def test_bfloat16_computes_the_same_up_to_its_precision_and_returns_float32(side
     assert torch.nn.functional.cosine_similarity(exact["logit"].flatten(), rough["logit"].flatten(), 0) > 0.9
 
 
-def test_a_folded_model_says_what_the_model_says_in_evaluation(model, feature):
+def test_a_folded_model_gives_the_logits_of_evaluation_mode(model, feature):
     model.train()
     with torch.no_grad():
         for step in range(3):
-            model(feature * step + 0.1)  # statistics that are not those of a new model
+            model(feature * step + 0.1)  # statistics different from a new model's
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5, generator=torch_generator(1, "weight"))
@@ -149,8 +149,8 @@ def test_a_folded_model_says_what_the_model_says_in_evaluation(model, feature):
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
 
 
-def test_a_resumed_run_computes_as_it_began(tiny, monkeypatch):
-    """The machine on which it began decides, whatever the next one can do."""
+def test_a_resumed_run_keeps_its_precision(tiny, monkeypatch):
+    """The machine on which the run began decides, whatever the next one supports."""
     monkeypatch.setattr(compute, "has_bfloat16", lambda device: True)
     first = run_in_threads(tiny(rounds=1, compute__precision="auto", name="cut"), 2)
     monkeypatch.setattr(compute, "has_bfloat16", lambda device: False)

@@ -51,7 +51,7 @@ def test_every_stem_is_followed_by_the_server_model_on_its_part_or_on_all(settin
 
 
 def test_clients_with_the_same_model_are_evaluated_once_and_each_counts(setting, monkeypatch):
-    """As where edge models are shared: the figures are those of evaluating every client."""
+    """With shared edge models the figures equal those of evaluating every client."""
     test, edges, server_model = setting
     states = [edges[k].state() for k in (0, 1, 0, 0)]
     images, advanced = [], []

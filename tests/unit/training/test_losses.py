@@ -53,7 +53,7 @@ def test_distil_loss_has_the_teacher_in_front():
 
 def test_distil_loss_of_equal_logits_is_zero_and_sends_no_gradient_to_the_teacher():
     logit = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    assert float(distil_loss(logit, logit + 5.0, 3.0)) == pytest.approx(0, abs=1e-6)  # a shift changes no softmax
+    assert float(distil_loss(logit, logit + 5.0, 3.0)) == pytest.approx(0, abs=1e-6)  # a shift does not change softmax
     student, teacher = logit.clone().requires_grad_(), (2 * logit).requires_grad_()
     distil_loss(student, teacher, 3.0).backward()
     assert teacher.grad is None
@@ -119,7 +119,7 @@ def test_values_out_of_range_are_refused(wrong):
         DistillConfig(**wrong)
 
 
-def test_a_peak_below_that_of_equal_classes_is_refused_for_so_many_classes():
+def test_a_peak_below_that_of_equal_classes_is_refused():
     distill = DistillConfig(on_server=True, refine="kkr", kkr_peak=0.2)
     distill.check(6)
     with pytest.raises(ConfigError, match=r"distill.kkr_peak is 0.2; expected more than 1 / 5"):
@@ -127,7 +127,7 @@ def test_a_peak_below_that_of_equal_classes_is_refused_for_so_many_classes():
     DistillConfig(on_server=True, refine="skr", kkr_peak=0.2).check(5)
 
 
-def test_each_side_may_have_a_temperature_of_its_own():
+def test_each_side_may_have_its_own_temperature():
     student, teacher, label = draw(5)
     tensors = torch.tensor(student), torch.tensor(label), torch.tensor(teacher)
     distill = DistillConfig(3.0, on_server=True, client_temperature=1.5, server_temperature=7.0)
@@ -170,7 +170,7 @@ def entropy(p):
 
 
 def numpy_skr(logit, share):
-    """Sample by sample, from the nearest of many s that lie close together, and again between its neighbours."""
+    """Sample by sample, from the best of many closely spaced s, refined between its neighbours."""
     refined = []
     for z in logit:
         low, high = -12.0, 12.0
@@ -205,10 +205,10 @@ def test_kkr_is_the_line_through_the_peak(seed, height, softener, batch, classes
 
 
 @given(st.integers(0, 10**6), st.floats(0.05, 0.99), st.integers(1, 5), st.integers(2, 30))
-def test_skr_finds_the_softness_at_which_every_sample_has_the_same_entropy(seed, share, batch, classes):
+def test_skr_finds_the_scale_at_which_every_sample_has_the_same_entropy(seed, share, batch, classes):
     logit, _, _ = draw(seed, batch, classes)
     two = np.sort(logit, axis=1)[:, -2:]
-    # Of logits that are all but equal, skr ends at the nearest it can reach, by its docstring.
+    # For nearly equal logits, skr ends at the nearest possible value, as documented.
     assume((np.diff(two, axis=1) > 2e-3 * np.ptp(logit, axis=1, keepdims=True)).all())
     found = skr(torch.tensor(logit), share).numpy()
     np.testing.assert_allclose(found, numpy_skr(logit, share), rtol=1e-4, atol=1e-6)
@@ -225,7 +225,7 @@ SCALES = st.sampled_from([0.0, 1e-30, 1e-6, 1e-3, 1.0, 30.0, 1e4, 1e30])
 @pytest.mark.parametrize("name", ["kkr", "skr"])
 @given(seed=st.integers(0, 10**6), scale=SCALES, batch=st.integers(1, 10), classes=st.integers(2, 100))
 def test_refined_knowledge_is_a_distribution_in_the_order_of_the_logits(name, seed, scale, batch, classes):
-    """In float32, of logits from nothing to absurd."""
+    """In float32, for logits from zero to absurdly large ones."""
     logit = (torch.from_numpy(draw(seed, batch, classes)[0]) * scale).float()
     found = refined_by(name, logit)
     assert bool(found.isfinite().all()) and float(found.min()) >= 0
@@ -239,8 +239,8 @@ def test_equal_logits_stay_equal_knowledge(name):
     torch.testing.assert_close(refined_by(name, torch.full((2, 10), 3.0)), torch.full((2, 10), 0.1))
 
 
-def test_refined_clients_say_the_same_however_sure_they_are():
-    """What the refinement is for: the same opinion, ten times as loud, teaches the server nothing else."""
+def test_refined_logits_do_not_depend_on_confidence():
+    """The purpose of the refinement: the same opinion, ten times as confident, teaches the server the same."""
     quiet = torch.from_numpy(draw(7)[0])
     torch.testing.assert_close(skr(quiet, 0.8), skr(10 * quiet, 0.8))
     loud = torch.tensor([[0.0, 1.0, 40.0], [0.0, 1.0, 4.0]], dtype=torch.float64)
@@ -251,7 +251,7 @@ def test_refined_clients_say_the_same_however_sure_they_are():
 def test_the_server_distils_from_refined_knowledge(name, reference):
     student, teacher, label = draw(8)
     distill = DistillConfig(2.0, 0.7, on_server=True, refine=name, kkr_peak=0.5, kkr_softener=0.3, skr_entropy=0.6)
-    # kkr softens by the temperature first; skr needs none, since it looks for its own.
+    # kkr divides by the temperature first; skr does not need one, since it finds its own.
     p = reference(teacher / 2, 0.5, 0.3) if name == "kkr" else reference(teacher, 0.6)
     q = numpy_softmax(student / 2)
     expected = numpy_cross_entropy(student, label) + 0.7 * 4 * np.mean(np.sum(p * np.log(p / q), axis=1))
@@ -273,7 +273,7 @@ def test_the_gradient_of_the_servers_loss_is_finite_and_flows_to_the_server_alon
     assert bool(student.grad.isfinite().all()) and float(student.grad.abs().max()) > 0
 
 
-def test_without_a_switch_there_are_no_weights():
+def test_without_the_options_there_are_no_weights():
     counts = torch.tensor([[3, 1], [0, 4]])
     assert fpkd_weight(counts[0], DistillConfig()) is None
     assert lka_weight(counts, DistillConfig(on_server=True)) is None
@@ -309,7 +309,7 @@ def test_clients_of_the_same_mix_and_uniform_priors_are_plain_distillation(lka):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(2, 30), st.floats(1, 50), st.floats(0.01, 50))
-def test_weights_are_never_negative_and_their_mean_over_classes_is_that_of_none(seed, clients, classes, u, t):
+def test_weights_are_never_negative_and_have_mean_one_over_classes(seed, clients, classes, u, t):
     counts = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (clients, classes)) * 7)
     counts[:, 0] += 1
     balance = lka_weight(counts, DistillConfig(on_server=True, lka="balance", lka_scale=u))
@@ -321,14 +321,14 @@ def test_weights_are_never_negative_and_their_mean_over_classes_is_that_of_none(
     assert float(similarity.min()) >= 0.5 - 1e-6 and float(similarity.max()) <= 1 + 1e-6
 
 
-def test_a_client_of_which_nothing_has_arrived_has_finite_weights():
+def test_a_client_without_arrived_samples_has_finite_weights():
     counts = torch.tensor([[0, 0], [1, 3]])
     for lka in ("balance", "similarity"):
         assert bool(lka_weight(counts, DistillConfig(on_server=True, lka=lka)).isfinite().all())
 
 
 def test_with_fpkd_a_client_learns_its_common_classes_more_exactly():
-    """The minimum of the weighted divergence is the teacher's distribution times the weights, to sum 1."""
+    """The minimum of the weighted divergence is the teacher's distribution times the weights, normalised."""
     teacher = torch.tensor([[1.0, 0.5, -1.0]], dtype=torch.float64)
     weight = fpkd_weight(torch.tensor([8, 1, 1]), DistillConfig(fpkd=True, fpkd_scale=0.5)).double()
     student = torch.zeros_like(teacher).requires_grad_()

@@ -36,7 +36,7 @@ def test_adam_is_amsgrad_as_released():
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_steps_are_those_of_torchs_own_optimizer(name):
-    """Also for a parameter in channels-last layout, whose rate changes on the way."""
+    """Also for a parameter in channels-last layout, with a changing learning rate."""
     weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     weight = weight.contiguous(memory_format=torch.channels_last)
     ours, theirs = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(weight.clone())

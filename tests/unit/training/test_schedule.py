@@ -1,4 +1,4 @@
-"""Learning rates: against torch's own schedulers, by hand, and as both sides' steps really use them."""
+"""Learning rates: compared with torch's own schedulers, by hand, and as used by both sides' steps."""
 
 import math
 
@@ -76,7 +76,7 @@ def test_a_plateau_falls_after_more_than_ten_rounds_without_a_lower_loss():
     assert found[:12] == [0.01] * 12 and found[12] == pytest.approx(0.001)
 
 
-def test_a_schedule_goes_on_from_what_it_has_seen():
+def test_a_schedule_resumes_from_its_state():
     losses = LOSSES["up and down"]
     whole, first = Schedule("plateau", 0.01, 40), Schedule("plateau", 0.01, 40)
     expected = rates(whole, losses)
@@ -87,7 +87,7 @@ def test_a_schedule_goes_on_from_what_it_has_seen():
 
 @pytest.fixture
 def used(monkeypatch):
-    """The learning rates of all steps of a run of 2 rounds, by the number of parameters that they moved."""
+    """The learning rates of all steps of a run of 2 rounds, by the number of parameters that they update."""
     rates_of = {}
     step = Optimizer.step
 
@@ -99,8 +99,8 @@ def used(monkeypatch):
     return rates_of
 
 
-def test_every_step_of_both_sides_has_the_rate_of_its_middle(tiny, used):
-    """One client of 12 images in batches of 8, two epochs a round; the server passes them once in batches of 6."""
+def test_every_step_of_both_sides_has_the_rate_of_its_midpoint(tiny, used):
+    """One client of 12 images in batches of 8, two epochs per round; the server passes them once in batches of 6."""
     sizes = {"clients": 1, "data__synthetic__train": 12, "client__epochs": 2, "server__batch_size": 6}
     schedules = {"client__schedule": "linear", "client__lr": 0.4, "server__schedule": "cosine", "server__lr": 0.2}
     run_in_threads(tiny(**sizes, **schedules), 2)
@@ -123,8 +123,8 @@ ALGORITHMS = [
 
 @pytest.mark.parametrize("changes", ALGORITHMS, ids=lambda changes: changes["algorithm"])
 @pytest.mark.parametrize("name", ["plateau", pytest.param("onecycle", marks=pytest.mark.grid)])
-def test_a_run_with_schedules_goes_on_after_an_interruption_as_if_there_was_none(tiny, changes, name, monkeypatch):
-    """With a plateau that falls after one round without a lower loss: what it has seen is part of a client's state."""
+def test_a_run_with_schedules_resumes_as_if_uninterrupted(tiny, changes, name, monkeypatch):
+    """With a plateau that drops after one round without a lower loss: its state is part of a client's state."""
     from gkt_mpi.training import schedule
 
     monkeypatch.setattr(schedule, "PLATEAU_PATIENCE", 0)

@@ -1,4 +1,4 @@
-"""A model of one's own is trained and kept as it is: every number of it, whole numbers included, comes back exactly."""
+"""A user's own model is trained and saved: every number of it, including integers, is restored exactly."""
 
 from typing import ClassVar
 
@@ -15,12 +15,12 @@ CONFIG = ClientConfig(lr=0.01)
 
 
 class Own(nn.Module):
-    """A network with all that torch's BatchNorm keeps, and a buffer of each kind that is no float32."""
+    """A network with all state of torch's BatchNorm, and a buffer of each kind that is not float32."""
 
     def __init__(self, seed=0):
         super().__init__()
         torch.manual_seed(seed)
-        # Without momentum, the running statistics are means over all batches: how many there were matters.
+        # Without momentum, the running statistics are means over all batches: the number of batches matters.
         self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten())
         self.head = nn.Linear(4 * 36, 5)
         self.register_buffer("mask", torch.tensor([True, False, True]))
@@ -55,7 +55,7 @@ def test_a_state_brings_every_number_of_a_model_back_and_is_of_finite_numbers(we
     train(edge.model, edge.optimizer, 1)
     before, state, weights = values(edge.model), edge.state(), edge.weights.clone()
     assert state.dtype == torch.uint8 and len(state) == edge.state_bytes
-    assert (state.view(torch.float32).abs() <= 1e10).all()  # the server asks this of what a client reports
+    assert (state.view(torch.float32).abs() <= 1e10).all()  # the server checks this in a client's report
     with torch.no_grad():
         for buffer in (*edge.model.parameters(), *edge.model.buffers()):
             buffer.zero_()
@@ -132,7 +132,7 @@ def test_numbers_of_another_precision_are_refused_by_name(where):
 
 
 class CountingNorm(nn.BatchNorm2d):
-    """As torch makes it: our networks' own have no count."""
+    """As torch creates it: this package's networks have no count."""
 
     made: ClassVar[list["CountingNorm"]] = []
 
@@ -155,8 +155,8 @@ class CountingNorm(nn.BatchNorm2d):
     ],
     ids=lambda changes: changes["algorithm"],
 )
-def test_a_run_of_networks_that_count_their_batches_comes_to_the_same_figures(tiny, monkeypatch, changes):
-    """The count has no say where the momentum is fixed; but it is in every state and checkpoint."""
+def test_networks_that_count_their_batches_give_the_same_results(tiny, monkeypatch, changes):
+    """The count has no effect with a fixed momentum; but it is in every state and checkpoint."""
     without = figures(run_in_threads(tiny(name="without", **changes), 3))
     monkeypatch.setattr(nn, "BatchNorm2d", CountingNorm)
     monkeypatch.setattr(CountingNorm, "made", [])
