@@ -1,26 +1,15 @@
-<<<<<<< ours
-"""Facts about the algorithms as plain data, for modules that may not import the algorithms: reports, progress, clients.
-
-Each algorithm's specification (gkt_mpi/algorithms/) embeds its facts, so that each fact is stated once.
-=======
 """Facts about the algorithms as plain data, for modules on lower floors than algorithms/: reports, progress, clients.
 
 The specification of each algorithm (gkt_mpi/algorithms/) contains its facts, so each fact is stated once.
->>>>>>> theirs
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-<<<<<<< ours
-ClientPart = Literal["edge", "whole", "stem"]  # what a client trains: its edge model, or of the large network
-ServerPart = Literal["rest", "whole", "none"]  # what the server trains: the large network after its stem, or all of it
-=======
 # The network that a client trains: an edge model of its own, the whole large network, or the stem of it.
 ClientPart = Literal["edge", "whole", "stem"]
 # The network that the server trains: the large network after its stem, the whole of it, or none.
 ServerPart = Literal["rest", "whole", "none"]
->>>>>>> theirs
 
 
 @dataclass(frozen=True)
@@ -33,11 +22,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class AlgorithmFacts:
-<<<<<<< ours
-    """The facts about an algorithm that need none of its code."""
-=======
     """The facts about an algorithm that can be known without its code."""
->>>>>>> theirs
 
     name: str  # in configurations
     title: str  # in comparisons of runs

@@ -223,7 +223,7 @@ def ranks_of_node() -> set[int]:
 
 
 def remove_left_segments(folder: Path = Path("/dev/shm")) -> None:
-    """Remove and report shared memory that killed jobs of this user have left on this machine."""
+    """Remove the shared memory that killed jobs of this user have left on this machine."""
     left = {
         path
         for path in folder.glob(f"sm_segment.{socket.gethostname()}.{os.getuid()}.*")
@@ -233,12 +233,8 @@ def remove_left_segments(folder: Path = Path("/dev/shm")) -> None:
         with contextlib.suppress(OSError):
             maps = (process / "maps").read_text(encoding="utf-8", errors="replace")
             left = {path for path in left if path.name not in maps}
-    if left:
-        freed = sum(path.stat().st_blocks * 512 for path in left)
-        for path in left:
-            path.unlink(missing_ok=True)
-        text = f"removed {len(left)} file(s) of shared memory in {folder}, {freed / 2**20:.1f} MiB, left by killed jobs"
-        print(f"gkt_mpi: {text}", file=sys.stderr, flush=True)
+    for path in left:
+        path.unlink(missing_ok=True)
 
 
 def _processes() -> Iterator[Path]:
