@@ -18,7 +18,7 @@ for argument in "$@"; do
     esac
 done
 ranks=${SLURM_NTASKS:-1} nodes=${SLURM_JOB_NUM_NODES:-1}
-[ "$ranks" -ge 2 ] || refuse "a server and a worker are two ranks at least, but this job has $ranks; try: sbatch --ntasks=21 ..."
+[ "$ranks" -ge 2 ] || refuse "a server and a worker need at least two ranks, but this job has $ranks; try: sbatch --ntasks=21 ..."
 [ "$ranks" -ge "$nodes" ] || refuse "$ranks ranks do not fill $nodes nodes; try: sbatch --nodes=1 ..., or more --ntasks"
 VENV=${VENV:-.venv}
 export VENV

@@ -23,7 +23,7 @@ class Augmentation:
     """Side in pixels of the square that is set to the mean colour, at a random position that may cross the border."""
 
 
-DefaultAugmentation = Callable[[int], Augmentation]  # of a data set, by the height and width of its images in pixels
+DefaultAugmentation = Callable[[int], Augmentation]  # given the height and width of the images in pixels
 
 
 def paper_augmentation(image_size: int) -> Augmentation:

@@ -36,11 +36,11 @@ class DataConfig:
     """The data set, and the distribution of its training images over the clients."""
 
     name: DataName = "cifar10"
-    """Data set. digits comes with the package; synthetic is made from a seed; the others are looked for in dir."""
+    """Data set. digits is included in the package; synthetic is generated from a seed; the others are read from dir."""
     dir: str = "data"
-    """Folder of the data sets' own archives, and of the HDF5 file made from them; ~ is expanded."""
+    """Folder of the data sets' archives, and of the HDF5 file made from them; ~ is expanded."""
     partition: PartitionName = "homo"
-    """homo: equal, shuffled. hetero: every class spread by Dirichlet(alpha), as in the paper. shards:
+    """homo: equal, shuffled. hetero: every class distributed by Dirichlet(alpha), as in the paper. shards:
     classes_per_client classes each. quantity: equal class mix, sizes by Dirichlet(alpha)."""
     alpha: float = 0.5
     """Concentration of the Dirichlet distribution of hetero and quantity; above 0, smaller is more skewed."""
@@ -209,14 +209,14 @@ def look_for(config: DataConfig) -> ImageFile | str:
     if path.exists() and not _is_stale(path, source):
         return _verified(path)
     if not source.missing:
-        return f"{path} is made when the run begins"
+        return f"{path} will be created when the run begins"
     if not (config.download and data_source.can_download):
         raise DataError(source.missing)
     return f"{config.name} will be downloaded into {path.parent} when the run begins"
 
 
 def file_path(config: DataConfig) -> Path:
-    """Return where the HDF5 file of the configured data set lies (or will)."""
+    """Return the path of the configured data set's HDF5 file, which may not exist yet."""
     stem = DATA_SOURCES[config.name].file_stem(config.synthetic)
     return expand(config.dir, "data.dir") / f"{stem}.h5"
 
@@ -240,7 +240,7 @@ def _is_stale(path: Path, source: Source) -> bool:
 def _write(path: Path, source: Source, statistics: Statistics | None, report: Callable[[int, int], None]) -> None:
     """Decode a data set into a file; without `statistics` they are computed.
 
-    Raises `DataError` where it cannot be decoded, `OSError` where it cannot be written.
+    Raises `DataError` if it cannot be decoded, `OSError` if it cannot be written.
     """
     decoded = source.read()
     _check_classes(source.origin, decoded.classes)

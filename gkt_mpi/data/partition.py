@@ -1,4 +1,4 @@
-"""Which client holds which training images: a `Partition` for each way of spreading them."""
+"""Partitions of the training images over the clients: a `Partition` for each method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,26 +13,25 @@ from gkt_mpi.seeding import numpy_generator
 if TYPE_CHECKING:
     from gkt_mpi.data.datasets import DataConfig
 
-MIN_SAMPLES = 10  # a client of the hetero and quantity partitions has at least this many, as in the paper
+MIN_SAMPLES = 10  # minimum for a client in the hetero and quantity partitions, as in the paper
 _MAX_DRAWS = 1000
 
-Owners = np.ndarray | None  # int64 (N,): whose each image is, where the data set says so
+Owners = np.ndarray | None  # int64 (N,): each image's owner, if the data set defines one
 Split = Callable[[np.ndarray, Owners, int, "DataConfig", np.random.Generator], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A way of spreading the training images over the clients."""
+    """A method of distributing the training images over the clients."""
 
     name: str  # in configurations
     split: Split
     """Returns each client's rows, int64, disjoint, covering all of them, given the labels, int64 (N,), the owners, the
-    number of clients, the configuration, and the generator to draw from. Raises `ConfigError` where the images do not
-    suffice."""
+    number of clients, the configuration, and a generator. Raises `ConfigError` if there are too few images."""
     parameter: Parameter | None = None
     """The field of `DataConfig` that it depends on."""
     min_samples: int = 1
-    """Images that each client holds at least."""
+    """Minimum number of images per client."""
 
 
 def partition(
@@ -40,8 +39,8 @@ def partition(
 ) -> list[np.ndarray]:
     """Return each client's sample ids: rows of the training set, int64, ascending, disjoint, covering `labels`.
 
-    With `data.limit`, they cover that many rows drawn by the seed. `owners` says whose each image is, where the data
-    set knows. A function of its arguments alone. Raises `ConfigError` where the images do not suffice for the clients.
+    With `data.limit`, they cover that many rows drawn from the seed. `owners` is each image's owner, if the data set
+    defines one. Depends on its arguments only. Raises `ConfigError` if there are too few images for the clients.
     """
     rng = numpy_generator(seed, "partition")
     sample_id = np.arange(len(labels))
@@ -72,7 +71,7 @@ def _homo(
 def _hetero(
     labels: np.ndarray, owners: Owners, num_clients: int, config: "DataConfig", rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Spread each class by Dirichlet(alpha); a client that already holds its fair share gets none of the next class.
+    """Distribute each class by Dirichlet(alpha); a client that holds its fair share gets none of the next class.
 
     Repeated until every client has at least `MIN_SAMPLES` (Yurochkin et al. 2019; the paper's released code).
     """
@@ -97,7 +96,7 @@ def _hetero(
 def _shards(
     labels: np.ndarray, owners: Owners, num_clients: int, config: "DataConfig", rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Give each client `classes_per_client` classes, every class to as equal a number of clients as can be.
+    """Give each client `classes_per_client` classes, and every class to as equal a number of clients as possible.
 
     The classes are assigned round-robin in a shuffled order; clients that share a class share it equally.
     """
@@ -125,7 +124,7 @@ def _shards(
 def _quantity(
     labels: np.ndarray, owners: Owners, num_clients: int, config: "DataConfig", rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Give every client the same mix of classes but another size: `MIN_SAMPLES` each, the rest by Dirichlet(alpha)."""
+    """Give every client the same mix of classes in a different size: `MIN_SAMPLES`, plus a Dirichlet(alpha) share."""
     rest = len(labels) - num_clients * MIN_SAMPLES
     share = np.cumsum(rng.dirichlet(np.full(num_clients, config.alpha)))[:-1]
     cuts = (share * rest).astype(int) + MIN_SAMPLES * np.arange(1, num_clients)

@@ -1,4 +1,4 @@
-"""Where images come from: a `DataSource` for each data set, whose function `open` returns a `Source`.
+"""Sources of images: a `DataSource` for each data set, whose function `open` returns a `Source`.
 
 A source reports whether its files exist (`missing` states what was not found and how to get it) and when they last
 changed; only `read` opens them. Every function takes the data folder, whether downloads are allowed, and the settings
@@ -32,7 +32,7 @@ _OTHER_IMAGES = {".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pp
 
 @dataclass(frozen=True)
 class DataSize:
-    """How many training images and classes a data set has, and the shape of an image."""
+    """Number of training images and classes of a data set, and the shape of an image."""
 
     train: int
     classes: int
@@ -81,7 +81,7 @@ class Decoded:
 
     classes: list[str]
     splits: dict[str, Split]
-    checksums: str = "official"  # or "other": the archive is not the published one
+    checksums: str = "official"  # or "other": the archive differs from the published one
 
 
 @dataclass(frozen=True)
@@ -96,23 +96,24 @@ class Source:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set, and everything that is known of it before it is opened."""
+    """The specification of a data set, known before it is opened."""
 
     name: str  # in configurations
     open: Callable[[Path, bool, SyntheticConfig], Source]
-    """Returns the source, given the folder to look in, whether it may download, and what synthetic images to make."""
+    """Returns the source, given the data folder, whether downloads are allowed, and the settings of synthetic
+    images."""
     title: str = ""
-    """Its name in reports; empty where that is `name`."""
+    """Its name in reports; empty for `name`."""
     size: DataSize | None = None
-    """Its published size; None where it has none."""
+    """Its published size; None if there is none."""
     statistics: Statistics | None = None
-    """Mean and standard deviation; None for those of the training images."""
+    """Mean and standard deviation; None for those computed from the training images."""
     augmentation: DefaultAugmentation = paper_augmentation
-    """How training images are varied by default, given their height and width in pixels."""
+    """The default augmentation of training images, given their height and width in pixels."""
     can_download: bool = False
-    """Whether `open` can fetch it."""
+    """Whether `open` can download it."""
     is_synthetic: bool = False
-    """Whether its images are made, as `data.synthetic` says."""
+    """Whether its images are generated from `data.synthetic`."""
 
     @property
     def label(self) -> str:
@@ -120,11 +121,11 @@ class DataSource:
         return self.title or self.name
 
     def size_with(self, made: SyntheticConfig) -> DataSize | None:
-        """Return its size, also of synthetic images; None where it is not known in advance."""
+        """Return its size, also for synthetic images; None if it is not known in advance."""
         return made.data_size if self.is_synthetic else self.size
 
     def file_stem(self, made: SyntheticConfig) -> str:
-        """Return the name of the HDF5 file made from it, without the suffix; synthetic images of each kind have one."""
+        """Return the name of its HDF5 file, without the suffix; synthetic images have one per setting."""
         if not self.is_synthetic:
             return self.name
         return f"{self.name}-{made.train}-{made.test}-{made.size}x{made.size}-{made.classes}-{made.seed}"
@@ -160,7 +161,7 @@ def digits(root: Path, download: bool, made: SyntheticConfig) -> Source:
 
 
 def _crop(image_size: int) -> Augmentation:
-    """Return a crop alone: a mirrored digit is another sign, and a square of half its width hides it."""
+    """Return a crop only: a mirrored digit is another sign, and a square of half its width hides it."""
     return Augmentation(crop_padding=1)
 
 
@@ -369,7 +370,7 @@ def cinic10(root: Path, download: bool, made: SyntheticConfig) -> Source:
     classes = _class_folders(folder / "train")
 
     def read() -> Decoded:
-        """Read the folders; images are decoded as they are asked for."""
+        """Read the folders; images are decoded on demand."""
         return Decoded(classes, {split: _png_split(folder / split, classes) for split in splits})
 
     class_folders = [folder / split / name for split in splits for name in classes]

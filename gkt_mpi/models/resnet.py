@@ -4,8 +4,8 @@
     server                                  feature (B, 16, 32, 32) -> 3, 18 or 36 bottlenecks -> logits (B, C)
 
 The edge keeps stem and head; the server model is a ResNet-56 or -110 that begins where the stem ends, or a ResNet-11,
-the smallest of the family, for tests and first looks. First values come from an explicit generator, and the global
-random state stays as it was.
+the smallest of the family, for tests and first experiments. Initial values come from an explicit generator; the global
+random state is not used.
 """
 
 import copy
@@ -29,23 +29,23 @@ _GROUP_CHANNELS = 8  # channels per group of GroupNorm
 
 @dataclass(frozen=True)
 class EdgeFamily:
-    """An edge model that a configuration can name."""
+    """The specification of an edge model."""
 
     name: str
     build: Callable[[int, int, NormName], tuple[nn.Module, nn.Module]]
-    """Returns the stem, which makes the feature, and the head, which makes logits of it, given the number of channels
-    of an image, the number of classes and the normalisation. First values come later."""
+    """Returns the stem, which computes the feature, and the head, which computes logits from it, given the number of
+    channels of an image, the number of classes and the normalisation. Weights are initialised later."""
     title: str  # in reports
 
 
 @dataclass(frozen=True)
 class ServerFamily:
-    """A large network that a configuration can name."""
+    """The specification of a large network."""
 
     name: str
     build: Callable[[int, int, NormName], nn.Module]
     """Returns the layers after the stem, given the number of channels of a feature, the number of classes and the
-    normalisation. First values come later."""
+    normalisation. Weights are initialised later."""
     title: str  # in reports
 
 
@@ -192,7 +192,7 @@ else:
 
 
 def model_title(name: str) -> str:
-    """Return what reports call a model; of one that is not in the lists its name."""
+    """Return a model's name in reports; an unknown model keeps its name."""
     family = EDGE_FAMILIES.get(name) or SERVER_FAMILIES.get(name)
     return family.title if family else name
 

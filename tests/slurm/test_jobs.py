@@ -166,7 +166,7 @@ def test_an_array_runs_a_seed_each_in_a_folder_each(environment, submit, tmp_pat
 @pytest.mark.parametrize(
     ("options", "arguments", "variables", "message"),
     [
-        (["--ntasks=1"], [], {}, "a server and a worker are two ranks at least, but this job has 1"),
+        (["--ntasks=1"], [], {}, "a server and a worker need at least two ranks, but this job has 1"),
         (["--nodes=2", "--ntasks=1"], [], {}, "try: sbatch --ntasks=21"),  # Slurm makes it one node
         (["--ntasks=2"], ["--name", "x"], {}, "choose the run folder by NAME="),
         (["--ntasks=2"], [], {"VENV": "/no/such"}, "there is no Python environment /no/such; run make env"),
