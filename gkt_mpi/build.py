@@ -125,7 +125,7 @@ def prices_of(config: RunConfig, file: ImageFile) -> tuple[RoundPricer, Prices]:
     if waits_for_all and config.clients is not None and (leaving := devices.leaving(config.clients)):
         waiting_for_none = [its.name for its in ALGORITHMS.values() if not its.facts.is_synchronous]
         raise ConfigError(
-            f"devices.edge lets client {leaving[0]} leave for good, for which {config.algorithm} would wait for ever; "
+            f"devices.edge lets client {leaving[0]} leave for good, and {config.algorithm} would wait for it for ever; "
             f"choose another profile, or --algorithm {' or '.join(waiting_for_none)}"
         )
     return partial(round_cost, algorithm.work, setting, devices), async_prices(setting, devices)
