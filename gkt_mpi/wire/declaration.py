@@ -1,7 +1,7 @@
-"""How a message is declared: which field of it travels where, in the header or in a buffer.
+"""How a message is declared: which of its fields are sent in the header, and which in a buffer.
 
-A message is a frozen dataclass. A field of type `int` is the header's field of the same name; any other one says in its
-annotation where it goes:
+A message is a frozen dataclass. A field of type `int` is sent in the header's field of the same name; the annotation of
+any other field states where it is sent:
 
     at: Annotated[float, Millionths("first")]                                  one integer of the header
     shape: Annotated[tuple[int, int, int], Integers("height", "width", "channels")]
@@ -9,8 +9,8 @@ annotation where it goes:
     label: Annotated[Tensor, Packed(torch.int16, "num_samples")]               a part of the packed buffer
     metrics: Annotated[ClientMetrics, Floats(ClientMetrics)]                   a buffer of its own
 
-The shape of a buffer is made of integers and of names of the header's fields: a sender fills these fields from its
-tensors, and a receiver knows from them what to receive. `Declaration` makes header, buffers and message of it.
+The shape of a buffer consists of integers and of names of header fields: a sender sets these fields from its tensors,
+and a receiver derives from them what to receive. `Declaration` builds header, payload and message.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Integers:
         return value
 
     def value(self, header: Header) -> Value:
-        """Return the field's value, as the header has it."""
+        """Return the field's value, as the header states it."""
         return tuple(getattr(header, name) for name in self.names)
 
 
@@ -52,7 +52,7 @@ class Integer(Integers):
         return (value,)
 
     def value(self, header: Header) -> Value:
-        """Return the field's value, as the header has it."""
+        """Return the field's value, as the header states it."""
         return getattr(header, self.names[0])
 
 
@@ -69,7 +69,7 @@ class Millionths(Integer):
 
 
 class Buffer:
-    """A field that is a tensor and travels as a buffer of its own."""
+    """A field that is a tensor and is sent as a buffer of its own."""
 
     def __init__(self, dtype: torch.dtype, *shape: int | str) -> None:
         self.dtype = dtype
@@ -83,15 +83,15 @@ class Buffer:
         return [value.shape[place] for place in self._named]
 
     def shape(self, header: Header) -> tuple[int, ...]:
-        """Return the tensor's shape, as the header has it."""
+        """Return the tensor's shape, as the header states it."""
         return tuple([size if place is None else header[place] for place, size in self._shape])
 
     def num_bytes(self, header: Header) -> int:
-        """Return the tensor's bytes, as the header has them."""
+        """Return the tensor's bytes, as the header states them."""
         return self.dtype.itemsize * prod(self.shape(header))
 
     def tensor(self, value: Value) -> Tensor:
-        """Return the tensor that travels."""
+        """Return the tensor to send."""
         return value
 
     def value(self, tensor: Tensor) -> Value:
@@ -102,12 +102,12 @@ class Buffer:
 class Packed(Buffer):
     """A field that is a tensor and shares a buffer, uint8, with all other packed fields of its message.
 
-    They lie in it in descending order of their element's size, so that each is aligned.
+    They are stored in descending order of element size, so that each is aligned.
     """
 
 
 class Floats(Buffer):
-    """A field that is a dataclass of floats and travels as float64 numbers, in the order of its fields."""
+    """A field that is a dataclass of floats and is sent as float64 numbers, in the order of its fields."""
 
     def __init__(self, of: type) -> None:
         super().__init__(torch.float64, len(fields(of)))
@@ -123,7 +123,7 @@ class Floats(Buffer):
 
 
 class Declaration:
-    """How the messages of one class travel. A packed buffer comes first, then the others in the order of the fields."""
+    """The wire format of one message class. A packed buffer comes first, then the others in the order of the fields."""
 
     def __init__(self, message: type) -> None:
         """`message` is a dataclass with a class variable `kind`."""
@@ -140,7 +140,7 @@ class Declaration:
 
     @property
     def header_names(self) -> frozenset[str]:
-        """The fields of the header that say something, besides `kind` and `payload_bytes`; the others are 0."""
+        """The header fields that this message uses, besides `kind` and `payload_bytes`; all others are 0."""
         return frozenset(name for _, part in self._parts for name in part.names)
 
     def header(self, message: object) -> Header:
@@ -165,7 +165,7 @@ class Declaration:
         return layout
 
     def payload_bytes(self, header: Header) -> int:
-        """Return the bytes of the payload, as the header has them."""
+        """Return the bytes of the payload, as the header states them."""
         return sum(part.num_bytes(header) for _, part in (*self._packed, *self._buffers))
 
     def unpack(self, header: Header, packed: Tensor) -> dict[str, Tensor]:
@@ -188,7 +188,7 @@ class Declaration:
 
 
 def _part(name: str, hint: Value) -> Integers | Buffer:
-    """Return where the field `name` travels, as its annotation says."""
+    """Return where the field `name` is sent, as its annotation states."""
     if hint is int:
         return Integer(name)
     (part,) = hint.__metadata__

@@ -46,7 +46,7 @@ class Header(NamedTuple):
     payload_bytes: int = 0
 
     def pack(self) -> np.ndarray:
-        """Return the header as it travels: magic, version, then the fields, int64."""
+        """Return the header as it is sent: magic, version, then the fields, int64 (17,)."""
         return np.array([MAGIC, VERSION, *self], np.int64)
 
     @classmethod

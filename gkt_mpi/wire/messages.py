@@ -14,9 +14,9 @@
 TrainRequest, ModelState, FeatureBlock and Gradient are the algorithm: what a deployment would send. The others exist
 because the edge is simulated. The ledger counts the bytes of the two kinds apart.
 
-What stands here of a message is all there is: its kind, its column of the ledger, and where each field travels
-(declaration.py). A receiver checks a header against its `Contract` (contract.py) before it allocates or receives any
-payload.
+Each class below declares its kind, its column of the ledger, and for each field whether it is sent in the header or in
+a buffer, with dtype and shape; header, payload and parsing follow from that (declaration.py). A receiver checks a
+header against its `Contract` (contract.py) before it allocates or receives any payload.
 """
 
 from collections.abc import Sequence
@@ -189,7 +189,7 @@ _DECLARED: dict[int, Declaration] = {message.kind: Declaration(message) for mess
 
 
 def to_wire(message: Message) -> tuple[Header, tuple[Tensor, ...]]:
-    """Return a message's header and its payload, as they travel."""
+    """Return a message's header and its payload, as they are sent."""
     declared = _DECLARED[message.kind]
     return declared.header(message), declared.buffers(message)
 
@@ -210,11 +210,11 @@ def payload_size(header: Header) -> int:
 
 
 def header_names(kind: Kind) -> frozenset[str]:
-    """Return the fields of the header of a kind that say something, besides `kind` and `payload_bytes`."""
+    """Return the header fields that messages of a kind use, besides `kind` and `payload_bytes`."""
     return _DECLARED[kind].header_names
 
 
 def parts_of_block(header: Header, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what a block says of its samples, from its first buffer, uint8: sample ids, labels and logits."""
+    """Return the sample ids, labels and logits of a block, as views into its first buffer, uint8 (n,)."""
     parts = _DECLARED[Kind.BLOCK].unpack(header, packed)
     return parts["sample_id"], parts["label"], parts["logit"]

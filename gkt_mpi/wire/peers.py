@@ -87,7 +87,7 @@ class Peers:
                     raise LostRankError(rank, "has died")
 
     def tell_of(self, rank: int) -> None:
-        """Raise `LostRankError` if this rank has died, in the middle of a message; `tell` then tells of it no more."""
+        """Raise `LostRankError` if this rank has died, in the middle of a message; `tell` then skips it."""
         with self._lock:
             if rank in self.dead:
                 self._news = deque(other for other in self._news if other != rank)
