@@ -147,7 +147,8 @@ class Ours:
             parts = ids[rows], self.label[rows], self.logit[rows], self.codec.encode(self.feature[rows])
             self.transport.flush(BLOCKS_IN_FLIGHT)
             self.transport.send(0, FeatureBlock(client, 0, first, *parts, SHAPE, self.codec.code_id))
-        self.transport.send(0, ClientReport(client, 0, ClientMetrics(0, 0, 0, 0, 0), torch.zeros(8, dtype=torch.uint8)))
+        metrics = ClientMetrics(0, 0, 0, 0, 0, 0)
+        self.transport.send(0, ClientReport(client, 0, metrics, torch.zeros(8, dtype=torch.uint8)))
         self.transport.flush()
 
     def receive(self) -> None:
