@@ -69,6 +69,16 @@ if told=$(mktemp 2>/dev/null); then
     export GKT_MPI_STATUS_FILE="$(uname -n):$told"
 fi
 
+# A launcher that does not even start the server is ended: after a minute, or five where it has several nodes to reach. With
+# host options the server may be on another machine, and nothing is known of it.
+deadline=
+case " $* " in
+*" --host"* | *" -H "* | *" --machinefile "*) ;;
+*" gkt_mpi.main "*)
+    if [ "${SLURM_JOB_NUM_NODES:-1}" = 1 ]; then deadline=${GKT_MPI_START_S:-60}; else deadline=${GKT_MPI_START_S:-300}; fi
+    ;;
+esac
+
 # In its own session the launcher does not receive the terminal's Ctrl-C; if this script is killed, it receives SIGTERM.
 set -- "$launcher" "$@"
 setpriv --pdeathsig TERM true 2>/dev/null && set -- setpriv --pdeathsig TERM "$@"
@@ -79,12 +89,23 @@ asked_to_end=
 trap 'asked_to_end=1; kill -USR1 $job; trap "asked_to_end=; kill -TERM $job" TERM INT HUP USR1' TERM INT HUP USR1
 trap 'kill -USR2 $job' USR2 # every rank prints its stack
 trap 'kill -TSTP $job; kill -STOP $$; kill -CONT $job' TSTP # Ctrl-Z suspends the whole job, until fg
+starting=
+if [ -n "$deadline" ] && [ -n "$told" ] && setpriv --pdeathsig KILL true 2>/dev/null; then
+    (
+        setpriv --pdeathsig KILL sleep "$deadline" || exit 0
+        [ -s "$told" ] && exit 0
+        echo "gkt_mpi: $launcher has not started the server within $deadline s; see --check, or set GKT_MPI_START_S" >&2
+        kill -TERM $job 2>/dev/null && sleep 5 && kill -KILL $job 2>/dev/null
+    ) &
+    starting=$!
+fi
 status=0
 wait $job || status=$?
 while kill -0 $job 2>/dev/null; do # a signal ends wait, not the job
     status=0
     wait $job || status=$?
 done
+[ -z "$starting" ] || kill $starting 2>/dev/null || true
 ended=$(cat "$told" 2>/dev/null) || ended=
 case $ended:$status:$asked_to_end in
 began:*:1 | :*:1) # the server could not handle the signal yet

@@ -161,3 +161,14 @@ def test_a_server_killed_after_training_is_not_a_success(tmp_path):
     assert done.status == 1, done
     assert "the server was killed; start the same command again" in done.err
     assert not left_behind(tmp_path)
+
+
+def test_a_launcher_that_starts_nothing_is_ended_with_one_line(tmp_path):
+    launcher = tmp_path / "mpirun"
+    launcher.write_text('#!/bin/sh\n[ "$1" = --version ] && { echo "mpirun (Open MPI) 5.0.11"; exit; }\nexec sleep 600\n')
+    launcher.chmod(0o755)
+    program = ["-m", "gkt_mpi.main", *arguments(tmp_path)]
+    done = mpirun(3, program, timeout_s=60, env={"MPIRUN": str(launcher), "GKT_MPI_START_S": "1"})
+    assert done.status not in (0, 75), done
+    assert done.err.count("has not started the server within 1 s; see --check, or set GKT_MPI_START_S") == 1
+    assert not left_behind(tmp_path)
