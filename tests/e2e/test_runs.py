@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,6 +13,20 @@ from tests.conftest import arguments, figures, read_metrics, run_in_threads
 from tests.launch import mpirun, run_in_terminal
 
 MAIN = ["-m", "gkt_mpi.main"]
+
+
+@pytest.mark.grid
+def test_two_resumes_at_once_of_one_run_wait_for_each_other(tmp_path):
+    """Both end well: one of them does the work, the other finds it done."""
+    run_in_threads(parse(arguments(tmp_path, rounds=1)), 2)
+    with ThreadPoolExecutor(2) as both:
+        done = list(both.map(lambda ranks: mpirun(ranks, [*MAIN, *arguments(tmp_path, rounds=4)]), (2, 3)))
+    assert [each.status for each in done] == [0, 0], done
+    assert sum("another run is using" in each.out for each in done) == 1
+    undisturbed = run_in_threads(parse(arguments(tmp_path / "undisturbed", rounds=4)), 2)
+    assert figures(read_metrics(tmp_path / "runs/run")) == figures(undisturbed)
+
+
 METRICS = {
     *("round", "test_accuracy", "client_test_accuracy", "server_train_loss", "client_train_loss", "upload_bytes"),
     *("download_bytes", "simulation_bytes", "client_s", "wire_s", "server_s", "evaluate_s", "round_s"),

@@ -165,7 +165,8 @@ def test_a_server_killed_after_training_is_not_a_success(tmp_path):
 
 def test_a_launcher_that_starts_nothing_is_ended_with_one_line(tmp_path):
     launcher = tmp_path / "mpirun"
-    launcher.write_text('#!/bin/sh\n[ "$1" = --version ] && { echo "mpirun (Open MPI) 5.0.11"; exit; }\nexec sleep 600\n')
+    version = '[ "$1" = --version ] && { echo "mpirun (Open MPI) 5.0.11"; exit; }'
+    launcher.write_text(f"#!/bin/sh\n{version}\nexec sleep 600\n")
     launcher.chmod(0o755)
     program = ["-m", "gkt_mpi.main", *arguments(tmp_path)]
     done = mpirun(3, program, timeout_s=60, env={"MPIRUN": str(launcher), "GKT_MPI_START_S": "1"})

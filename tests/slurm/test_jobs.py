@@ -134,6 +134,29 @@ def test_a_warned_job_requeues_itself_and_ends_with_the_results_of_an_undisturbe
     assert summaries[0]["final_test_accuracy"] == summaries[1]["final_test_accuracy"]
 
 
+@pytest.mark.timeout(900)
+def test_a_job_whose_step_is_killed_ends_and_resumes_when_submitted_again(environment, submit, tmp_path):
+    """The step is what starts ranks on the second node. The results are those of a job that nobody disturbed."""
+    work = [*SMALL, *SYNTHETIC, f"--data.dir={tmp_path}/images", "--rounds=60"]
+    two_nodes = ["--nodes=2", "--ntasks=3", "--time=20"]
+    struck = submit(two_nodes, "cifar10.sbatch", *work, NAME="struck")
+    log = tmp_path / "the runs" / "struck" / "metrics.jsonl"
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) > 2, 240, "no round was done")
+    ask(environment, "scancel", "--signal=KILL", f"{struck}.0")
+    state = wait_for_end(environment, struck)
+    assert "Traceback" not in output(tmp_path), output(tmp_path)
+    if state != "COMPLETED":  # if the ranks that were left could not go on
+        assert "start the same command again" in output(tmp_path), output(tmp_path)
+        again = submit(two_nodes, "cifar10.sbatch", *work, NAME="struck")
+        assert wait_for_end(environment, again) == "COMPLETED", output(tmp_path)
+    calm = submit(["--ntasks=2", "--time=20"], "cifar10.sbatch", *work, NAME="calm")
+    assert wait_for_end(environment, calm) == "COMPLETED", output(tmp_path)
+    runs = [read_metrics(tmp_path / "the runs" / name) for name in ("struck", "calm")]
+    keys = ("round", "test_accuracy", "server_train_loss", "client_train_loss")
+    assert [[r.get(key) for key in keys] for r in runs[0]] == [[r.get(key) for key in keys] for r in runs[1]]
+    assert len(runs[0]) == 60
+
+
 def test_a_job_without_progress_is_not_requeued_for_ever(environment, submit, tmp_path):
     """No round is completed before the warning."""
     work = [*SMALL, *SYNTHETIC, f"--data.dir={tmp_path}/images", "--server.epochs=100000"]

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import h5py
@@ -297,6 +298,7 @@ def test_an_impossible_peak_is_refused_before_the_run_begins(tiny, capsys):
         {"client__model": "resnet4", "client__norm": "group", "server__norm": "group"},
         {"data__synthetic__classes": 100},
         {"data__limit": 41, "data__test_limit": 7},
+        pytest.param({"data__synthetic__size": 64, "data__synthetic__train": 24}, marks=pytest.mark.grid),
     ],
     ids=str,
 )
@@ -395,6 +397,22 @@ def test_a_refused_resume_changes_nothing_in_the_run_folder(tiny, capsys):
     line = run_refused(tiny(rounds=1, seed=5), capsys)
     assert "seed (0, now 5)" in line and line.count("\n") == 1
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_checkpoint_of_another_run_put_in_the_folder_is_refused(tiny, capsys):
+    for seed in (1, 2):
+        run_in_threads(tiny(name=str(seed), seed=seed, rounds=1), 2)
+    runs = Path(tiny().out)
+    shutil.copytree(runs / "1/checkpoints", runs / "2/checkpoints", dirs_exist_ok=True)
+    assert "seed (1, now 2)" in run_refused(tiny(name="2", seed=2, rounds=2), capsys)
+
+
+def test_the_folder_of_runs_may_be_a_symbolic_link(tiny, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for rounds in (1, 2):
+        assert len(run_in_threads(tiny(out=tmp_path / "link", rounds=rounds), 2)) == rounds
+    assert (tmp_path / "elsewhere/run/summary.json").exists()
 
 
 def shift_test_labels(folder):
