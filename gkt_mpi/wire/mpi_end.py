@@ -21,6 +21,7 @@ from gkt_mpi.wire.transport import SERVER
 from gkt_mpi.wire.waiting import LONGEST_SLEEP_S, poll
 
 _KILL_AFTER_S = 0.2
+_SAY_WITHIN_S = 2.0  # after which the lowest rank has noticed, too, and printed its line
 _FAREWELL_S = 5.0  # how long the server waits at the end for ranks that have fallen silent
 
 
@@ -80,6 +81,8 @@ def end_job(status: int, why: str) -> NoReturn:
     failed = set(world.Get_failed().Translate_ranks(None, world.Get_group()))
     if world.rank == min(set(range(world.size)) - failed):
         print(why, file=sys.stderr, flush=True)
+    else:
+        time.sleep(_SAY_WITHIN_S)  # mpirun may end the job as soon as one rank has exited
     _exit(status)
 
 
