@@ -99,9 +99,13 @@ class Peers:
             self._heard[rank] = time.monotonic()
 
     def begin_wait(self) -> None:
-        """Note that this rank has only now begun to listen."""
+        """Note that this rank has only now begun to listen.
+
+        What others said meanwhile may still lie in MPI's queues, or nobody could say anything while the whole job was
+        suspended: after a long pause the time in which the others have to say something begins anew.
+        """
         with self._lock:
-            self._last_look = time.monotonic()
+            self._look()
 
     def miss(self, awaited: set[int]) -> None:
         """Raise `LostRankError` for a rank of `awaited` that has been silent for `timeout_s`; for each only once.
@@ -117,11 +121,15 @@ class Peers:
     def is_silent(self, rank: int) -> bool:
         """Whether a rank has said nothing for `timeout_s`; to be called between looks for messages."""
         with self._lock:
-            now = time.monotonic()
-            if now - self._last_look > self.timeout_s / 2:  # it was this process that stood still
-                self._heard = dict.fromkeys(self._heard, now)
-            self._last_look = now
-            return now - self._heard[rank] > self.timeout_s
+            return self._look() - self._heard[rank] > self.timeout_s
+
+    def _look(self) -> float:
+        """Return the time; if this process has not looked for long, nobody has been silent so far."""
+        now = time.monotonic()
+        if now - self._last_look > self.timeout_s / 2:
+            self._heard = dict.fromkeys(self._heard, now)
+        self._last_look = now
+        return now
 
     def kill(self, ranks: set[int]) -> set[int]:
         """Kill the processes of those ranks that run on this node; return the ranks that run on others."""

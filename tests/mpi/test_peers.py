@@ -38,6 +38,21 @@ def test_a_death_in_the_middle_of_a_message_is_not_told_again(peers):
     peers.tell()  # raises nothing
 
 
+def test_nobody_is_silent_who_could_not_be_heard(peers, monkeypatch):
+    """As when the whole job was suspended while this rank did not listen."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    peers.timeout_s = 2.0
+    peers.hear(RANK)
+    now[0] += 8
+    peers.begin_wait()
+    assert not peers.is_silent(RANK)
+    for _ in range(5):  # from now on it could be heard
+        now[0] += 0.5
+        is_silent = peers.is_silent(RANK)
+    assert is_silent
+
+
 def test_deaths_that_many_threads_find_are_all_told(peers):
     """None gets lost while another thread takes one out."""
     ranks = range(100, 1100)
