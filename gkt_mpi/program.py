@@ -20,7 +20,7 @@ import torch
 from gkt_mpi import __version__, startup
 from gkt_mpi.algorithms import ALGORITHMS, client_side
 from gkt_mpi.build import codec_of, digest_of, edges_of, pipeline_of, prices_of, site_of, what_is_learnt
-from gkt_mpi.config import RunConfig, parse_command
+from gkt_mpi.config import RunConfig, Task, parse_command
 from gkt_mpi.cost.virtual_clock import RoundPricer
 from gkt_mpi.data.datasets import ImageFile, file_path, prepare
 from gkt_mpi.data.partition import count_by_class, partition
@@ -50,6 +50,8 @@ from gkt_mpi.wire.transport import SERVER, Transport
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gkt_mpi.wire.mpi import MpiTransport
+
 
 _SERVER_PATIENCE_S = 60.0  # a server without progress for at least this long is considered hanging
 _MORE_MEMORY = "provide more memory, or set smaller batches (client, server, evaluate) or a smaller bank.memory_mib"
@@ -60,16 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faulthandler.register(signal.SIGUSR2)  # kill -USR2 prints the stack of every thread
     never_fail_on_encoding()
     rank = startup.launched_rank()
-    config, task, refusal = None, "run", None
+    config: RunConfig | None = None
+    task: Task = "run"
+    refusal: ConfigError | None = None
     try:
-        with contextlib.ExitStack() as silence:
-            if rank != SERVER:  # only the server prints --help
-                nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
-                silence.enter_context(contextlib.redirect_stdout(nowhere))
-            config, task = parse_command(arguments)
-            if task == "prepare":
-                Interrupt().install()
-                return _prepare_and_say(config) if rank == SERVER else 0
+        config, task = _read_command(arguments, rank)
+        if task == "prepare":
+            Interrupt().install()
+            return _prepare_and_say(config) if rank == SERVER else 0
     except Interrupted as error:
         return _refuse(error, rank)
     except ConfigError as error:
@@ -84,18 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _refuse(error, rank) if rank == SERVER else error.exit_status
     cuda_aware = config is not None and mpi_library.is_cuda_aware(config.wire.cuda_aware)
+    launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     try:
         transport = mpi.MpiTransport(cuda_aware=cuda_aware)
-    except LostRankError as error:
-        mpi_end.end_job(
-            Interrupted.exit_status, f"gkt_mpi: {error} while the job started; start the same command again"
-        )
-    launched = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
-    if transport.size == 1 < launched:
-        return _refuse(
-            ConfigError(f"mpirun started {launched} processes, but each sees itself alone: {TWO_MPIS}"), rank
-        )
-    try:
+        if transport.size == 1 < launched:
+            alone = f"mpirun started {launched} processes, but each sees itself alone: {TWO_MPIS}"
+            return _refuse(ConfigError(alone), rank)
         speaker = transport.first_with(refusal is not None)
     except LostRankError as error:
         mpi_end.end_job(
@@ -104,9 +98,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if speaker is not None:  # all ranks refuse the configuration, or none does
         return _refuse(refusal, rank) if refusal and rank == speaker else ConfigError.exit_status
     assert config is not None
+    return _run_task(config, task, transport)
+
+
+def _read_command(arguments: Sequence[str] | None, rank: int) -> tuple[RunConfig, Task]:
+    """Return the configuration and the task of the command line; only the server prints --help."""
+    with contextlib.ExitStack() as silence:
+        if rank != SERVER:
+            nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+        return parse_command(arguments)
+
+
+def _run_task(config: RunConfig, task: Task, transport: "MpiTransport") -> int:
+    """Run this rank's part of a run or a check on MPI, end it in good order, and return the exit status."""
+    from gkt_mpi.wire import mpi_library
+
     interrupt = Interrupt()
     try:
-        if rank == SERVER:
+        if transport.rank == SERVER:
             interrupt.install()
         else:
             ignore_signals()

@@ -82,6 +82,7 @@ def find_records_of(kind: type[Record], path: Path) -> Found[Record]:
     width = len(names if is_header else kind._fields)
 
     def parse(line: str) -> Record:
+        """Return the record of a line. Raises `ValueError` if it is damaged."""
         cells = line.split(",")
         if len(cells) != width or not _NUMBERS.fullmatch(line):
             raise ValueError(f"{line!r} is not a line of {width} numbers")

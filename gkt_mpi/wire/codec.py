@@ -50,6 +50,7 @@ def _float_form(name: str, kind: torch.dtype) -> CodecForm:
     """Return the form in which each value is a floating-point number of this kind."""
 
     def is_finite(rows: Tensor, shape: FeatureShape) -> bool:
+        """Return whether no value of rows uint8 (B, row_bytes) is NaN or infinite."""
         # Read as unsigned integers, what is finite and not negative comes before all else, and integers compare
         # faster. After a ReLU nothing is negative; where something is, the values themselves decide.
         unsigned = np.uint32 if kind.itemsize == 4 else np.uint16
@@ -73,6 +74,7 @@ def _integer_form(name: str, bits: int) -> CodecForm:
         return 4 * shape[2] + (prod(shape) * bits + 7) // 8
 
     def encode(value: Tensor) -> Tensor:
+        """Return rows uint8 (B, row_bytes) of values float32 (B, H, W, K): K scales, float32, then the codes."""
         batch = len(value)
         scale = (value.amax(dim=(1, 2)) / top).clamp_(min=0) + 0.0  # never -0.0
         # A tiny maximum over `top` can underflow to zero: divided by infinity such a channel is zero, as an empty one.
@@ -85,6 +87,7 @@ def _integer_form(name: str, bits: int) -> CodecForm:
         return torch.cat([_bytes(scale), code], dim=1)
 
     def decode(rows: Tensor, shape: FeatureShape) -> Tensor:
+        """Return values float32 (B, H, W, K) of rows: each code times the scale of its sample and channel."""
         batch, channels = len(rows), shape[2]
         scale = _scale_bytes(rows, channels).view(torch.float32).reshape(batch, 1, 1, channels)
         code = rows[:, 4 * channels :]
@@ -93,6 +96,7 @@ def _integer_form(name: str, bits: int) -> CodecForm:
         return code.reshape(batch, *shape) * scale
 
     def is_finite(rows: Tensor, shape: FeatureShape) -> bool:
+        """Return whether all scales are possible, so that no code decodes to NaN or infinity."""
         scale = _scale_bytes(rows, shape[2]).view(torch.float32)
         return bool(((scale >= 0) & (scale <= torch.finfo(torch.float32).max / top)).all())
 

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def test_images():
+def images():
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(0, 256, (NUM_IMAGES + 5, 8, 8, 3), dtype=torch.uint8, generator=generator)
     pipeline = ImagePipeline(torch.full((3,), 0.5), torch.full((3,), 0.25), Augmentation())
@@ -38,13 +38,11 @@ def features(edge, state, images):
         return edge.model(images.pipeline.plain(images.image[:NUM_IMAGES]))[0].numpy().astype(np.float64).ravel()
 
 
-def test_drift_cosine_and_spread_are_those_of_numpy(test_images):
+def test_drift_cosine_and_spread_are_those_of_numpy(images):
     edges, first = new_edges()
     second = [first[2], first[1], first[0]]  # clients 0 and 2 swap stems
-    drift = StemDrift(edges, test_images)
-    before, after = (
-        [features(e, s, test_images) for e, s in zip(edges, each, strict=True)] for each in (first, second)
-    )
+    drift = StemDrift(edges, images)
+    before, after = ([features(e, s, images) for e, s in zip(edges, each, strict=True)] for each in (first, second))
     assert drift.measure(first) == {"feature_spread": pytest.approx(spread(before), rel=1e-6)}
     found = drift.measure(second)
     norm = np.linalg.norm
@@ -60,13 +58,13 @@ def spread(feature):
     return np.sqrt(np.mean([np.sum((f - mean) ** 2) for f in feature])) / np.linalg.norm(mean)
 
 
-def test_equal_stems_that_stay_have_no_spread_and_no_drift_also_after_a_resume(test_images):
+def test_equal_stems_that_stay_have_no_spread_and_no_drift_also_after_a_resume(images):
     edges, states = new_edges()
     same = [states[0], states[1], states[0]]
     edges, same = [edges[0], edges[2]], [same[0], same[2]]
-    drift = StemDrift(edges, test_images)
+    drift = StemDrift(edges, images)
     drift.measure(same)
-    resumed = StemDrift(edges, test_images)
+    resumed = StemDrift(edges, images)
     resumed.load(drift.state())
     for each in (drift, resumed):
         found = each.measure(same)
