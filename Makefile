@@ -116,7 +116,7 @@ compare:  ## compare FedGKT with FedAvg, split learning, centralized and standal
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/compare.py --out "$(OUT)/compare" $(ARGS)
 
-test:  ## the test suite, three to five minutes on two cores
+test:  ## the test suite, about five minutes on two cores
 test-grid:  ## the combinations that test omits: every fault in every phase, several hosts, 21 ranks, a short soak
 # One process more than cores, since tests of several processes sometimes wait. Compiled files are kept, see make_env.sh.
 test test-grid: processes = $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
