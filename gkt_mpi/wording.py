@@ -11,12 +11,15 @@ from difflib import SequenceMatcher, get_close_matches
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from gkt_mpi.lookup import ModuleAttribute
+
 _LONGEST_VALUE = 60  # characters of a wrong value that are shown
 _PHRASES: dict[object, str] = {
     int: "a whole number",
     float: "a number",
     str: "text",
 }
+_OWN = "module:attribute"  # a user's own object
 _YAML_WORDS = {"": "empty", "None": "null", "True": "true", "False": "false"}
 _WRONG_VALUE = re.compile(r'.*Parser key "(?P<field>[^"]+)":(?:.* Given value|.*? Got value):(?P<value>.*)')
 _UNKNOWN = re.compile(r"unrecognized arguments: (?P<word>\S*)|Option '(?P<option>.+)' is not accepted")
@@ -70,12 +73,12 @@ def wrong_value(field: str, value: object, kind: object) -> str:
 def expected(kind: object, value: str = "") -> str:
     """Return the values accepted by a field of this type, in words; the most similar to a wrong value first."""
     members = _members(kind)
-    words = list(dict.fromkeys(word for member in members for word in _literals(member)))
+    words = _words(kind)
     phrases = [_either(_nearest_first(words, value))] if words else []
     for member in members:
         origin, inner = get_origin(member), get_args(member)
         if origin in (list, dict):
-            items = "these" if set(_literals(inner[0])) and set(_literals(inner[0])) <= set(words) else ""
+            items = "these" if _words(inner[0]) and set(_words(inner[0])) <= set(words) else ""
             items = items or expected(inner[0], value)
             kind_of = "a list" if origin is list else "a mapping"
             phrases.append(f"{kind_of} of {items}" + (f" to {_plural(inner[1])}" if origin is dict else ""))
@@ -107,7 +110,14 @@ def _members(kind: object) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
+def _words(kind: object) -> list[str]:
+    """Return the words that a field of this type accepts, with `module:attribute` for a user's own object."""
+    return list(dict.fromkeys(word for member in _members(kind) for word in _literals(member)))
+
+
 def _literals(kind: object) -> tuple[str, ...]:
+    if kind is ModuleAttribute:
+        return (_OWN,)
     if kind is bool:
         return ("true", "false")
     return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
@@ -123,7 +133,7 @@ def _nearest_first(words: list[str], value: str) -> list[str]:
         letters, numbers = zip(*map(_letters_and_number, (word, wrong)), strict=True)
         return -SequenceMatcher(None, *letters).ratio(), abs(numbers[0] - numbers[1])
 
-    return sorted(words, key=distance)
+    return sorted(words, key=lambda word: (word == _OWN, distance(word)))
 
 
 def _letters_and_number(word: str) -> tuple[str, int]:

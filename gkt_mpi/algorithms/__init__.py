@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Literal
 from gkt_mpi.algorithms import centralized, fedavg, fedgkt, fedgkt_async, split_learning, standalone
 from gkt_mpi.federation.worker import ClientRound
 from gkt_mpi.learners.algorithm import Algorithm
+from gkt_mpi.lookup import Lookup, ModuleAttribute
 
-ALGORITHMS: dict[str, Algorithm] = {
-    file.ALGORITHM.name: file.ALGORITHM
-    for file in (fedgkt, fedgkt_async, fedavg, split_learning, centralized, standalone)
-}
+ALGORITHMS = Lookup(
+    "algorithm",
+    Algorithm,
+    *(file.ALGORITHM for file in (fedgkt, fedgkt_async, fedavg, split_learning, centralized, standalone)),
+)
 
 if TYPE_CHECKING:
     AlgorithmName = str
 else:
-    AlgorithmName = Literal[tuple(ALGORITHMS)]
+    AlgorithmName = Literal[tuple(ALGORITHMS)] | ModuleAttribute
 
 
 def client_side(algorithm: Algorithm) -> ClientRound:

@@ -22,7 +22,7 @@ import numpy as np
 from gkt_mpi.data import digest
 from gkt_mpi.data.augment import AugmentName
 from gkt_mpi.data.hdf5 import Plan, plan
-from gkt_mpi.data.partition import PartitionName
+from gkt_mpi.data.partition import PARTITIONS, PartitionName
 from gkt_mpi.data.sources import DATA_SOURCES, DataName, Source, Statistics, SyntheticConfig
 from gkt_mpi.errors import DataError, FullDiskError, expand, require
 
@@ -58,6 +58,8 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
+        DATA_SOURCES.find(self.name)
+        PARTITIONS.find(self.partition)
         require(self.alpha > 0, "data.alpha", self.alpha, "a number above 0")
         require(self.classes_per_client >= 1, "data.classes_per_client", self.classes_per_client, "at least 1")
         for name in ("limit", "test_limit"):

@@ -8,6 +8,7 @@ import numpy as np
 
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.facts import Parameter
+from gkt_mpi.lookup import Lookup, ModuleAttribute
 from gkt_mpi.seeding import numpy_generator
 
 if TYPE_CHECKING:
@@ -133,17 +134,16 @@ def _quantity(
 
 _ALPHA = Parameter("alpha", "α = {}")
 _CLASSES = Parameter("classes_per_client", "{} classes per client")
-PARTITIONS = {
-    its.name: its
-    for its in (
-        Partition("homo", _homo),
-        Partition("hetero", _hetero, _ALPHA, MIN_SAMPLES),
-        Partition("shards", _shards, _CLASSES),
-        Partition("quantity", _quantity, _ALPHA, MIN_SAMPLES),
-    )
-}
+PARTITIONS = Lookup(
+    "data.partition",
+    Partition,
+    Partition("homo", _homo),
+    Partition("hetero", _hetero, _ALPHA, MIN_SAMPLES),
+    Partition("shards", _shards, _CLASSES),
+    Partition("quantity", _quantity, _ALPHA, MIN_SAMPLES),
+)
 
 if TYPE_CHECKING:
     PartitionName = str
 else:
-    PartitionName = Literal[tuple(PARTITIONS)]
+    PartitionName = Literal[tuple(PARTITIONS)] | ModuleAttribute

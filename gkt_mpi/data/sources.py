@@ -22,6 +22,7 @@ from gkt_mpi.data.augment import Augmentation, DefaultAugmentation, paper_augmen
 from gkt_mpi.data.pickled import read_pickle
 from gkt_mpi.data.torchvision_import import import_torchvision_datasets
 from gkt_mpi.errors import DataError, require
+from gkt_mpi.lookup import Lookup, ModuleAttribute
 from gkt_mpi.seeding import numpy_generator
 
 Statistics = tuple[Any, Any]  # mean and standard deviation of each channel, from 0 to 1
@@ -451,9 +452,9 @@ def _fingerprint(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-DATA_SOURCES = {its.name: its for its in (DIGITS, CIFAR10, CIFAR100, CINIC10, SYNTHETIC)}
+DATA_SOURCES = Lookup("data.name", DataSource, DIGITS, CIFAR10, CIFAR100, CINIC10, SYNTHETIC)
 
 if TYPE_CHECKING:
     DataName = str
 else:
-    DataName = Literal[tuple(DATA_SOURCES)]
+    DataName = Literal[tuple(DATA_SOURCES)] | ModuleAttribute

@@ -18,6 +18,7 @@ from gkt_mpi.data.shard import Shard
 from gkt_mpi.errors import WireError, require
 from gkt_mpi.facts import ClientPart
 from gkt_mpi.models.resnet import (
+    EDGE_FAMILIES,
     EdgeModel,
     EdgeName,
     NormName,
@@ -71,6 +72,8 @@ class ClientConfig(OptimizerConfig):
             require(self.share != "none", "client.share", self.share, "stem or edge, with client.extract shared")
         if isinstance(self.model, list):
             require(bool(self.model), "client.model", self.model, "at least one model")
+        for name in [self.model] if isinstance(self.model, str) else self.model:
+            EDGE_FAMILIES.find(name)
         if isinstance(self.model, dict):
             shares = self.model.values()
             is_whole = all(share > 0 for share in shares) and abs(sum(shares) - 1) < _SHARES_ADD_UP

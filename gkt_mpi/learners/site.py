@@ -28,7 +28,7 @@ from gkt_mpi.learners.bank import BatchOrder
 from gkt_mpi.learners.event_clock import ClockName
 from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.learners.staleness import AsyncConfig
-from gkt_mpi.models.resnet import NormName, ServerName
+from gkt_mpi.models.resnet import SERVER_FAMILIES, NormName, ServerName
 from gkt_mpi.placement import Placement
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.compute import ComputeConfig
@@ -61,6 +61,7 @@ class ServerConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        SERVER_FAMILIES.find(self.model)
         require(self.epochs >= 1, "server.epochs", self.epochs, "at least 1")
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from gkt_mpi.lookup import Lookup, ModuleAttribute
+
 STEM_CHANNELS = 16
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -167,34 +169,33 @@ def _server_layers(stage_blocks: int, in_channels: int, num_classes: int, norm: 
 
 # The number in a name counts weighted layers, including the stem and the classifier. Of the edge models the paper
 # defines only ResNet-8; 4 and 6 are interpreted as one and two basic blocks.
-EDGE_FAMILIES = {
-    its.name: its
-    for its in (
-        EdgeFamily("resnet4", partial(_edge_of_basic_blocks, 1), "ResNet-4"),
-        EdgeFamily("resnet6", partial(_edge_of_basic_blocks, 2), "ResNet-6"),
-        EdgeFamily("resnet8", _edge_of_bottlenecks, "ResNet-8"),
-    )
-}
-SERVER_FAMILIES = {
-    its.name: its
-    for its in (
-        ServerFamily("resnet11", partial(_server_layers, 1), "ResNet-11"),
-        ServerFamily("resnet56", partial(_server_layers, 6), "ResNet-56"),
-        ServerFamily("resnet110", partial(_server_layers, 12), "ResNet-110"),
-    )
-}
+EDGE_FAMILIES = Lookup(
+    "client.model",
+    EdgeFamily,
+    EdgeFamily("resnet4", partial(_edge_of_basic_blocks, 1), "ResNet-4"),
+    EdgeFamily("resnet6", partial(_edge_of_basic_blocks, 2), "ResNet-6"),
+    EdgeFamily("resnet8", _edge_of_bottlenecks, "ResNet-8"),
+)
+SERVER_FAMILIES = Lookup(
+    "server.model",
+    ServerFamily,
+    ServerFamily("resnet11", partial(_server_layers, 1), "ResNet-11"),
+    ServerFamily("resnet56", partial(_server_layers, 6), "ResNet-56"),
+    ServerFamily("resnet110", partial(_server_layers, 12), "ResNet-110"),
+)
 
 if TYPE_CHECKING:
     EdgeName = str
     ServerName = str
 else:
-    EdgeName, ServerName = Literal[tuple(EDGE_FAMILIES)], Literal[tuple(SERVER_FAMILIES)]
+    EdgeName = Literal[tuple(EDGE_FAMILIES)] | ModuleAttribute
+    ServerName = Literal[tuple(SERVER_FAMILIES)] | ModuleAttribute
 
 
 def model_title(name: str) -> str:
     """Return a model's name in reports; an unknown model keeps its name."""
     family = EDGE_FAMILIES.get(name) or SERVER_FAMILIES.get(name)
-    return family.title if family else name
+    return family.title or family.name if family else name
 
 
 class EdgeModel(nn.Module):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from gkt_mpi.errors import require
+from gkt_mpi.lookup import Lookup, ModuleAttribute
 
 CudaAware = Literal["auto"] | bool  # YAML reads on and off as booleans
 FeatureShape = tuple[int, int, int]  # height, width, channels
@@ -103,22 +104,21 @@ def _integer_form(name: str, bits: int) -> CodecForm:
     return CodecForm(name, False, row_bytes, encode, decode, is_finite)
 
 
-CODECS = {
-    its.name: its
-    for its in (
-        _float_form("float32", torch.float32),
-        _float_form("bfloat16", torch.bfloat16),
-        _float_form("float16", torch.float16),
-        _integer_form("int8", 8),
-        _integer_form("int4", 4),
-    )
-}
+CODECS = Lookup(
+    "wire.codec",
+    CodecForm,
+    _float_form("float32", torch.float32),
+    _float_form("bfloat16", torch.bfloat16),
+    _float_form("float16", torch.float16),
+    _integer_form("int8", 8),
+    _integer_form("int4", 4),
+)
 SIGNED_CODECS = tuple(its.name for its in CODECS.values() if its.is_signed)
 
 if TYPE_CHECKING:
     CodecName = str
 else:
-    CodecName = Literal[tuple(CODECS)]
+    CodecName = Literal[tuple(CODECS)] | ModuleAttribute
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class WireConfig:
     """Give MPI the GPU's own memory. auto: where the MPI library says it can. off: through pinned host memory."""
 
     def __post_init__(self) -> None:
+        CODECS.find(self.codec)
         require(0 < self.block_mib <= 1024, "wire.block_mib", self.block_mib, "above 0 and at most 1024")
 
 
@@ -155,8 +156,8 @@ class Codec:
 
     @property
     def code_id(self) -> int:
-        """The number that stands for this codec in a header."""
-        return list(CODECS).index(self.name)
+        """The number that stands for this codec in a header; users' own share one, which is none of ours."""
+        return list(CODECS).index(self.name) if self.name in CODECS else len(CODECS)
 
     def block_rows(self, block_mib: float) -> int:
         """Return how many samples fit in a block of `block_mib` MiB; at least 1."""

@@ -1,28 +1,48 @@
 """Whole runs under mpirun: the files they leave, and that configuration and seed alone determine their results."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from gkt_mpi.config import parse
+from gkt_mpi.log.run_log import hold_folder
 from tests.conftest import arguments, figures, read_metrics, run_in_threads
 from tests.launch import mpirun, run_in_terminal
 
 MAIN = ["-m", "gkt_mpi.main"]
 
 
+def num_opened(path):
+    """Return the number of other processes that have a file open."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):  # it has ended
+            is_open = any(each.readlink() == path for each in process.iterdir())
+            count += is_open and process.parent.name != str(os.getpid())
+    return count
+
+
 @pytest.mark.grid
 def test_two_resumes_at_once_of_one_run_wait_for_each_other(tmp_path):
     """Both end well: one of them does the work, the other finds it done."""
     run_in_threads(parse(arguments(tmp_path, rounds=1)), 2)
+    folder = tmp_path / "runs/run"
     with ThreadPoolExecutor(2) as both:
-        done = list(both.map(lambda ranks: mpirun(ranks, [*MAIN, *arguments(tmp_path, rounds=4)]), (2, 3)))
+        with hold_folder(folder, print):  # so that both meet here, however unequal their starts
+            resumes = [both.submit(mpirun, ranks, [*MAIN, *arguments(tmp_path, rounds=4)]) for ranks in (2, 3)]
+            while num_opened(folder / ".lock") < 2 and not any(each.done() for each in resumes):
+                time.sleep(0.05)
+        done = [each.result() for each in resumes]
     assert [each.status for each in done] == [0, 0], done
-    assert sum("another run is using" in each.out for each in done) == 1
+    assert any("another run is using" in each.out for each in done)
     undisturbed = run_in_threads(parse(arguments(tmp_path / "undisturbed", rounds=4)), 2)
     assert figures(read_metrics(tmp_path / "runs/run")) == figures(undisturbed)
 

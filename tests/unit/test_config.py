@@ -155,12 +155,18 @@ def test_a_wrong_value_of_any_field_is_explained(tmp_path, field):
     [
         (
             ["--client.model", "resnet9"],
-            "client.model is resnet9; expected resnet8, resnet6 or resnet4, or a list of these",
+            "client.model is resnet9; expected resnet8, resnet6, resnet4 or module:attribute, or a list of these",
         ),
         (["--client.model=[resnet4, resnet9]"], "client.model is ['resnet4', 'resnet9']; expected resnet8"),
-        (["--client.model={resnet9: 1.0}"], "client.model is {'resnet9': 1.0}; expected resnet8, resnet6 or resnet4"),
+        (
+            ["--client.model={resnet9: 1.0}"],
+            "client.model is {'resnet9': 1.0}; expected resnet8, resnet6, resnet4 or module:attribute",
+        ),
         (["--client.model={resnet4: half}"], "or a mapping of these to numbers"),
-        (["--server.model=resnet101"], "server.model is resnet101; expected resnet110, resnet56 or resnet11"),
+        (
+            ["--server.model=resnet101"],
+            "server.model is resnet101; expected resnet110, resnet56, resnet11 or module:attribute",
+        ),
         (["--data.name=cifar-100"], "data.name is cifar-100; expected cifar100, cifar10, "),
         (["--data=3"], "data is 3; expected a group of fields"),
         (["--data={name: digit}"], "data.name is digit; expected digits, "),
