@@ -63,11 +63,7 @@ def test_a_wrong_name_is_one_line_with_place_and_nearest_name(beside, name, part
     with pytest.raises(ConfigError) as refused:
         parse_beside(beside, f"--client.model={name}")
     text = str(refused.value)
-    assert (
-        text.startswith("client.model is")
-        and "\n" not in text
-        and str(beside) in text.replace("no.package", str(beside))
-    )
+    assert text.startswith("client.model is") and "\n" not in text
     assert all(part in text for part in parts), text
 
 
