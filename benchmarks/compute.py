@@ -112,7 +112,7 @@ def our_server(side: str, batch_size: int, precision: Precision) -> Steps:
     bank.label.copy_(label)
     bank.claim(FeatureBlock(0, 0, 0, bank.sample_id, label, bank.client_logit, torch.empty(0), codec.shape, 0))
     model = build_server_model(side, CLASSES, torch.Generator().manual_seed(0), DEVICE)  # type: ignore[arg-type]
-    _, network = choose(ComputeConfig(precision, compile=False), model, feature[:batch_size], 0, print)
+    _, network = choose(ComputeConfig(precision, compile=False), model, feature[:batch_size], 0)
     optimizer = Optimizer(ServerConfig(), model.parameters())
     loss_sum = torch.zeros((), device=DEVICE)
     generator = torch.Generator().manual_seed(0)

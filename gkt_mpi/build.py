@@ -1,8 +1,9 @@
 """Constructs the parts of a server and a worker from the configuration and the image file."""
 
 import hashlib
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,57 +17,52 @@ from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import ImageFile
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.data.sources import DATA_SOURCES
-from gkt_mpi.errors import ConfigError, expand
+from gkt_mpi.errors import ConfigError
 from gkt_mpi.federation.client import build_edges
-from gkt_mpi.federation.watch import Watch
 from gkt_mpi.federation.worker import LARGEST_BATCH
-from gkt_mpi.learners.site import Site
+from gkt_mpi.learners.site import Images, LearnerConfig, Machine, Site
 from gkt_mpi.models.resnet import STEM_CHANNELS
-from gkt_mpi.placement import Placement
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.training.compute import ComputeConfig
 from gkt_mpi.training.trainable import Edge
 from gkt_mpi.wire.codec import Codec
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Part = TypeVar("Part", bound="DataclassInstance")
+
+
+def part_of(config: RunConfig, part: type[Part]) -> Part:
+    """Return the fields of a configuration that a part of the program reads, in that part's dataclass."""
+    return part(**{field.name: getattr(config, field.name) for field in fields(part)})
+
+
+def images_of(config: RunConfig, file: ImageFile, shards: list[np.ndarray], device: torch.device) -> Images:
+    """Return the images of a learner; the test images are loaded into memory on a device."""
+    pipeline = pipeline_of(config, file, device)
+    return Images(file, pipeline, shards, Shard.load(file, "test", _test_rows(config, file), pipeline, device))
+
 
 def site_of(
     config: RunConfig,
-    file: ImageFile,
-    shards: list[np.ndarray],
-    edges: list[Edge[Any]],
+    images: Images,
+    machine: Machine,
+    prices: Prices,
     rounds_done: int,
     state: dict[str, Any] | None,
-    placement: Placement,
-    watch: Watch,
-    prices: Prices,
 ) -> Site:
     """Return the components of the learner; `state` is the checkpoint after `rounds_done` rounds, if there is one."""
-    device = placement.device
+    if state is not None:  # precision and compilation stay as selected at the start
+        config = replace(config, compute=ComputeConfig(**state["compute"]))
     return Site(
-        file=file,
-        pipeline=pipeline_of(config, file, device),
-        shards=shards,
-        test=Shard.load(file, "test", _test_rows(config, file), pipeline_of(config, file, device), device),
-        edges=edges,
-        folder=expand(f"{config.out}/{config.name}", "out"),
-        seed=config.seed,
-        num_rounds=config.rounds,
-        rounds_left=config.rounds - rounds_done,
-        client=config.client,
-        server=config.server,
-        split=config.split,
-        asynchronous=config.async_,
-        clock=config.clock,
+        config=part_of(config, LearnerConfig),
+        images=images,
+        machine=machine,
+        edges=edges_of(config, images.file, machine.placement.device),
+        codec=codec_of(config, images.file),
         prices=prices,
-        distill=config.distill,
-        bank=config.bank,
-        evaluate=config.evaluate,
-        compute=config.compute if state is None else ComputeConfig(**state["compute"]),
-        codec=codec_of(config, file),
-        block_rows=codec_of(config, file).block_rows(config.wire.block_mib),
-        placement=placement,
-        watch=watch,
-        say=watch.progress.say,
+        rounds_left=config.rounds - rounds_done,
     )
 
 

@@ -28,7 +28,7 @@ from gkt_mpi.learners.event_clock import ClockName
 from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.learners.site import ServerConfig, SplitConfig
 from gkt_mpi.learners.staleness import AsyncConfig
-from gkt_mpi.log.run_log import LogConfig
+from gkt_mpi.log.logger import LogConfig
 from gkt_mpi.lookup import search_beside
 from gkt_mpi.models.resnet import EDGE_FAMILIES
 from gkt_mpi.placement import PlacementConfig

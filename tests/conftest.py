@@ -15,7 +15,7 @@ import torch
 from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.errors import Interrupted
 from gkt_mpi.federation.server import Server
-from gkt_mpi.program import run_rank
+from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.wire.local import run_local
 
 gc.freeze()  # torch's modules are never garbage, as in gkt_mpi/main.py
@@ -82,6 +82,13 @@ def figures(records: list[dict]) -> list[dict]:
     """Return the records without figures that depend on the clock and the machine."""
     by_machine = ("_s", "_peak_mib")
     return [{k: v for k, v in r.items() if k == "virtual_s" or not k.endswith(by_machine)} for r in records]
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The package's log lines from `info` up."""
+    caplog.set_level("INFO", "gkt_mpi")
+    return caplog
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ class ImagePipeline:
         """Initialise; `mean` and `std`: float32 (channels,), of pixels scaled to 0..1, on the images' device."""
         self.scale = 1 / (255 * std)
         self.shift = mean / std
+        self.device = mean.device
         self.augmentation = augmentation
 
     def plain(self, image_BHWC: Tensor) -> Tensor:

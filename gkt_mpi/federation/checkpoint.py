@@ -5,11 +5,11 @@ It is written under a temporary name, flushed to disk and renamed, so a file wit
 disk has lost data; in that case the previous checkpoint is used.
 """
 
+import logging
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,8 @@ import torch
 
 from gkt_mpi.errors import CheckpointError, GktError, require, what_to_do
 from gkt_mpi.training.schedule import FIXED_LENGTH
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"round-(\d{5,})\.pt")
 _FORMAT = 7  # version of the checkpoint's contents
@@ -80,11 +82,12 @@ class CheckpointStore:
             raise GktError(f"cannot write {path}: {error}; {what_to_do(self.folder.parent)}") from error
         for old in self._paths()[: -self.config.keep]:
             old.unlink()
+        logger.debug(f"saved {path}")
 
-    def load(self, say: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
+    def load(self) -> tuple[int, dict[str, Any]] | None:
         """Return (rounds done, state) of the newest valid checkpoint, or None if there is none or resume is never.
 
-        A damaged one is reported through `say` and renamed to NAME.damaged. Raises `CheckpointError` when all are
+        A damaged one is reported and renamed to NAME.damaged. Raises `CheckpointError` when all are
         damaged, or the newest valid one belongs to a run with another configuration.
         """
         if self.config.resume == "never":
@@ -100,7 +103,7 @@ class CheckpointStore:
                 found = saved["config"], saved.get("format"), int(saved["rounds_done"]), saved["state"]
             except Exception as error:  # a damaged file can raise almost any exception
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                say(f"{path} is damaged ({reason}); it was renamed, and the previous one is used")
+                logger.warning(f"{path} is damaged ({reason}); it was renamed, and the previous one is used")
                 path.replace(path.with_suffix(".damaged"))
                 continue
             self._refuse_other(path, *found[:2])

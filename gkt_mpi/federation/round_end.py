@@ -1,6 +1,7 @@
 """The end of a round: evaluation, checkpoint and log; after the last one also the summary."""
 
 import copy
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +19,8 @@ from gkt_mpi.log.run_log import RunLog
 from gkt_mpi.placement import peak_mib
 from gkt_mpi.training.evaluate import Accuracy, EvaluateConfig, EvaluateMode
 from gkt_mpi.wire.transport import SERVER
+
+logger = logging.getLogger(__name__)
 
 
 class RoundEnd:
@@ -47,11 +50,10 @@ class RoundEnd:
         if state is not None:
             self._learner.load(state["learner"])
             self._hosting.states[:] = state["clients"]
-            self._watch.progress.say(f"resumed after round {rounds_done} of {self.num_rounds}")
+            logger.info(f"resumed after round {rounds_done} of {self.num_rounds}")
         uploads, clients = ([] if state is None else state[name] for name in ("uploads", "client_records"))
         log = None if state is None else state["log"]
-        num_ranks = self._watch.transport.size
-        self._log.begin(rounds_done, num_ranks, log, uploads, clients, self._watch.progress.say)
+        self._log.begin(rounds_done, self._watch.transport.size, log, uploads, clients)
 
     def begin(self) -> None:
         """Start the clock of the rounds."""

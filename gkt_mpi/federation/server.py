@@ -5,6 +5,7 @@ their workers (hosting.py), the accounting of the round (books.py), and the end 
 is what it trains.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from gkt_mpi.log.timeline import MOST_SPANS
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.messages import ClientReport, Request, Stop
+
+logger = logging.getLogger(__name__)
 
 _REFUSALS_SAID = 3  # per round; further ones are only counted
 
@@ -95,6 +98,7 @@ class Server:
 
     def request(self, client: int, request: Request) -> None:
         """Ask a client for its round; its upload is to be collected."""
+        logger.debug(f"asking client {client} for round {request.round + 1}")
         self._asked[client] = request
         self.books.take_part(client, self.hosting.participant(client, request))
         self.hosting.send(client, request)
@@ -140,7 +144,7 @@ class Server:
             """Host the clients of a lost worker elsewhere; those that have not reported start the round again."""
             moved = self.hosting.move(lost.rank, reports)
             self.books.count("lost_workers")
-            self._progress.say(f"{lost}; its clients ({', '.join(map(str, moved)) or 'none'}) move to other workers")
+            logger.warning(f"{lost}; its clients ({', '.join(map(str, moved)) or 'none'}) move to other workers")
             for client in moved:
                 if client in expected:
                     self._progress.advance(-inbox.reopen(client))
@@ -151,6 +155,7 @@ class Server:
 
     def take_in(self, report: ClientReport, rank: int) -> None:
         """Record a client's report, received from this rank, and the client's new state."""
+        logger.debug(f"client {report.client} has reported round {report.round + 1}, from rank {rank}")
         self.hosting.states[report.client] = report.state
         self.books.take_in(report, rank)
 
@@ -184,12 +189,12 @@ class Server:
             raise WireError(f"{why} (to continue without such data: --faults.on_bad_client drop)")
         self.books.count("dropped_clients")
         self.books.take_out(client, self._asked[client].round)  # an earlier report of the same round
-        self._progress.say(f"dropped in this round: {why}")
+        logger.warning(f"dropped in this round: {why}")
         self.hosting.host(client)
 
     def _count_refusal(self, why: str) -> None:
         if self.books.count("refused_messages") <= _REFUSALS_SAID:
-            self._progress.say(f"refused: {why}")
+            logger.warning(f"refused: {why}")
 
     def _finish(self, synchronous: bool) -> None:
         """Stop the workers and write the summary of a complete run."""

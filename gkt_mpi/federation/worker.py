@@ -1,5 +1,6 @@
 """A worker: a rank that hosts edge clients and serves the server's requests until it is stopped."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ from gkt_mpi.wire.messages import (
 )
 from gkt_mpi.wire.transport import SERVER, Transport
 
+logger = logging.getLogger(__name__)
+
 ClientRound = Callable[["Worker", Client, Any], None]  # an algorithm's client side
 LARGEST_BATCH = 256  # a block is also the batch of the forward pass that computes it
 BLOCKS_IN_FLIGHT = 3  # the next is computed while two are being received and one waits at the server
@@ -60,9 +63,20 @@ class Hosted:
     state: Tensor  # uint8 (state_bytes,)
 
 
+@dataclass(frozen=True)
+class WorkerConfig:
+    """The fields of a run's configuration that a worker reads (config.py)."""
+
+    seed: int
+    rounds: int
+    client: ClientConfig
+    distill: DistillConfig
+    wire: WireConfig
+
+
 @dataclass
 class Worker:
-    """A worker's edge in memory, image file, and hosted clients.
+    """A worker's edges in memory, image file, and hosted clients.
 
     `edges[k]` is the edge that client k's state is loaded into, the same one for all clients with the same model.
     `requests` are the kinds of message that ask for a client's round.
@@ -74,21 +88,18 @@ class Worker:
     edges: list[Edge[Any]]
     requests: frozenset[Kind]
     codec: Codec
-    config: ClientConfig
-    distill: DistillConfig
-    wire: WireConfig
-    seed: int
-    num_rounds: int
-    device: torch.device
+    config: WorkerConfig
 
     def __post_init__(self) -> None:
+        self.distill = self.config.distill
+        self._device = self.pipeline.device
         self.hosted: dict[int, Hosted] = {}
         self._num_samples: dict[int, int] = {}  # of each hosted client
         self._state_bytes = {client: edge.state_bytes for client, edge in enumerate(self.edges)}
         self._model_bytes = {client: edge.travelling_bytes for client, edge in enumerate(self.edges)}
         self._asked: deque[Request] = deque()  # requests that arrived while another client was training
         self.timeline = self.transport.timeline
-        self.block_rows = min(self.codec.block_rows(self.wire.block_mib), LARGEST_BATCH)
+        self.block_rows = min(self.codec.block_rows(self.config.wire.block_mib), LARGEST_BATCH)
 
     def run(self, client_round: ClientRound) -> None:
         """Serve requests until the server stops this worker; `client_round` is the algorithm's client side."""
@@ -119,7 +130,7 @@ class Worker:
             state_bytes=self._state_bytes,
             model_bytes=self._model_bytes,
             max_samples=len(self.file.labels("train")),
-            device=self.device,
+            device=self._device,
         )
 
     def _host(self, message: HostClient) -> None:
@@ -132,15 +143,15 @@ class Worker:
         edge = self.edges[request.client]
         with self.timeline.phase("load"):
             edge.load(self.hosted[request.client].state)
-            shard = Shard.load(self.file, "train", sample_id, self.pipeline, self.device)
+            shard = Shard.load(self.file, "train", sample_id, self.pipeline, self._device)
             client = Client(
                 request.client,
                 shard,
                 edge,
-                self.config,
-                self.seed,
+                self.config.client,
+                self.config.seed,
                 self.transport.keep_in_touch,
-                self.num_rounds,
+                self.config.rounds,
                 request.at if isinstance(request, TrainRequest) else request.round,
             )
         self.transport.keep_in_touch()
@@ -157,7 +168,11 @@ class Worker:
             *(client.samples, float(client.loss_sum), float(client.cross_entropy_sum)),
             float(client.correct),
         )
-        metrics = ClientMetrics(*counted, self._seconds["client train"], self._seconds["extract"], peak_mib())
+        trained_s, extracted_s = self._seconds["client train"], self._seconds["extract"]
+        metrics = ClientMetrics(*counted, trained_s, extracted_s, peak_mib())
+        logger.debug(
+            f"client {client.id}, round {request.round + 1}: train {trained_s:.2f} s, extract {extracted_s:.2f} s"
+        )
         self.transport.send(SERVER, ClientReport(client.id, request.round, metrics, state, self.timeline.take()))
 
     def upload(self, client: Client, round: int, rows: slice, feature: Tensor, logit: Tensor) -> None:

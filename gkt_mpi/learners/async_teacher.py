@@ -35,7 +35,7 @@ class AsyncTeacher(Teacher):
     def __init__(self, site: Site) -> None:
         """See `Teacher`."""
         super().__init__(site, StandingBank, StandingEdges)
-        self._async = site.asynchronous
+        self._async = site.config.async_
         self._pass: list[Tensor] = []  # remaining batches of the pass, as sample numbers
         self._num_passes = 0
         self._debt = 0  # samples still due for training, times the clients; below 0 after a batch too many
@@ -47,7 +47,7 @@ class AsyncTeacher(Teacher):
 
     def open(self, server: Server) -> Arrivals:
         """Return the uploads of the run; they start, or resume after an interruption, with its first round."""
-        clock = VirtualClock(self._site.prices) if self._site.clock == "virtual" else RealClock()
+        clock = VirtualClock(self._site.prices) if self._site.config.clock == "virtual" else RealClock()
         self._arrivals = Arrivals(
             server, self.inbox, self.bank.num_clients, clock, self._site.prices, self._async.buffer, self.ask, self.land
         )
@@ -76,9 +76,9 @@ class AsyncTeacher(Teacher):
 
     def begin_round_of_uploads(self, round: int) -> None:
         """Begin to count the uploads and losses of a round."""
-        due = self.config.epochs * self._site.num_samples
+        due = self.config.epochs * self._site.images.num_samples
         self._training.begin_round(round, due)
-        self._site.watch.progress.begin_phase(SERVER_TRAINS, due)
+        self._site.machine.watch.progress.begin_phase(SERVER_TRAINS, due)
         self.arrivals.begin_round(round)
 
     def due_batches(self, clients: list[int]) -> Iterator[BankBatch]:
@@ -112,7 +112,7 @@ class AsyncTeacher(Teacher):
 
     def _pass_time(self, batch: BankBatch) -> None:
         self.arrivals.compute(trained=len(batch.row))
-        self._site.watch.advance(len(batch.row))
+        self._site.machine.watch.advance(len(batch.row))
 
     def _weigh(self) -> None:
         """Update the weights of the clients' samples; their mean over all samples is 1."""
@@ -144,7 +144,9 @@ class AsyncTeacher(Teacher):
 
     def _begin_pass(self) -> None:
         """Shuffle all samples that are not too stale; identical to fedgkt's epochs in synchronous training."""
-        generator = torch_generator(self._site.seed, "server epoch", *divmod(self._num_passes, self.config.epochs))
+        generator = torch_generator(
+            self._site.config.seed, "server epoch", *divmod(self._num_passes, self.config.epochs)
+        )
         self._num_passes += 1
         parts = [self.bank.samples_of(client) for client in self._fresh]
         if self.config.batch_order == "mixed":

@@ -17,7 +17,7 @@ class EdgesAlone(ReportsOnly):
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        precision = site.compute.precision
+        precision = site.config.compute.precision
         if precision == "auto":
             precision = "bfloat16" if has_bfloat16(site.device) else "float32"
         self.compute = Compute(precision)
@@ -25,11 +25,19 @@ class EdgesAlone(ReportsOnly):
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of every client's edge model."""
         site = self._site
-        return evaluate(None, site.edges, states, site.test, mode, site.evaluate.batch_size, site.watch.advance)
+        return evaluate(
+            None,
+            site.edges,
+            states,
+            site.images.test,
+            mode,
+            site.config.evaluate.batch_size,
+            site.machine.watch.advance,
+        )
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
         """Return the number of images that an evaluation passes through the networks."""
-        return num_evaluated(mode, len(self._site.shards), len(self._site.test))
+        return num_evaluated(mode, len(self._site.images.shards), len(self._site.images.test))
 
     def state(self) -> dict[str, Any]:
         """Return an empty state: the clients' states are the complete result."""

@@ -12,7 +12,7 @@ from gkt_mpi.federation.model_inbox import ModelInbox
 from gkt_mpi.learners.site import ServerConfig, Site, Training
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.compute import choose
-from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate_model
+from gkt_mpi.training.evaluate import Accuracy, EvaluateMode
 from gkt_mpi.training.trainable import Trainable, weighted_mean
 
 
@@ -24,20 +24,19 @@ class GlobalModel:
     def __init__(self, site: Site, side: ClientConfig | ServerConfig) -> None:
         """Build the network; `side` is the configuration of the side that trains it."""
         self._site = site
-        num_classes = len(site.file.classes)
-        whole = whole_model(site.server, site.file.image_shape, num_classes, site.seed, site.device)
-        example = site.example(site.file.image_shape[2], side.batch_size)
-        self.compute, self.model = choose(site.compute, whole, example, site.steps_left(side), site.say)
-        self._trained = Trainable(whole, site.server)
+        shape, num_classes = site.images.file.image_shape, site.images.num_classes
+        whole = whole_model(site.config.server, shape, num_classes, site.config.seed, site.device)
+        example = site.example(shape[2], side.batch_size)
+        self.compute, self.model = choose(site.config.compute, whole, example, site.steps_left(side))
+        self._trained = Trainable(whole, site.config.server)
 
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of the network, the same for every client; always on the whole test set."""
-        site = self._site
-        return evaluate_model(self._trained.model.folded(), site.test, site.evaluate.batch_size, site.watch.advance)
+        return self._site.accuracy_of(self._trained.model.folded())
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
         """Return the number of images that an evaluation passes through the network."""
-        return len(self._site.test)
+        return len(self._site.images.test)
 
     def close(self) -> None:
         """Do nothing: everything is in memory."""
@@ -47,9 +46,9 @@ class AveragedModel(GlobalModel):
     """FedAvg's global model, and the inbox of the clients' weights, one model per client."""
 
     def __init__(self, site: Site) -> None:
-        super().__init__(site, site.client)
+        super().__init__(site, site.config.client)
         self.weights = self._trained.weights
-        self.inbox = ModelInbox(len(self.weights), list(map(len, site.shards)))
+        self.inbox = ModelInbox(len(self.weights), list(map(len, site.images.shards)))
 
     def update(self) -> None:
         """Load the mean of the clients' weights, weighted by their images (McMahan et al. 2017).
@@ -57,7 +56,7 @@ class AveragedModel(GlobalModel):
         BatchNorm's means and variances are averaged like weights.
         """
         models = self.inbox.models
-        counts = [len(self._site.shards[client]) for client in sorted(models)]
+        counts = [len(self._site.images.shards[client]) for client in sorted(models)]
         self.weights.copy_(weighted_mean([models[client] for client in sorted(models)], counts))
         models.clear()
 
@@ -74,11 +73,11 @@ class CentralModel(GlobalModel):
     """The large network trained on all images in one place."""
 
     def __init__(self, site: Site) -> None:
-        super().__init__(site, site.server)
-        self.config = site.server
-        rows = np.sort(np.concatenate(site.shards))
-        self._shard = Shard.load(site.file, "train", rows, site.pipeline, site.device)
-        self._training = Training(self._trained.optimizer, site.server, site.num_rounds, site.device)
+        super().__init__(site, site.config.server)
+        self.config = site.config.server
+        rows = np.sort(np.concatenate(site.images.shards))
+        self._shard = Shard.load(site.images.file, "train", rows, site.images.pipeline, site.device)
+        self._training = Training(self._trained.optimizer, site.config.server, site.config.rounds, site.device)
         self.samples_trained = len(self._shard)
         self.step, self.end_round = self._training.step, self._training.end_round
 
@@ -91,10 +90,10 @@ class CentralModel(GlobalModel):
     def batches(self, round: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (augmented images, labels) of one epoch, shuffled: identical to a FedAvg client with all images."""
         self._trained.model.train()
-        generator = torch_generator(self._site.seed, "client epoch", 0, round, epoch, device=self._site.device)
+        generator = torch_generator(self._site.config.seed, "client epoch", 0, round, epoch, device=self._site.device)
         for row_B, image in self._shard.train_batches(self.config.batch_size, generator):
             yield image, self._shard.label[row_B]
-            self._site.watch.advance(len(row_B))
+            self._site.machine.watch.advance(len(row_B))
 
     def state(self) -> dict[str, Any]:
         """Return the checkpoint's contents."""

@@ -32,12 +32,12 @@ from gkt_mpi.models.resnet import SERVER_FAMILIES, NormName, ServerName
 from gkt_mpi.placement import Placement
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.compute import ComputeConfig
-from gkt_mpi.training.evaluate import EvaluateConfig
+from gkt_mpi.training.evaluate import Accuracy, EvaluateConfig, evaluate_model
 from gkt_mpi.training.losses import DistillConfig
 from gkt_mpi.training.optimizer import Optimizer, OptimizerConfig
 from gkt_mpi.training.schedule import Schedule, ScheduleName
 from gkt_mpi.training.trainable import Edge
-from gkt_mpi.wire.codec import Codec
+from gkt_mpi.wire.codec import Codec, WireConfig
 
 
 @dataclass(frozen=True)
@@ -75,38 +75,31 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
-class Site:
-    """The components of a learner: the run's data, configuration and device."""
+class LearnerConfig:
+    """The fields of a run's configuration that learners read (config.py)."""
+
+    seed: int
+    rounds: int
+    clock: ClockName
+    client: ClientConfig
+    server: ServerConfig
+    split: SplitConfig
+    async_: AsyncConfig
+    distill: DistillConfig
+    wire: WireConfig
+    bank: BankConfig
+    evaluate: EvaluateConfig
+    compute: ComputeConfig
+
+
+@dataclass(frozen=True)
+class Images:
+    """The data set, its partition, and the transformation of images into a network's input."""
 
     file: ImageFile
     pipeline: ImagePipeline
     shards: list[np.ndarray]  # each client's sample ids, int64
     test: Shard
-    edges: list[Edge[Any]]  # edges[k] is the edge for client k's state
-    folder: Path  # the run folder
-    seed: int
-    num_rounds: int
-    rounds_left: int
-    client: ClientConfig
-    server: ServerConfig
-    distill: DistillConfig
-    bank: BankConfig
-    evaluate: EvaluateConfig
-    compute: ComputeConfig
-    codec: Codec
-    block_rows: int  # largest number of rows in a FeatureBlock
-    placement: Placement
-    watch: Watch
-    split: SplitConfig
-    asynchronous: AsyncConfig
-    clock: ClockName
-    prices: Prices
-    say: Callable[[str], None]
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the server's computation."""
-        return self.placement.device
 
     @property
     def num_samples(self) -> int:
@@ -114,20 +107,63 @@ class Site:
         return sum(map(len, self.shards))
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.file.classes)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the learner computes and stores files, and whom its long operations report to."""
+
+    placement: Placement
+    watch: Watch
+    folder: Path  # the run folder
+
+
+@dataclass(frozen=True)
+class Site:
+    """The components of a learner."""
+
+    config: LearnerConfig
+    images: Images
+    machine: Machine
+    edges: list[Edge[Any]]  # edges[k] is the edge for client k's state
+    codec: Codec
+    prices: Prices
+    rounds_left: int
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the server's computation."""
+        return self.machine.placement.device
+
+    @property
+    def block_rows(self) -> int:
+        """The largest number of rows in a FeatureBlock."""
+        return self.codec.block_rows(self.config.wire.block_mib)
+
+    @property
     def num_uploads(self) -> int:
         """Number of rounds in which features are uploaded."""
-        return math.ceil(self.num_rounds / self.client.upload_every)
+        return math.ceil(self.config.rounds / self.config.client.upload_every)
 
     def example(self, channels: int, batch_size: int) -> Tensor:
         """Return a random batch with this many channels, in the images' size and the memory layout of training."""
-        height, width, _ = self.file.image_shape
-        shape = (min(batch_size, self.num_samples), height, width, channels)
+        height, width, _ = self.images.file.image_shape
+        shape = (min(batch_size, self.images.num_samples), height, width, channels)
         return torch.rand(shape, generator=torch_generator(0, "example batch")).permute(0, 3, 1, 2).to(self.device)
+
+    def accuracy_of(self, model: Callable[[Tensor], Tensor]) -> Accuracy:
+        """Return the accuracy of a network on the test images; `model` maps images to logits."""
+        return evaluate_model(model, self.images.test, self.config.evaluate.batch_size, self.machine.watch.advance)
 
     def steps_left(self, side: ClientConfig | ServerConfig) -> int:
         """Return the number of that side's optimizer steps left in the run, if it passes over all images."""
-        rounds = math.ceil(self.rounds_left / self.client.upload_every) if side is self.server else self.rounds_left
-        return math.ceil(self.num_samples / side.batch_size) * side.epochs * rounds
+        rounds = self.rounds_left
+        if side is self.config.server:
+            rounds = math.ceil(rounds / self.config.client.upload_every)
+        return math.ceil(self.images.num_samples / side.batch_size) * side.epochs * rounds
 
 
 class Training:

@@ -13,7 +13,7 @@ from gkt_mpi.federation.client import whole_model
 from gkt_mpi.learners.site import Site, Training
 from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.training.compute import choose
-from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate_model
+from gkt_mpi.training.evaluate import Accuracy, EvaluateMode
 from gkt_mpi.training.trainable import Trainable, weighted_mean
 from gkt_mpi.wire.codec import SIGNED_CODECS
 from gkt_mpi.wire.contract import Accepts
@@ -34,12 +34,13 @@ class SplitModel:
                 f"{', '.join(SIGNED_CODECS)}"
             )
         self.site = site
-        self.whole = whole_model(site.server, site.file.image_shape, len(site.file.classes), site.seed, site.device)
+        shape, num_classes = site.images.file.image_shape, site.images.num_classes
+        self.whole = whole_model(site.config.server, shape, num_classes, site.config.seed, site.device)
         stem, rest = self.whole.cut()
-        example = site.example(STEM_CHANNELS, site.client.batch_size)
-        self.compute, self.rest = choose(site.compute, rest, example, site.steps_left(site.client), site.say)
-        self._stem, self.server_part = Trainable(stem, site.client), Trainable(rest, site.server)
-        self._training = Training(self.server_part.optimizer, site.server, site.num_rounds, site.device)
+        example = site.example(STEM_CHANNELS, site.config.client.batch_size)
+        self.compute, self.rest = choose(site.config.compute, rest, example, site.steps_left(site.config.client))
+        self._stem, self.server_part = Trainable(stem, site.config.client), Trainable(rest, site.config.server)
+        self._training = Training(self.server_part.optimizer, site.config.server, site.config.rounds, site.device)
         self.end_round = self._training.end_round
 
     def begin_round(self, round: int) -> None:
@@ -53,7 +54,7 @@ class SplitModel:
 
     def turns(self, clients: list[int]) -> list[list[int]]:
         """Return groups of clients that are served at once: one client after another, or all in parallel."""
-        return [[client] for client in clients] if self.site.split.mode == "sequential" else [clients]
+        return [[client] for client in clients] if self.site.config.split.mode == "sequential" else [clients]
 
     def begin_batch(self, part: float) -> None:
         """Set the learning rate for a batch whose midpoint is at this fraction of its client's turn."""
@@ -69,12 +70,11 @@ class SplitModel:
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of stem and rest together, always on the whole test set."""
         self.whole.precision = self.compute.precision
-        site = self.site
-        return evaluate_model(self.whole.folded(), site.test, site.evaluate.batch_size, site.watch.advance)
+        return self.site.accuracy_of(self.whole.folded())
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
         """Return the number of images that an evaluation passes through the network."""
-        return len(self.site.test)
+        return len(self.site.images.test)
 
     def state(self) -> dict[str, Any]:
         """Return the checkpoint's contents."""
@@ -112,7 +112,7 @@ class Turn:
         `send(client, message)` sends the gradient to the client.
         """
         self._model, self._train_batch, self._send, self._site = model, train_batch, send, model.site
-        self.passes = model.site.client.epochs
+        self.passes = model.site.config.client.epochs
         self._begin = model.server_part.state()
         self._copies = dict.fromkeys(clients, self._begin)
         self._held_by: int | None = None  # the client whose copy is in the model
@@ -128,7 +128,7 @@ class Turn:
         for client in clients:  # in this order, so that the sum is bit-identical whatever the order of arrival
             self._model._training.count(self._loss_sum[client], self._seen[client])
         if clients:
-            counts = [len(self._site.shards[client]) for client in clients]
+            counts = [len(self._site.images.shards[client]) for client in clients]
             self._model.stem_weights.copy_(weighted_mean([self._stems[client] for client in clients], counts))
             self._begin = self._model.server_part.mean([self._copies[client] for client in clients], counts)
         self._model.server_part.load(self._begin)
@@ -141,21 +141,21 @@ class Turn:
             feature_shape=codec.shape,
             row_bytes=codec.row_bytes,
             codec=codec.code_id,
-            block_rows=self._site.client.batch_size,
+            block_rows=self._site.config.client.batch_size,
             model_bytes=len(self._model.stem_weights),
             admit=self._admit,
         )
 
     def _admit(self, header: Header, sample_id: Tensor, label: Tensor, logit: Tensor) -> Tensor:
         """Return memory for a batch's features. Raises `WireError` unless it is the next of its client's epoch."""
-        shard = self._site.shards[header.client]
+        shard = self._site.images.shards[header.client]
         epoch, first = divmod(self._seen[header.client], len(shard))
         where = f"client {header.client} in round {header.round}"
-        if epoch >= self._site.client.epochs or header.first != first:
+        if epoch >= self._site.config.client.epochs or header.first != first:
             raise WireError(f"{where} sent a batch out of order, from sample {header.first} on")
         if len(np.unique(sample_id.numpy())) < len(sample_id) or not np.isin(sample_id.numpy(), shard).all():
             raise WireError(f"{where} sent sample ids that differ from its shard")
-        num_classes = len(self._site.file.classes)
+        num_classes = self._site.images.num_classes
         if label.numpy().min() < 0 or label.numpy().max() >= num_classes:
             raise WireError(f"{where} sent labels outside 0..{num_classes - 1}")
         return torch.empty(header.num_samples, header.row_bytes, dtype=torch.uint8)
@@ -173,10 +173,10 @@ class Turn:
         feature = self._site.codec.decode(message.feature.to(self._site.device))
         label = message.label.to(self._site.device).long()
         is_alone = len(self._seen) == 1  # the client waits, so the server may use its core as well
-        cores = self._site.placement.all_cores() if is_alone else nullcontext()
-        with self._site.watch.transport.timeline.phase("server train"), cores:
+        cores = self._site.machine.placement.all_cores() if is_alone else nullcontext()
+        with self._site.machine.watch.transport.timeline.phase("server train"), cores:
             self._hold(message.client)
-            due = self.passes * len(self._site.shards[message.client])
+            due = self.passes * len(self._site.images.shards[message.client])
             self._model.begin_batch((self._seen[message.client] + len(label) / 2) / due)
             gradient = self._site.codec.encode(self._train_batch(self._model, feature, label))
         self._seen[message.client] += len(label)
@@ -189,7 +189,7 @@ class Turn:
 
     def missing(self, client: int) -> str:
         """Describe the missing part of a client's turn."""
-        missing = self._site.client.epochs * len(self._site.shards[client]) - self._seen[client]
+        missing = self._site.config.client.epochs * len(self._site.images.shards[client]) - self._seen[client]
         return f"{missing} samples" if missing else "" if client in self._stems else "its stem"
 
     def reopen(self, client: int) -> int:

@@ -31,35 +31,31 @@ class Teacher:
     ) -> None:
         """Build model and bank. Raises `ConfigError` when the disk is too small for the bank's file."""
         self._site = site
-        self.config, self.distill = site.server, site.distill
-        num_classes, generator = len(site.file.classes), torch_generator(site.seed, "server model")
-        self._model = build_server_model(site.server.model, num_classes, generator, site.device, site.server.norm)
-        self.compute, self.model = choose(
-            site.compute,
-            self._model,
-            site.example(STEM_CHANNELS, site.server.batch_size),
-            site.steps_left(site.server),
-            site.say,
-        )
-        self.bank = bank_class(
-            site.shards, num_classes, site.codec, site.device, site.bank, site.folder, site.block_rows
-        )
+        self.config, self.distill, shards = site.config.server, site.config.distill, site.images.shards
+        num_classes, generator = site.images.num_classes, torch_generator(site.config.seed, "server model")
+        self._model = build_server_model(self.config.model, num_classes, generator, site.device, self.config.norm)
+        example = site.example(STEM_CHANNELS, self.config.batch_size)
+        self.compute, self.model = choose(site.config.compute, self._model, example, site.steps_left(self.config))
+        bank, folder = site.config.bank, site.machine.folder
+        self.bank = bank_class(shards, num_classes, site.codec, site.device, bank, folder, site.block_rows)
         self.has_upload = True  # whether this round's clients upload features
         self._inbox_of_upload: Inbox = self.bank
         self._inbox_between: Inbox = ReportsOnly()
         self.sharing: SharedEdges | None = None
-        if site.client.share != "none":
-            self.sharing = sharing_class(site.edges, list(map(len, site.shards)))
+        if site.config.client.share != "none":
+            self.sharing = sharing_class(site.edges, list(map(len, shards)))
             self._inbox_between = self.sharing.inbox
-            if site.client.extract == "own":
+            if site.config.client.extract == "own":
                 self._inbox_of_upload = FeaturesAndWeights(self.bank, self.sharing.inbox)
-        self.drift = StemDrift(site.edges, site.test)
-        self._optimizer = Optimizer(site.server, self._model.parameters())
-        self._training = Training(self._optimizer, site.server, site.num_uploads, site.device)
+        self.drift = StemDrift(site.edges, site.images.test)
+        self._optimizer = Optimizer(site.config.server, self._model.parameters())
+        self._training = Training(self._optimizer, site.config.server, site.num_uploads, site.device)
         self.step = self._training.step
-        self._is_taught = [False] * len(site.shards)  # clients for whose samples the bank holds the server's logits
+        self._is_taught = [False] * len(
+            site.images.shards
+        )  # clients for whose samples the bank holds the server's logits
         self._weight_KC: Tensor | None = None  # of the distillation from each client, in this round
-        self._uploaded_in = [-1] * len(site.shards)  # the round of a client's last complete upload
+        self._uploaded_in = [-1] * len(shards)  # the round of a client's last complete upload
 
     @property
     def inbox(self) -> Inbox:
@@ -69,7 +65,7 @@ class Teacher:
     @property
     def sharing_first(self) -> SharedEdges | None:
         """The weights to average before the upload, in rounds whose features are extracted by the mean; else None."""
-        return self.sharing if self._site.client.extract == "shared" and self.has_upload else None
+        return self.sharing if self._site.config.client.extract == "shared" and self.has_upload else None
 
     def request(self, client: int, round: int) -> TrainRequest:
         """Return a client's training request, with the server's logits for its samples (empty in the first one).
@@ -85,7 +81,7 @@ class Teacher:
 
         In a resumed run the other clients first repeat their last upload, if it is to be kept.
         """
-        self.has_upload = self._site.client.uploads_in(round, self._site.num_rounds)
+        self.has_upload = self._site.config.client.uploads_in(round, self._site.config.rounds)
         if not self.has_upload:
             return
         absent = set(range(len(self._is_taught))) - set(clients)
@@ -112,17 +108,19 @@ class Teacher:
 
     def begin_round(self, round: int) -> int:
         """Begin to train on the bank; return the number of samples that training and prediction will pass."""
-        self._training.begin_round(self._site.client.uploads_before(round), self.bank.num_arrived * self.config.epochs)
+        self._training.begin_round(
+            self._site.config.client.uploads_before(round), self.bank.num_arrived * self.config.epochs
+        )
         self._weight_KC = lka_weight(self.bank.class_counts(), self.distill)
         return self.bank.num_arrived * (self.config.epochs + 1)
 
     def batches(self, round: int, epoch: int) -> Iterator[BankBatch]:
         """Yield the training batches of one server epoch."""
         self._model.train()
-        generator = torch_generator(self._site.seed, "server epoch", round, epoch)
+        generator = torch_generator(self._site.config.seed, "server epoch", round, epoch)
         for batch in self.bank.train_batches(self.config.batch_order, self.config.batch_size, generator):
             yield batch
-            self._site.watch.advance(len(batch.row))
+            self._site.machine.watch.advance(len(batch.row))
 
     def weight(self, batch: BankBatch) -> Tensor | None:
         """Return the weights (B, C) of the distillation in a batch, or None when it is not weighted."""
@@ -135,10 +133,10 @@ class Teacher:
         Raises `GktError` when the training has diverged: no client may learn from such logits.
         """
         model = self._model.folded()
-        with self._site.watch.transport.timeline.phase("predict"):
-            for batch in self.bank.all_batches(self._site.evaluate.batch_size, clients):
+        with self._site.machine.watch.transport.timeline.phase("predict"):
+            for batch in self.bank.all_batches(self._site.config.evaluate.batch_size, clients):
                 self.bank.server_logit[batch.row] = model(batch.feature).cpu()
-                self._site.watch.advance(len(batch.row))
+                self._site.machine.watch.advance(len(batch.row))
         if not bool(self.bank.server_logit.isfinite().all()):
             raise GktError("the server's training has diverged (its logits are not finite); lower server.lr")
 
@@ -156,21 +154,21 @@ class Teacher:
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of every client's stem followed by the server's network."""
         site = self._site
-        batch_size, advance = site.evaluate.batch_size, site.watch.advance
-        found = evaluate(self._model, site.edges, states, site.test, mode, batch_size, advance)
+        batch_size, advance = site.config.evaluate.batch_size, site.machine.watch.advance
+        found = evaluate(self._model, site.edges, states, site.images.test, mode, batch_size, advance)
         if self.sharing is None:
             return found
         edge = site.edges[0]
         edge.adopt(self.sharing.mean(0))
         edge.model.eval()
         server = self._model.folded()
-        both = evaluate_model(lambda image: server(edge.model(image)[0]), site.test, batch_size, advance)
+        both = evaluate_model(lambda image: server(edge.model(image)[0]), site.images.test, batch_size, advance)
         return replace(found, shared=both.result)
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
         """Return the number of images that an evaluation passes through the networks."""
-        num_test = len(self._site.test)
-        return num_evaluated(mode, len(self._site.shards), num_test) + num_test * (self.sharing is not None)
+        num_test = len(self._site.images.test)
+        return num_evaluated(mode, len(self._site.images.shards), num_test) + num_test * (self.sharing is not None)
 
     @property
     def samples_trained(self) -> int | None:

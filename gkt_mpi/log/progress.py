@@ -1,5 +1,6 @@
 """Live progress on rank 0: one updating line on a terminal, plain lines elsewhere."""
 
+import logging
 import os
 import sys
 import time
@@ -14,6 +15,8 @@ from rich.table import Table
 
 from gkt_mpi.facts import facts_of
 from gkt_mpi.log.output import ERRORS
+
+logger = logging.getLogger(__name__)
 
 _PLAIN_WIDTH = 100  # columns, where there is no terminal or its width is unknown
 CLIENTS_TRAIN, SERVER_TRAINS = "clients train and upload", "server trains"  # phases of a round
@@ -76,10 +79,6 @@ class Progress:
             )
             self._task = self._bar.add_task("starting", total=None, round="", status="")
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(text, highlight=False, soft_wrap=True)
-
     def begin_round(self, round: int) -> None:
         """Begin a round (numbers from 0; shown from 1)."""
         self._round, self._round_began = round, time.monotonic()
@@ -126,7 +125,7 @@ class Progress:
             self._bar.stop()
 
     def _line(self, text: str) -> None:
-        self.say(text)
+        logger.info(text)
         self._last_line = time.monotonic()
 
     def _show(self) -> None:
@@ -169,7 +168,7 @@ class Progress:
         self._first_round_s = self._phase_began - self._round_began + phase_s
         total_s = self._first_round_s * (self._num_rounds - self._round)
         if total_s > _LONG_S:
-            self.say(f"at this pace all rounds will take about {_clock(total_s)}")
+            logger.info(f"at this pace all rounds will take about {_clock(total_s)}")
 
 
 def _clock(seconds: float) -> str:

@@ -10,8 +10,9 @@ A damaged file is first copied to NAME.damaged, and the damage is reported in on
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from gkt_mpi.log.lines import name_lines
 from gkt_mpi.log.records import find_records
 from gkt_mpi.log.seal import digest_of
 from gkt_mpi.log.timeline import find_events
+
+logger = logging.getLogger(__name__)
 
 _KNOWN_LATER = ("checkpoint_s", "round_s")  # times that are known only after the round's checkpoint has been written
 _BETWEEN_S = 0.1  # upper bound, from the end of the checkpoint to the end of the round
@@ -51,19 +54,19 @@ class Agreed:
     events: list[dict[str, Any]]
 
 
-def agree(folder: Path, known: Known, say: Callable[[str], None]) -> Agreed:
-    """Return the contents for a run folder's log; damage is reported through `say`, and copied. Raises `OSError`."""
+def agree(folder: Path, known: Known) -> Agreed:
+    """Return the contents for a run folder's log; damaged files are reported, and copied. Raises `OSError`."""
     if known.rounds_done == 0:  # existing files do not belong to this run
         return Agreed([], [], [], [])
     return Agreed(
-        records=_agree_on_records(folder / "metrics.jsonl", known, say),
-        uploads=_agree_on_lines(UploadRecord, folder / "uploads.csv", known.rounds_done, known.uploads, say),
-        clients=_agree_on_lines(ClientRecord, folder / "clients.csv", known.rounds_done, known.clients, say),
-        events=_agree_on_events(folder / "trace.json", known.rounds_done, say),
+        records=_agree_on_records(folder / "metrics.jsonl", known),
+        uploads=_agree_on_lines(UploadRecord, folder / "uploads.csv", known.rounds_done, known.uploads),
+        clients=_agree_on_lines(ClientRecord, folder / "clients.csv", known.rounds_done, known.clients),
+        events=_agree_on_events(folder / "trace.json", known.rounds_done),
     )
 
 
-def _agree_on_records(path: Path, known: Known, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _agree_on_records(path: Path, known: Known) -> list[dict[str, Any]]:
     found, wrong = find_records(path), []
     agreed = {record["round"]: record for record in known.records}
     saved_rounds = set(agreed)
@@ -80,10 +83,10 @@ def _agree_on_records(path: Path, known: Known, say: Callable[[str], None]) -> l
     records = [agreed[round] for round in sorted(agreed) if round < known.rounds_done]
     is_whole = not known.sealed or digest_of(records[: known.sealed]) == known.digest
     if is_whole:
-        _put_aside(path, [*found.damaged, *wrong], "its figures come from the checkpoint", say)
+        _put_aside(path, [*found.damaged, *wrong], "its figures come from the checkpoint")
     else:
         aside = _copy_aside(path)
-        say(
+        logger.warning(
             f"{path} is damaged: its first {known.sealed} lines have changed, and no checkpoint contains "
             f"them; a copy is kept as {aside}, and the run continues with the readable lines"
         )
@@ -105,9 +108,7 @@ def _is_completed(saved: dict[str, Any], record: dict[str, Any]) -> bool:
     return checkpoint_s >= 0 and abs(round_s - saved["round_s"] - checkpoint_s) < _BETWEEN_S
 
 
-def _agree_on_lines(
-    kind: type[Record], path: Path, rounds_done: int, last: Sequence[Record], say: Callable[[str], None]
-) -> list[Record]:
+def _agree_on_lines(kind: type[Record], path: Path, rounds_done: int, last: Sequence[Record]) -> list[Record]:
     found = find_records_of(kind, path)
     before = rounds_done - (1 if last else 0)
     known = {*last}
@@ -120,22 +121,21 @@ def _agree_on_lines(
         path,
         [*found.damaged, *wrong],
         "these are dropped, except for the last round's, which come from the checkpoint",
-        say,
     )
     return [*(record for record in found.items if record.round < before), *last]
 
 
-def _agree_on_events(path: Path, rounds_done: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _agree_on_events(path: Path, rounds_done: int) -> list[dict[str, Any]]:
     found = find_events(path)
-    _put_aside(path, found.damaged, "these are dropped", say)
+    _put_aside(path, found.damaged, "these are dropped")
     return [event for event in found.items if event["ph"] == "X" and event["args"]["round"] < rounds_done]
 
 
-def _put_aside(path: Path, lines: Sequence[int], what_else: str, say: Callable[[str], None]) -> None:
+def _put_aside(path: Path, lines: Sequence[int], what_else: str) -> None:
     """Keep a copy of a damaged file and report it; do nothing if no line is damaged."""
     if lines:
         aside = _copy_aside(path)
-        say(f"{path} is damaged ({name_lines(sorted(lines))}); a copy is kept as {aside}, and {what_else}")
+        logger.warning(f"{path} is damaged ({name_lines(sorted(lines))}); a copy is kept as {aside}, and {what_else}")
 
 
 def _copy_aside(path: Path) -> str:

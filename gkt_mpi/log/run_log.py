@@ -9,16 +9,16 @@ them.
 import csv
 import fcntl
 import json
+import logging
 import math
 import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import yaml
@@ -31,22 +31,14 @@ from gkt_mpi.log.resume import Known, agree
 from gkt_mpi.log.seal import Seal, as_line
 from gkt_mpi.log.timeline import Trace
 
-
-@dataclass(frozen=True)
-class LogConfig:
-    """Optional outputs of a run."""
-
-    report: Literal["auto", "never"] = "auto"
-    """auto: write report.html when a run is complete. never: do not write it (python -m gkt_mpi.report RUN draws it at
-    any time)."""
-
+logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 120.0  # an NFS server releases the locks of a dead node after 90 s
 _LOOK_EVERY_S = 0.5
 
 
 @contextmanager
-def hold_folder(folder: Path, say: Callable[[str], None], patience_s: float = _PATIENCE_S) -> Iterator[None]:
+def hold_folder(folder: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
     """Create a run's folder and lock it for the duration of a `with`.
 
     Waits for a while if another run holds it: that run may be about to end, or a file server may not yet have detected
@@ -58,13 +50,13 @@ def hold_folder(folder: Path, say: Callable[[str], None], patience_s: float = _P
     except OSError as error:
         raise _unwritable(folder, error) from error
     with lock:
-        until, has_said = time.monotonic() + patience_s, False
+        until, is_waiting = time.monotonic() + patience_s, False
         while not _is_locked(lock):
             if time.monotonic() > until:
                 raise ConfigError(f"another run is using {folder}; wait for it to end, or choose another --name")
-            if not has_said:
-                say(f"another run is using {folder}; waiting up to {patience_s:.0f} s for it to end")
-                has_said = True
+            if not is_waiting:
+                logger.warning(f"another run is using {folder}; waiting up to {patience_s:.0f} s for it to end")
+                is_waiting = True
             time.sleep(_LOOK_EVERY_S)
         yield
 
@@ -130,12 +122,11 @@ class RunLog:
         saved: Mapping[str, Any] | None = None,
         uploads: Iterable[Sequence[Any]] = (),
         clients: Iterable[Sequence[Any]] = (),
-        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Begin to log after `rounds_done` rounds; `saved` is what `saved()` returned then. Raises `ConfigError`.
 
         Existing files are reconciled with the checkpoint, which also has `uploads` and `clients` of the last round;
-        damage is reported through `say` (resume.py).
+        damage is reported (resume.py).
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -149,7 +140,7 @@ class RunLog:
             saved["digest"],
         )
         try:
-            agreed = agree(self.folder, known, say)
+            agreed = agree(self.folder, known)
             self.records = agreed.records
             self._seal = Seal(self.records)
             self.best_accuracy = max((record.get("test_accuracy", -1.0) for record in self.records), default=-1.0)

@@ -4,6 +4,7 @@
 busy or not. The choice is printed, sent to every worker and stored in the checkpoint, so that a resumed run keeps it.
 """
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from gkt_mpi.models.resnet import Precision, ServerModel, WholeModel
+
+logger = logging.getLogger(__name__)
 
 LargeModel = ServerModel | WholeModel
 _WORTH_MEASURING = 400  # steps of a run; the measurement takes eight
@@ -60,7 +63,6 @@ def choose(
     model: LargeModel,
     feature: Tensor,
     num_steps: int,
-    say: Callable[[str], None],
 ) -> tuple[Compute, TrainedNetwork]:
     """Select how `model` computes; return the selection, and the model to call in training.
 
@@ -82,8 +84,8 @@ def choose(
         why = f"this {kind_of(feature.device)} has no instructions for bfloat16"
     model.precision = precision
     if why:
-        say(f"precision: {precision} ({why})")
-    compiled = _choose_compiled(config, trial, num_steps, say)
+        logger.info(f"precision: {precision} ({why})")
+    compiled = _choose_compiled(config, trial, num_steps)
     return Compute(precision, compiled is not None), TrainedNetwork(model, compiled, len(feature))
 
 
@@ -100,9 +102,7 @@ def kind_of(device: torch.device) -> str:
     return "GPU" if device.type == "cuda" else "processor"
 
 
-def _choose_compiled(
-    config: ComputeConfig, trial: "_Trial", num_steps: int, say: Callable[[str], None]
-) -> Callable[[Tensor], Tensor] | None:
+def _choose_compiled(config: ComputeConfig, trial: "_Trial", num_steps: int) -> Callable[[Tensor], Tensor] | None:
     """Return the compiled model if compilation is wanted, possible and worthwhile."""
     is_left_alone = kind_of(trial.device) == "processor" or num_steps < _WORTH_MEASURING
     if config.compile is False or (config.compile == "auto" and is_left_alone):
@@ -112,21 +112,23 @@ def _choose_compiled(
         eager_s = trial.step_s(trial.model)
         if eager_s * num_steps < _WORTH_COMPILING_S:
             return None
-    say("compiling the server's model ...")
+    logger.info("compiling the server's model ...")
     began = time.perf_counter()
     try:
         compiled = torch.compile(trial.model, dynamic=False)
         trial.step(compiled)
     except Exception as error:  # a missing compiler raises various exceptions
-        say(f"compile: no; torch.compile fails here: {(str(error).strip() or repr(error)).splitlines()[0][:200]}")
+        logger.warning(
+            f"compile: no; torch.compile fails here: {(str(error).strip() or repr(error)).splitlines()[0][:200]}"
+        )
         return None
     compile_s = time.perf_counter() - began
     if config.compile == "auto":
         saved_s = (eager_s - trial.step_s(compiled)) * num_steps
         if saved_s <= compile_s:
-            say(f"compile: no; it took {compile_s:.0f} s and would save {saved_s:.0f} s")
+            logger.info(f"compile: no; it took {compile_s:.0f} s and would save {saved_s:.0f} s")
             return None
-    say(f"compile: yes; it took {compile_s:.0f} s")
+    logger.info(f"compile: yes; it took {compile_s:.0f} s")
     return compiled
 
 

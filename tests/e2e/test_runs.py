@@ -36,7 +36,7 @@ def test_two_resumes_at_once_of_one_run_wait_for_each_other(tmp_path):
     run_in_threads(parse(arguments(tmp_path, rounds=1)), 2)
     folder = tmp_path / "runs/run"
     with ThreadPoolExecutor(2) as both:
-        with hold_folder(folder, print):  # so that both meet here, however unequal their starts
+        with hold_folder(folder):  # so that both meet here, however unequal their starts
             resumes = [both.submit(mpirun, ranks, [*MAIN, *arguments(tmp_path, rounds=4)]) for ranks in (2, 3)]
             while num_opened(folder / ".lock") < 2 and not any(each.done() for each in resumes):
                 time.sleep(0.05)

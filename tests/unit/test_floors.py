@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 FLOORS = {
     "main": 9,
     "program": 9,
+    "ranks": 8,
     "programs": 8,
     "build": 8,
     "config": 7,

@@ -9,7 +9,7 @@ import torch
 
 from gkt_mpi.errors import ConfigError, WireError
 from gkt_mpi.federation.worker import Worker
-from gkt_mpi.program import run_rank
+from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.training.losses import proximal_term
 from gkt_mpi.training.trainable import weighted_mean
 from gkt_mpi.wire.local import run_local

@@ -22,7 +22,7 @@ from gkt_mpi.federation.client import Client
 from gkt_mpi.learners.teacher import Teacher
 from gkt_mpi.log.csv_log import ClientRecord, read_records_of
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
-from gkt_mpi.program import run_rank
+from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.losses import distil_loss
 from gkt_mpi.wire.local import run_local

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gkt_mpi import program
 from gkt_mpi.cost.flops import edge_cost, server_cost
 from gkt_mpi.errors import ConfigError, GktError, Interrupted, WireError
 from gkt_mpi.federation.client import Client
@@ -21,7 +20,8 @@ from gkt_mpi.learners.async_teacher import AsyncTeacher
 from gkt_mpi.learners.bank import Bank
 from gkt_mpi.log.csv_log import UploadRecord, read_records_of
 from gkt_mpi.models.resnet import build_edge_model, build_server_model
-from gkt_mpi.program import run_rank
+from gkt_mpi.ranks import serve
+from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.losses import DistillConfig, distil_loss, server_loss
 from gkt_mpi.wire.contract import Contract
@@ -449,7 +449,7 @@ def test_at_the_end_clients_are_neither_waited_for_nor_heard(skewed, monkeypatch
         listens.append(watch.is_listening)
         return original(teacher, states, mode)
 
-    monkeypatch.setattr(program, "Watch", remembered)
+    monkeypatch.setattr(serve, "Watch", remembered)
     monkeypatch.setattr(AsyncTeacher, "evaluate", evaluate)
     run_in_threads(skewed(), 3)
     assert listens == [True, True, False]  # after each round, and at the end

@@ -58,7 +58,7 @@ def make(tmp_path):
         watch = SimpleNamespace(progress=Progress(), transport=transport, placement=placement)
         hosting = SimpleNamespace(states=[torch.zeros(4, dtype=torch.uint8)])
         end = RoundEnd(learner, hosting, watch, store, log, EvaluateConfig(every=every_evaluation), ROUNDS)
-        done, state = store.load(print) or (0, None)
+        done, state = store.load() or (0, None)
         end.open(done, state)
         end.begin()
         return end, learner, store
@@ -87,7 +87,7 @@ def test_unsaved_state_is_saved_on_request_as_it_was_after_the_round(make):
     finish(end, learner, 1, learnt=30)
     learner.learnt.fill_(99)  # the next round has begun
     assert end.save() == 2
-    done, state = store.load(print)
+    done, state = store.load()
     assert done == 2 and float(state["learner"]["learnt"]) == 30
     assert [record["round"] for record in state["log"]["newest"]] == [0, 1]
     assert state["virtual_s"] == 3.0
@@ -104,7 +104,7 @@ def test_before_the_first_round_the_state_to_save_is_that_of_the_start(make):
     end, learner, store = make()
     learner.learnt.fill_(50)
     assert end.save() == 0
-    assert float(store.load(print)[1]["learner"]["learnt"]) == 0
+    assert float(store.load()[1]["learner"]["learnt"]) == 0
 
 
 def test_the_best_round_is_kept_beside_the_newest(make):

@@ -12,12 +12,12 @@ from gkt_mpi.algorithms.split_learning import train_batch
 from gkt_mpi.errors import GktError, WireError
 from gkt_mpi.federation.client import edge_names
 from gkt_mpi.learners.global_model import AveragedModel
-from gkt_mpi.learners.site import ServerConfig, Site, SplitConfig
+from gkt_mpi.learners.site import Images, LearnerConfig, Machine, ServerConfig, Site, SplitConfig
 from gkt_mpi.learners.split_model import SplitModel, Turn
 from gkt_mpi.log.timeline import Timeline
 from gkt_mpi.placement import PlacementConfig, place
 from gkt_mpi.training.compute import ComputeConfig
-from gkt_mpi.wire.codec import Codec
+from gkt_mpi.wire.codec import Codec, WireConfig
 from gkt_mpi.wire.header import Kind
 from gkt_mpi.wire.messages import FeatureBlock, Gradient, ModelState, to_wire
 
@@ -30,25 +30,22 @@ def site():
     """The parts of a site that two clients' inboxes need."""
     from gkt_mpi.federation.client import ClientConfig
 
-    return Site(
-        **dict.fromkeys(("pipeline", "test", "folder", "distill", "bank", "evaluate", "asynchronous", "prices")),
-        clock="virtual",
-        edges=[],
-        file=SimpleNamespace(classes=list("abcdefghij"), image_shape=(8, 8, 3)),
-        shards=SHARDS,
+    unread = dict.fromkeys(("distill", "bank", "evaluate", "async_"))
+    config = LearnerConfig(
+        **unread,
         seed=0,
-        num_rounds=2,
-        rounds_left=2,
+        rounds=2,
+        clock="virtual",
         client=ClientConfig(batch_size=4, epochs=2),
         server=ServerConfig(),
         split=SplitConfig(mode="parallel"),
+        wire=WireConfig(),
         compute=ComputeConfig(precision="float32", compile=False),
-        codec=CODEC,
-        block_rows=4,
-        placement=place(PlacementConfig(device="cpu", threads=1), 0, 1, True),
-        watch=SimpleNamespace(transport=SimpleNamespace(timeline=Timeline())),
-        say=lambda text: None,
     )
+    images = Images(SimpleNamespace(classes=list("abcdefghij"), image_shape=(8, 8, 3)), None, SHARDS, None)
+    watch = SimpleNamespace(transport=SimpleNamespace(timeline=Timeline()))
+    machine = Machine(place(PlacementConfig(device="cpu", threads=1), 0, 1, True), watch, None)
+    return Site(config, images, machine, edges=[], codec=CODEC, prices=None, rounds_left=2)
 
 
 def weights(model, fill=None):

@@ -1,9 +1,11 @@
 import io
+from contextlib import contextmanager
 
 import numpy as np
 from rich.console import Console
 
 from gkt_mpi.log import progress as module
+from gkt_mpi.log.logger import LogConfig, logging_to
 from gkt_mpi.log.progress import CLIENTS_TRAIN, SERVER_TRAINS, Progress, partition_table, summary_table
 
 RECORD = {
@@ -29,6 +31,15 @@ SUMMARY = {
 }
 
 
+@contextmanager
+def printed():
+    """A console that is no terminal, and prints the log; with what it has printed."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=False, width=100)
+    with logging_to(LogConfig(), 0, console):
+        yield console, out
+
+
 def run(console, rounds=3):
     progress = Progress(rounds, console)
     for round in range(rounds):
@@ -42,8 +53,8 @@ def run(console, rounds=3):
 
 
 def test_without_a_terminal_progress_is_one_plain_line_per_round():
-    out = io.StringIO()
-    run(Console(file=out, force_terminal=False, width=100))
+    with printed() as (console, out):
+        run(console)
     lines = out.getvalue().splitlines()
     assert len(lines) == 3
     assert "\x1b" not in out.getvalue()
@@ -55,13 +66,13 @@ def test_without_a_terminal_progress_is_one_plain_line_per_round():
 def test_a_long_phase_without_a_terminal_shows_its_progress(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    out = io.StringIO()
-    progress = Progress(2, Console(file=out, force_terminal=False, width=100))
-    progress.begin_round(0)
-    progress.begin_phase("server trains", 100)
-    for _ in range(4):
-        now[0] += 18
-        progress.advance(25)
+    with printed() as (console, out):
+        progress = Progress(2, console)
+        progress.begin_round(0)
+        progress.begin_phase("server trains", 100)
+        for _ in range(4):
+            now[0] += 18
+            progress.advance(25)
     assert [line.strip() for line in out.getvalue().splitlines()] == [
         "at this pace all rounds will take about 2:24",
         "round 1/2  server trains 50 %  1:48 left",
@@ -73,16 +84,16 @@ def test_the_first_round_reports_the_total_duration_once_the_pace_is_known(monke
     """10 s for the clients, then the server's 100 samples, of which two take 1 s: 60 s a round."""
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    out = io.StringIO()
-    progress = Progress(90, Console(file=out, force_terminal=False, width=100))
-    progress.begin_round(0)
-    progress.begin_phase(CLIENTS_TRAIN, 100)
-    now[0] += 10
-    progress.advance(100)
-    progress.begin_phase(SERVER_TRAINS, 100)
-    for _ in range(50):
-        now[0] += 1
-        progress.advance(2)
+    with printed() as (console, out):
+        progress = Progress(90, console)
+        progress.begin_round(0)
+        progress.begin_phase(CLIENTS_TRAIN, 100)
+        now[0] += 10
+        progress.advance(100)
+        progress.begin_phase(SERVER_TRAINS, 100)
+        for _ in range(50):
+            now[0] += 1
+            progress.advance(2)
     assert [line.strip() for line in out.getvalue().splitlines()] == [
         "at this pace all rounds will take about 1:30:00",
         "round  1/90  server trains 42 %  1:29:29 left",

@@ -50,30 +50,30 @@ def spans_of(folder):
     return [event for event in read_trace(folder / "trace.json") if event["ph"] == "X"]
 
 
-def test_an_undamaged_log_is_unchanged(folder):
-    agreed = agree(folder, KNOWN, pytest.fail)
+def test_an_undamaged_log_is_unchanged(folder, caplog):
+    agreed = agree(folder, KNOWN)
     assert agreed.records == RECORDS  # with the times that the checkpoint lacks
     assert agreed.uploads == UPLOADS
     assert agreed.clients == [line for round in range(ROUNDS) for line in clients_of(round)]
     assert agreed.events == spans_of(folder) and len(agreed.events) == 2 * ROUNDS
-    assert not list(folder.glob("*.damaged*"))
+    assert not list(folder.glob("*.damaged*")) and not caplog.messages
 
 
 def test_lines_beyond_the_checkpoint_are_dropped_and_truncated_ones_restored(folder):
     for name in ("metrics.jsonl", "clients.csv", "uploads.csv"):
         path = folder / name
         path.write_bytes(path.read_bytes()[:-5])
-    agreed = agree(folder, KNOWN, pytest.fail)
+    agreed = agree(folder, KNOWN)
     assert agreed.records == SAVED and agreed.uploads == UPLOADS
     assert agreed.clients == [line for round in range(ROUNDS) for line in clients_of(round)]
     one = Known(1, SAVED[:1], [], [])
-    agreed = agree(folder, one, pytest.fail)
+    agreed = agree(folder, one)
     assert agreed.records == RECORDS[:1] and agreed.clients == clients_of(0)
     assert {upload.round for upload in agreed.uploads} == {0} and len(agreed.events) == 2
-    assert agree(folder, Known(0, [], [], []), pytest.fail).records == []
+    assert agree(folder, Known(0, [], [], [])).records == []
 
 
-def test_damaged_bytes_of_figures_in_the_checkpoint_are_repaired(folder):
+def test_damaged_bytes_of_figures_in_the_checkpoint_are_repaired(folder, caplog):
     """Each of 300 damages is repaired; only in the last round's two times may one be kept, if at most 0.1 s off."""
     path, chance = folder / "metrics.jsonl", random.Random(0)
     whole = path.read_bytes()
@@ -81,8 +81,9 @@ def test_damaged_bytes_of_figures_in_the_checkpoint_are_repaired(folder):
         damaged = bytearray(whole)
         damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
         path.write_bytes(damaged)
-        told = []
-        *first, last = agree(folder, KNOWN, told.append).records
+        caplog.clear()
+        *first, last = agree(folder, KNOWN).records
+        told = caplog.messages
         assert first == RECORDS[:-1]
         assert {k: v for k, v in last.items() if k not in ("checkpoint_s", "round_s")} == {
             k: v for k, v in SAVED[-1].items() if k not in ("checkpoint_s", "round_s")
@@ -97,7 +98,7 @@ def test_damaged_bytes_of_figures_in_the_checkpoint_are_repaired(folder):
 
 
 @pytest.mark.parametrize("name", ["trace.json", "clients.csv", "uploads.csv"])
-def test_a_damaged_line_is_reported_and_copied_and_the_others_stay(folder, name):
+def test_a_damaged_line_is_reported_and_copied_and_the_others_stay(folder, name, caplog):
     path, chance = folder / name, random.Random(name)
     whole = path.read_bytes()
     read = {
@@ -105,14 +106,14 @@ def test_a_damaged_line_is_reported_and_copied_and_the_others_stay(folder, name)
         "clients.csv": lambda agreed: agreed.clients,
         "uploads.csv": lambda agreed: agreed.uploads,
     }[name]
-    expected = read(agree(folder, KNOWN, pytest.fail))
+    expected = read(agree(folder, KNOWN))
     for byte in (b"\xff", b'"', b"\r", b"\0", b"[", b"\n", b"x"):
         at = chance.randrange(whole.index(b"\n") + 1, len(whole) - 1)
         damaged = whole[:at] + byte + whole[at + 1 :]
         path.write_bytes(damaged)
-        told = []
-        agreed = read(agree(folder, KNOWN, told.append))
-        if told:
+        caplog.clear()
+        agreed = read(agree(folder, KNOWN))
+        if told := caplog.messages:
             assert len(told) == 1 and f"{name} is damaged" in told[0] and "\n" not in told[0]
             assert (folder / f"{name}.damaged").read_bytes() == damaged
             (folder / f"{name}.damaged").unlink()
@@ -125,7 +126,7 @@ def test_a_damaged_line_is_reported_and_copied_and_the_others_stay(folder, name)
 def test_earlier_copies_of_damaged_files_are_kept(folder):
     for number in range(2):
         (folder / "trace.json").write_text(f"[\ndamage {number}\n")
-        agree(folder, KNOWN, lambda line: None)
+        agree(folder, KNOWN)
     assert (folder / "trace.json.damaged").read_text() == "[\ndamage 0\n"
     assert (folder / "trace.json.damaged2").read_text() == "[\ndamage 1\n"
 

@@ -38,28 +38,28 @@ def test_a_checkpoints_size_does_not_grow_with_the_run(log):
 def test_a_resumed_log_is_sealed_like_one_that_was_never_closed(log):
     before, saved = lines_of(log), log.saved()
     again = RunLog(log.folder, {}, "")
-    again.begin(ROUNDS, 2, saved, say=pytest.fail)
+    again.begin(ROUNDS, 2, saved)
     assert lines_of(again) == before
     assert again.saved() == saved
     assert again.best_accuracy == log.best_accuracy == (ROUNDS - 1) / 10_000
 
 
-def test_a_change_of_a_new_line_is_repaired(log):
-    before, saved, said = lines_of(log), log.saved(), []
+def test_a_change_of_a_new_line_is_repaired(log, said):
+    before, saved = lines_of(log), log.saved()
     change(log, ROUNDS - 5)
     again = RunLog(log.folder, {}, "")
-    again.begin(ROUNDS, 2, saved, say=said.append)
+    again.begin(ROUNDS, 2, saved)
     assert lines_of(again) == before
-    assert len(said) == 1 and "its figures come from the checkpoint" in said[0]
+    assert len(said.messages) == 1 and "its figures come from the checkpoint" in said.messages[0]
 
 
 @pytest.mark.parametrize("remove", [True, False])
-def test_a_change_of_an_old_line_is_reported(log, remove):
-    saved, said = log.saved(), []
+def test_a_change_of_an_old_line_is_reported(log, remove, said):
+    saved = log.saved()
     change(log, 3, remove)
     again = RunLog(log.folder, {}, "")
-    again.begin(ROUNDS, 2, saved, say=said.append)
-    assert len(said) == 1 and f"its first {2 * NEWEST} lines have changed" in said[0]
+    again.begin(ROUNDS, 2, saved)
+    assert len(said.messages) == 1 and f"its first {2 * NEWEST} lines have changed" in said.messages[0]
     assert (log.folder / "metrics.jsonl.damaged").exists()
     assert len(lines_of(again)) == ROUNDS - remove
     assert [json.loads(line)["round"] for line in lines_of(again)][-1] == ROUNDS - 1

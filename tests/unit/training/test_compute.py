@@ -22,9 +22,8 @@ def feature():
 
 
 def decide(model, feature, num_steps, **fields):
-    said = []
-    chosen, network = choose(ComputeConfig(**fields), model, feature, num_steps, said.append)
-    return chosen, network, " ".join(said)
+    chosen, network = choose(ComputeConfig(**fields), model, feature, num_steps)
+    return chosen, network
 
 
 def slow_down(monkeypatch, seconds):
@@ -39,15 +38,19 @@ def slow_down(monkeypatch, seconds):
 @pytest.mark.parametrize(("instructions", "precision"), [(True, "bfloat16"), (False, "float32")])
 @pytest.mark.parametrize("num_steps", [10, 1000])
 @pytest.mark.parametrize("speed_up", [0.2, 1.82])
-def test_the_device_decides_and_no_clock(monkeypatch, model, feature, instructions, precision, num_steps, speed_up):
+def test_the_device_decides_and_no_clock(
+    monkeypatch, model, feature, instructions, precision, num_steps, speed_up, said
+):
     slow_down(monkeypatch, lambda name, compiled: 1.0 if name == "float32" else 1.0 / speed_up)
     monkeypatch.setattr(compute, "has_bfloat16", lambda device: instructions)
-    chosen, _, said = decide(model, feature, num_steps)
+    chosen, _ = decide(model, feature, num_steps)
     assert chosen == Compute(precision, compile=False)
     assert model.precision == precision
-    assert said.startswith(f"precision: {precision} (this processor has {'' if instructions else 'no '}instructions")
+    assert said.messages[0].startswith(
+        f"precision: {precision} (this processor has {'' if instructions else 'no '}instructions"
+    )
     measured = f"a step takes {1 / speed_up:.2f} of one in float32 just now"
-    assert (measured in said) == (instructions and num_steps == 1000)
+    assert (measured in said.text) == (instructions and num_steps == 1000)
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("fpu avx512_bf16 x", True), ("fpu avx512f bf16x", False)])
@@ -58,25 +61,27 @@ def test_a_processors_instructions_are_read_from_its_flags(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(("compiled_s", "kept"), [(0.5, True), (1.01, False)])
-def test_auto_compiles_on_a_gpu_in_long_runs_and_keeps_it_if_it_pays(monkeypatch, model, feature, compiled_s, kept):
+def test_auto_compiles_on_a_gpu_in_long_runs_and_keeps_it_if_it_pays(
+    monkeypatch, model, feature, compiled_s, kept, said
+):
     assert decide(model, feature, 10**9, precision="float32")[0].compile is False  # a processor
     monkeypatch.setattr(compute, "kind_of", lambda device: "GPU")
     slow_down(monkeypatch, lambda name, compiled: compiled_s if compiled else 1.0)
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: module.forward)
     assert decide(model, feature, 3599, precision="float32")[0].compile is False  # less than an hour of steps
-    chosen, _, said = decide(model, feature, 100_000, precision="float32")
+    chosen, _ = decide(model, feature, 100_000, precision="float32")
     assert chosen.compile is kept
-    assert ("compile: yes" if kept else "compile: no; it took 0 s and would save -1000 s") in said
+    assert ("compile: yes" if kept else "compile: no; it took 0 s and would save -1000 s") in said.text
 
 
-def test_without_a_compiler_the_run_continues(monkeypatch, model, feature):
+def test_without_a_compiler_the_run_continues(monkeypatch, model, feature, said):
     def fail(module, dynamic):
         raise RuntimeError("no C++ compiler\nand a long story")
 
     monkeypatch.setattr(torch, "compile", fail)
-    chosen, network, said = decide(model, feature, 1000, precision="float32", compile=True)
+    chosen, network = decide(model, feature, 1000, precision="float32", compile=True)
     assert chosen == Compute("float32", compile=False)
-    assert said.endswith("compile: no; torch.compile fails here: no C++ compiler")
+    assert said.messages[-1].endswith("compile: no; torch.compile fails here: no C++ compiler")
     assert network(feature).shape == (4, 10)
 
 
@@ -97,18 +102,18 @@ def test_only_full_batches_go_through_the_compiled_model(monkeypatch, model, fea
         return model(batch)
 
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: compiled)
-    _, network, _ = decide(model, feature, 10, precision="float32", compile=True)
+    _, network = decide(model, feature, 10, precision="float32", compile=True)
     model.train()
     network(feature)
     network(feature[:3])
     assert sizes == [4, 4]  # the trial's, and the full one
 
 
-def test_measuring_does_not_change_the_model(monkeypatch, model, feature):
+def test_measuring_does_not_change_the_model(monkeypatch, model, feature, said):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     monkeypatch.setattr(compute, "has_bfloat16", lambda device: True)
-    _, _, said = decide(model, feature, 1000)
-    assert "of one in float32" in said
+    _, _ = decide(model, feature, 1000)
+    assert "of one in float32" in said.text
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
