@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from gkt_mpi.data.shard import Shard
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.federation.client import build_edges
+from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.worker import LARGEST_BATCH
 from gkt_mpi.learners.site import Images, LearnerConfig, Machine, Site
 from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.training.compute import ComputeConfig
-from gkt_mpi.training.trainable import Edge
+from gkt_mpi.training.trainable import AnyEdge
 from gkt_mpi.wire.codec import Codec
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def site_of(
     machine: Machine,
     prices: Prices,
     rounds_done: int,
-    state: dict[str, Any] | None,
+    state: State | None,
 ) -> Site:
     """Return the components of the learner; `state` is the checkpoint after `rounds_done` rounds, if there is one."""
     if state is not None:  # precision and compilation stay as selected at the start
@@ -85,7 +86,7 @@ def codec_of(config: RunConfig, file: ImageFile) -> Codec:
     return Codec(config.wire.codec, (height, width, STEM_CHANNELS))
 
 
-def edges_of(config: RunConfig, file: ImageFile, device: torch.device) -> list[Edge[Any]]:
+def edges_of(config: RunConfig, file: ImageFile, device: torch.device) -> list[AnyEdge]:
     """Return what each client's state is loaded into."""
     part, num_classes = ALGORITHMS[config.algorithm].facts.client_part, len(file.classes)
     assert config.clients is not None

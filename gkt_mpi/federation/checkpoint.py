@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from gkt_mpi.errors import CheckpointError, GktError, require, what_to_do
+from gkt_mpi.federation.learner import State
 from gkt_mpi.training.schedule import FIXED_LENGTH
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class CheckpointStore:
         self.config = config
         self.run_config = run_config
 
-    def save(self, rounds_done: int, state: dict[str, Any], is_best: bool = False) -> None:
+    def save(self, rounds_done: int, state: State, is_best: bool = False) -> None:
         """Write the state after `rounds_done` rounds, the best also as best.pt, and delete those beyond `keep`."""
         path = self.folder / f"round-{rounds_done:05d}.pt"
         temporary = path.with_suffix(".tmp")
@@ -84,7 +85,7 @@ class CheckpointStore:
             old.unlink()
         logger.debug(f"saved {path}")
 
-    def load(self) -> tuple[int, dict[str, Any]] | None:
+    def load(self) -> tuple[int, State] | None:
         """Return (rounds done, state) of the newest valid checkpoint, or None if there is none or resume is never.
 
         A damaged one is reported and renamed to NAME.damaged. Raises `CheckpointError` when all are

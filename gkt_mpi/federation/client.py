@@ -7,7 +7,7 @@ worker's edge. The server also uses an `Edge`, to evaluate each client's stem.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.losses import count_correct, proximal_term
 from gkt_mpi.training.optimizer import OptimizerConfig
 from gkt_mpi.training.schedule import Schedule
-from gkt_mpi.training.trainable import Edge, Extract, Share
+from gkt_mpi.training.trainable import AnyEdge, Edge, Extract, Share
 
 EdgeChoice = EdgeName | list[EdgeName] | dict[EdgeName, float]
 _SHARES_ADD_UP = 1e-6  # tolerance of the shares' sum around 1
@@ -119,7 +119,7 @@ def build_edges(
     num_clients: int,
     seed: int,
     device: torch.device,
-) -> list[Edge[Any]]:
+) -> list[AnyEdge]:
     """Return the edge that each client's state is loaded into, by client: one edge for all that train the same network.
 
     `part` is what a client trains: an edge model of its own, or of the network `large` the whole or the stem, whose
@@ -161,7 +161,7 @@ class Client:
         self,
         client_id: int,
         shard: Shard,
-        edge: Edge[Any],
+        edge: AnyEdge,
         config: ClientConfig,
         seed: int,
         on_batch: Callable[[], None] = lambda: None,

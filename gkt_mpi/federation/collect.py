@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import astuple, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -43,14 +43,19 @@ class Inbox(Protocol):
         Unless the inbox `answers`, the features of a block may still be missing.
         """
 
-    def check(self, message: Any) -> None:  # noqa: ANN401
-        """Accept a claimed message that is now complete; may run concurrently in another thread. Raises `WireError`."""
-
     def missing(self, client: int) -> str:
         """Describe the missing part of a client's upload, "" if it is complete."""
 
     def reopen(self, client: int) -> int:
         """Discard a client's upload of this round; return the number of its samples."""
+
+
+@runtime_checkable
+class CheckingInbox(Inbox, Protocol):
+    """An inbox that checks the contents of a message once it is complete."""
+
+    def check(self, message: Any) -> None:  # noqa: ANN401
+        """Accept a claimed message that is now complete; may run concurrently in another thread. Raises `WireError`."""
 
 
 class ReportsOnly:
@@ -65,9 +70,6 @@ class ReportsOnly:
     def claim(self, message: object) -> int:
         """Never called: the contract refuses uploads."""
         raise AssertionError(message)
-
-    def check(self, message: object) -> None:
-        """Do nothing."""
 
     def missing(self, client: int) -> str:
         """Return "": nothing is expected."""
@@ -123,6 +125,7 @@ class Uploads:
         # Where a client waits for an answer, a message is processed as soon as it is claimed: it must be complete by
         # then.
         self._contract = contract if inbox.answers else replace(contract, fill=self._set_fill)
+        self._check = inbox.check if isinstance(inbox, CheckingInbox) else None
         self._expected, self._events = expected, events
         self._faults: dict[int, str] = {}  # reason why a client is bad
         self._counted: dict[int, int] = {}  # samples of each client so far
@@ -172,7 +175,8 @@ class Uploads:
         """Receive the rest of a message and check it; runs in a thread."""
         if fill is not None:
             fill()
-        self._inbox.check(message)
+        if self._check is not None:
+            self._check(message)
 
     def close(self) -> None:
         """Stop expecting uploads."""

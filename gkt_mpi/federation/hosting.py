@@ -1,7 +1,6 @@
 """Assignment of clients to workers, and every client's last reported state."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from gkt_mpi.cost.virtual_clock import Participant
 from gkt_mpi.federation.roster import Roster
 from gkt_mpi.models.resnet import EdgeName
-from gkt_mpi.training.trainable import Edge
+from gkt_mpi.training.trainable import AnyEdge
 from gkt_mpi.wire.messages import ClientReport, Gradient, HostClient, Request, TrainRequest
 from gkt_mpi.wire.transport import Transport
 
@@ -18,7 +17,7 @@ class Hosting:
     """The clients of a run, on the server: their workers, and their states between rounds."""
 
     def __init__(
-        self, transport: Transport, roster: Roster, edges: Sequence[Edge[Any]], models: Sequence[EdgeName]
+        self, transport: Transport, roster: Roster, edges: Sequence[AnyEdge], models: Sequence[EdgeName]
     ) -> None:
         """Initialise; `edges[k]` is the edge for client k's state, `models[k]` the name of its edge model."""
         self.roster = roster

@@ -5,14 +5,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
 from gkt_mpi.federation.books import FinishedRound
 from gkt_mpi.federation.checkpoint import CheckpointStore
 from gkt_mpi.federation.hosting import Hosting
-from gkt_mpi.federation.learner import Learner
+from gkt_mpi.federation.learner import HasState, Learner, State
 from gkt_mpi.federation.watch import Watch
 from gkt_mpi.log.csv_log import ClientRecord
 from gkt_mpi.log.run_log import RunLog
@@ -42,13 +41,14 @@ class RoundEnd:
         self._checkpoints, self._log, self._config = checkpoints, log, config
         self._timeline = watch.transport.timeline
         self._round_began = time.perf_counter()
-        self._unsaved: tuple[int, dict[str, Any]] | None = None  # the run's state between rounds, if unsaved
+        self._unsaved: tuple[int, State] | None = None  # the run's state between rounds, if unsaved
 
-    def open(self, rounds_done: int, state: dict[str, Any] | None) -> None:
+    def open(self, rounds_done: int, state: State | None) -> None:
         """Resume after `rounds_done` rounds from a checkpoint's state, or start with None; open the log."""
         self.rounds_done = rounds_done
         if state is not None:
-            self._learner.load(state["learner"])
+            if isinstance(self._learner, HasState):
+                self._learner.load(state["learner"])
             self._hosting.states[:] = state["clients"]
             logger.info(f"resumed after round {rounds_done} of {self.num_rounds}")
         uploads, clients = ([] if state is None else state[name] for name in ("uploads", "client_records"))
@@ -125,12 +125,12 @@ class RoundEnd:
         with self._watch.placement.all_cores():
             return self._learner.evaluate(self._hosting.states, mode)
 
-    def _state(self, finished: FinishedRound | None = None, clients: Sequence[ClientRecord] = ()) -> dict[str, Any]:
+    def _state(self, finished: FinishedRound | None = None, clients: Sequence[ClientRecord] = ()) -> State:
         """Return the complete state of the run, with the figures of the round that has just finished, if any."""
         records = [] if finished is None else [finished.record]
         return {
             "compute": asdict(self._learner.compute),
-            "learner": self._learner.state(),
+            "learner": self._learner.state() if isinstance(self._learner, HasState) else {},
             "clients": list(self._hosting.states),
             "log": self._log.saved(*records),
             "virtual_s": 0.0 if finished is None else finished.virtual_s,
@@ -139,7 +139,7 @@ class RoundEnd:
         }
 
 
-def _copy(state: dict[str, Any]) -> dict[str, Any]:
+def _copy(state: State) -> State:
     """Return a copy of a state that later changes do not affect; clients' states and records are immutable."""
     kept = {name: state[name] for name in ("clients", "log")}
     return copy.deepcopy({**state, **dict.fromkeys(kept)}) | kept

@@ -9,14 +9,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from gkt_mpi.errors import LostRankError, WireError
 from gkt_mpi.federation.books import FinishedRound, RoundBooks
 from gkt_mpi.federation.collect import Events, Inbox, Uploads
 from gkt_mpi.federation.faults import FaultsConfig
 from gkt_mpi.federation.hosting import Hosting
-from gkt_mpi.federation.learner import Learner
+from gkt_mpi.federation.learner import Learner, State
 from gkt_mpi.federation.round_end import RoundEnd
 from gkt_mpi.federation.watch import Watch
 from gkt_mpi.log.csv_log import UploadRecord
@@ -55,7 +54,7 @@ class Server:
         self._asked: dict[int, Request] = {}  # clients whose upload has not been collected yet
         self._finished: FinishedRound | None = None  # the previous round, until it is evaluated, saved and logged
 
-    def resume(self, rounds_done: int, state: dict[str, Any] | None) -> None:
+    def resume(self, rounds_done: int, state: State | None) -> None:
         """Resume after `rounds_done` rounds from a checkpoint's state, or start with None; open the log."""
         self.books.virtual_s = 0.0 if state is None else state["virtual_s"]
         self._round_end.open(rounds_done, state)

@@ -19,7 +19,7 @@ from gkt_mpi.errors import WireError
 from gkt_mpi.federation.client import Client, ClientConfig
 from gkt_mpi.placement import peak_mib
 from gkt_mpi.training.losses import DistillConfig
-from gkt_mpi.training.trainable import Edge
+from gkt_mpi.training.trainable import AnyEdge
 from gkt_mpi.wire.codec import Codec, WireConfig
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.header import Kind
@@ -85,7 +85,7 @@ class Worker:
     transport: Transport
     file: ImageFile
     pipeline: ImagePipeline
-    edges: list[Edge[Any]]
+    edges: list[AnyEdge]
     requests: frozenset[Kind]
     codec: Codec
     config: WorkerConfig

@@ -7,11 +7,11 @@ and wait in the bank's inbox until their turn, which the run's clock decides (ev
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from gkt_mpi.cost.work import Prices
 from gkt_mpi.federation.books import BYTES
 from gkt_mpi.federation.collect import Inbox
+from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.server import Server
 from gkt_mpi.learners.event_clock import EventClock
 from gkt_mpi.log.csv_log import UploadRecord
@@ -52,7 +52,7 @@ class Arrivals:
         self._expected: dict[int, int] = {}  # incomplete uploads among these: client to number of samples
         self._rounds = dict.fromkeys(range(self.num_clients), 0)  # as `_number`, except for repeated uploads
         self._uploads = server.uploads(inbox, self._expected, self._rounds, lambda _: None)
-        self._saved: dict[str, Any] | None = None
+        self._saved: State | None = None
         self._is_open = False
         self._listened_s = 0.0  # during training
 
@@ -82,7 +82,7 @@ class Arrivals:
         for client in range(self.num_clients):
             self._ask(client, is_resumed=self._saved is not None)
 
-    def _recall(self, saved: dict[str, Any]) -> None:
+    def _recall(self, saved: State) -> None:
         """Have clients repeat the uploads that were in use before an interruption; their states have not changed."""
         with self._server.books.uncounted():
             for client, number in enumerate(saved["in_use"]):
@@ -215,14 +215,14 @@ class Arrivals:
         """Return the seconds spent receiving and training so far."""
         return self._timeline.seconds("receive"), self._timeline.seconds("server train")
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> State | None:
         """Return the checkpoint's contents: each client's progress, and the time; None before the first request."""
         if not self._is_open:
             return self._saved
         lists = {name: list(getattr(self, f"_{name}")) for name in _OF_EACH_CLIENT}
         return {"num_taken": self._num_taken, "clock": self._clock.state(), **lists}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore what `state()` returned; the clients must have workers."""
         self._saved = state
         self._num_taken = state["num_taken"]

@@ -7,11 +7,11 @@ Passes continue from upload to upload: a pass is a shuffled order of all samples
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.server import Server
 from gkt_mpi.learners.arrivals import Arrivals
 from gkt_mpi.learners.bank import BankBatch
@@ -42,7 +42,7 @@ class AsyncTeacher(Teacher):
         self._overtime = 0.0  # samples that may still be trained on before the next uploads
         self._fresh: list[int] = []  # clients with samples that are not too stale
         self._age_weight_K: Tensor | None = None  # weight of each client's samples, None when all are equal
-        self._saved_arrivals: dict[str, Any] | None = None
+        self._saved_arrivals: State | None = None
         self._arrivals: Arrivals | None = None
 
     def open(self, server: Server) -> Arrivals:
@@ -186,7 +186,7 @@ class AsyncTeacher(Teacher):
             return {}
         return self._training.end_round()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the checkpoint's contents, see `Teacher`, with the progress of passes and clients."""
         arrivals = self._saved_arrivals if self._arrivals is None else self._arrivals.state()
         return super().state() | {
@@ -197,7 +197,7 @@ class AsyncTeacher(Teacher):
             "arrivals": arrivals,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore what `state()` returned."""
         both_places = torch.cat([state["server_logit"]] * 2)
         super().load(state | {"server_logit": both_places})

@@ -5,12 +5,12 @@ they differ, the same image has as many representations as there are clients.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
+from gkt_mpi.federation.learner import State
 from gkt_mpi.models.resnet import EdgeModel
 from gkt_mpi.training.trainable import Edge, weights_of
 
@@ -60,11 +60,11 @@ class StemDrift:
             }
         return figures
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the checkpoint's contents."""
         return {"before": list(self._before)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore what `state()` returned."""
         self._before = list(state["before"])
 

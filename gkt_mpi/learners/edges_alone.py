@@ -1,7 +1,5 @@
 """The learner of standalone training: the result is the clients' edge models; the server learns nothing."""
 
-from typing import Any
-
 from torch import Tensor
 
 from gkt_mpi.federation.collect import ReportsOnly
@@ -25,26 +23,9 @@ class EdgesAlone(ReportsOnly):
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of every client's edge model."""
         site = self._site
-        return evaluate(
-            None,
-            site.edges,
-            states,
-            site.images.test,
-            mode,
-            site.config.evaluate.batch_size,
-            site.machine.watch.advance,
-        )
+        batch_size, advance = site.config.evaluate.batch_size, site.machine.watch.advance
+        return evaluate(None, site.edges, states, site.images.test, mode, batch_size, advance)
 
     def num_evaluated(self, mode: EvaluateMode) -> int:
         """Return the number of images that an evaluation passes through the networks."""
         return num_evaluated(mode, len(self._site.images.shards), len(self._site.images.test))
-
-    def state(self) -> dict[str, Any]:
-        """Return an empty state: the clients' states are the complete result."""
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""

@@ -9,11 +9,12 @@ Seconds are those of the run, from its first request on.
 
 import math
 import time
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from gkt_mpi.cost.virtual_clock import ClientCost, client_s, end_of_work, idle_share, server_s
 from gkt_mpi.cost.work import Prices
 from gkt_mpi.errors import GktError
+from gkt_mpi.federation.learner import State
 
 ClockName = Literal["virtual", "real"]
 
@@ -62,10 +63,10 @@ class EventClock(Protocol):
     def end_round(self) -> dict[str, float]:
         """Return the figures of the time since the last call."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the checkpoint's contents."""
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore what `state()` returned."""
 
 
@@ -154,11 +155,11 @@ class VirtualClock:
         self._round_began, self._server_s, self._clients_s = self.now, 0.0, 0.0
         return figures
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the time, and the start and end of each client's work."""
         return {"now": self.now, "work": {client: list(times) for client, times in self._work.items()}}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore the time; clients continue their work."""
         self._worked_from, self._flops = state["now"], 0
         self._round_began = state["now"]
@@ -212,11 +213,11 @@ class RealClock:
         """Return nothing: idle times are in trace.json."""
         return {}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the time, and the clients that are working."""
         return {"now": self.now, "clients": sorted(self._asked)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore the time, at which all clients are asked again."""
         self._began = time.perf_counter() - state["now"]
         self._asked = dict.fromkeys(state["clients"], self.now)

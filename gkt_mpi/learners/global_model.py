@@ -1,13 +1,13 @@
 """One large network including its stem: averaged over the clients (fedavg), or trained on the server (centralized)."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.federation.client import ClientConfig, whole_model
+from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.model_inbox import ModelInbox
 from gkt_mpi.learners.site import ServerConfig, Site, Training
 from gkt_mpi.seeding import torch_generator
@@ -38,9 +38,6 @@ class GlobalModel:
         """Return the number of images that an evaluation passes through the network."""
         return len(self._site.images.test)
 
-    def close(self) -> None:
-        """Do nothing: everything is in memory."""
-
 
 class AveragedModel(GlobalModel):
     """FedAvg's global model, and the inbox of the clients' weights, one model per client."""
@@ -60,11 +57,11 @@ class AveragedModel(GlobalModel):
         self.weights.copy_(weighted_mean([models[client] for client in sorted(models)], counts))
         models.clear()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the checkpoint's contents."""
         return {"weights": self.weights.clone()}  # without the memory around it
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore what `state()` returned."""
         self.weights.copy_(state["weights"])
 
@@ -95,11 +92,11 @@ class CentralModel(GlobalModel):
             yield image, self._shard.label[row_B]
             self._site.machine.watch.advance(len(row_B))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the checkpoint's contents."""
         return {"memory": self._trained.state(), "schedule": self._training.schedule.seen}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore what `state()` returned."""
         self._trained.load(state["memory"])
         self._training.schedule.seen.copy_(state["schedule"])

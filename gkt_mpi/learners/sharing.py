@@ -12,11 +12,11 @@ In asynchronous training, which has no common rounds, the mean is over every cli
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.model_inbox import ModelInbox
 from gkt_mpi.learners.bank import Bank
 from gkt_mpi.models.resnet import EdgeModel
@@ -80,12 +80,12 @@ class SharedEdges:
             self._has_mean[client] = True
             yield ModelState(client, round, self.mean(client))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the checkpoint's contents."""
         heads = {str(kind): head for kind, head in self._heads.items()}
         return {"stem": self._stem, "heads": heads, "has_mean": list(self._has_mean)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore what `state()` returned."""
         self._stem = state["stem"]
         self._heads = {int(kind): head for kind, head in state["heads"].items()}
@@ -118,11 +118,11 @@ class StandingEdges(SharedEdges):
             self._sent[client] = self.mean(client)
         return self._sent[client]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the checkpoint's contents; the clients upload their latest weights again."""
         return super().state() | {"sent": list(self._sent)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore what `state()` returned."""
         super().load(state)
         self._sent = list(state["sent"])

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from gkt_mpi.training.evaluate import Accuracy, EvaluateConfig, evaluate_model
 from gkt_mpi.training.losses import DistillConfig
 from gkt_mpi.training.optimizer import Optimizer, OptimizerConfig
 from gkt_mpi.training.schedule import Schedule, ScheduleName
-from gkt_mpi.training.trainable import Edge
+from gkt_mpi.training.trainable import AnyEdge
 from gkt_mpi.wire.codec import Codec, WireConfig
 
 
@@ -128,7 +128,7 @@ class Site:
     config: LearnerConfig
     images: Images
     machine: Machine
-    edges: list[Edge[Any]]  # edges[k] is the edge for client k's state
+    edges: list[AnyEdge]  # edges[k] is the edge for client k's state
     codec: Codec
     prices: Prices
     rounds_left: int

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from gkt_mpi.errors import ConfigError, GktError, WireError
 from gkt_mpi.federation.client import whole_model
+from gkt_mpi.federation.learner import State
 from gkt_mpi.learners.site import Site, Training
 from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.training.compute import choose
@@ -76,19 +76,16 @@ class SplitModel:
         """Return the number of images that an evaluation passes through the network."""
         return len(self.site.images.test)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the checkpoint's contents."""
         seen = self._training.schedule.seen
         return {"stem": self._stem.weights, "rest": self.server_part.state(), "schedule": seen}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore what `state()` returned."""
         self._stem.weights.copy_(state["stem"])
         self.server_part.load(state["rest"])
         self._training.schedule.seen.copy_(state["schedule"])
-
-    def close(self) -> None:
-        """Do nothing: everything is in memory."""
 
 
 class Turn:
@@ -183,9 +180,6 @@ class Turn:
         self._loss_sum[message.client] = self._loss_sum[message.client] + self._model.loss_sum
         self._send(message.client, Gradient(message.client, message.round, message.first, gradient))
         return len(label)
-
-    def check(self, message: FeatureBlock | ModelState) -> None:
-        """Do nothing: everything is checked before training."""
 
     def missing(self, client: int) -> str:
         """Describe the missing part of a client's turn."""

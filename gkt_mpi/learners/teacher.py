@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gkt_mpi.errors import GktError
 from gkt_mpi.federation.collect import Inbox, ReportsOnly
+from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.server import Server
 from gkt_mpi.learners.bank import Bank, BankBatch
 from gkt_mpi.learners.drift import StemDrift
@@ -175,7 +175,7 @@ class Teacher:
         """Samples per epoch of the server; 0 in a round without an upload."""
         return self.bank.num_arrived if self.has_upload else 0
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the checkpoint's contents, without the bank's features, which clients upload again."""
         return {
             "model": self._model.state_dict(),
@@ -188,7 +188,7 @@ class Teacher:
             "drift": self.drift.state(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Restore what `state()` returned."""
         self._model.load_state_dict(state["model"])
         for tensor, saved in zip(self._optimizer.state, state["optimizer"], strict=True):

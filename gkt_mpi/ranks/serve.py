@@ -2,8 +2,8 @@
 
 import logging
 import platform
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from gkt_mpi.federation.checkpoint import CheckpointStore
 from gkt_mpi.federation.client import edge_names
 from gkt_mpi.federation.faults import Interrupt
 from gkt_mpi.federation.hosting import Hosting
-from gkt_mpi.federation.learner import Learner
+from gkt_mpi.federation.learner import HasFiles, Learner
 from gkt_mpi.federation.roster import Roster
 from gkt_mpi.federation.round_end import RoundEnd
 from gkt_mpi.federation.server import Plan, Server
@@ -75,7 +75,7 @@ def serve(
             site = site_of(
                 config, images_of(config, file, shards, placement.device), machine, prices, rounds_done, state
             )
-            with closing(_learner_of(config, site)) as learner:
+            with _learner_of(config, site) as learner:
                 server = _server_of(config, site, learner, price, checkpoints, log)
                 server.resume(rounds_done, state)
                 precision = PRECISIONS.index(learner.compute.precision)
@@ -100,13 +100,18 @@ def _at_least(rounds_done: int, config: RunConfig) -> RunConfig:
     return replace(config, rounds=rounds_done)
 
 
-def _learner_of(config: RunConfig, site: Site) -> Learner:
-    """Build the learner on all cores, since the workers wait; all edges compute in its precision."""
+@contextmanager
+def _learner_of(config: RunConfig, site: Site) -> Iterator[Learner]:
+    """Build the learner on all cores, since the workers wait, and close it at the end.
+
+    All edges compute in its precision.
+    """
     with site.machine.placement.all_cores():
         learner = ALGORITHMS[config.algorithm].learner(site)
-    for edge in site.edges:
-        edge.model.precision = learner.compute.precision
-    return learner
+    with closing(learner) if isinstance(learner, HasFiles) else nullcontext():
+        for edge in site.edges:
+            edge.model.precision = learner.compute.precision
+        yield learner
 
 
 def _server_of(

@@ -7,7 +7,7 @@ every client's state from its report, so features of test images are never sent.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from gkt_mpi.data.shard import Shard
 from gkt_mpi.errors import require
 from gkt_mpi.models.resnet import ServerModel
 from gkt_mpi.training.losses import count_correct
-from gkt_mpi.training.trainable import Edge
+from gkt_mpi.training.trainable import AnyEdge
 
 EvaluateMode = Literal["sharded", "full"]
 
@@ -60,7 +60,7 @@ class Accuracy:
 @torch.no_grad()
 def evaluate(
     server_model: ServerModel | None,
-    edges: Sequence[Edge[Any]],
+    edges: Sequence[AnyEdge],
     states: list[Tensor],
     test: Shard,
     mode: EvaluateMode,
@@ -100,7 +100,7 @@ def evaluate(
 
 
 def _evaluate_client(
-    edge: Edge[Any],
+    edge: AnyEdge,
     folded: Callable[[Tensor], Tensor] | None,
     test: Shard,
     rows: slice,

@@ -1,7 +1,7 @@
 """A network and its optimizer in one contiguous memory block, so that the trained state is copied as bytes."""
 
 from collections.abc import Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,9 @@ class Edge(Trainable[Model]):
         with torch.no_grad():
             for tensor, part in zip(self._shared, parts, strict=True):
                 tensor.copy_(part.view(torch.float32).view(tensor.shape))
+
+
+AnyEdge = Edge[Any]  # of whichever network the algorithm's clients train
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:

@@ -128,6 +128,15 @@ class Contract(Accepts):
         if round is not None:
             expect(header.round == round, "round", round)
         expect(header.round >= 0, "round", "0 or more")
+        self._check_kind(header, expect)
+        if header.kind in (Kind.HOST, Kind.REPORT):
+            expected = _of_client(self.state_bytes, header)
+            expect(header.state_bytes == expected, "state_bytes", expected)
+        size = payload_size(header)
+        expect(header.payload_bytes == size, "payload_bytes", size)
+
+    def _check_kind(self, header: Header, expect: Callable[[bool, str, object], None]) -> None:
+        """Check the fields that only messages of a header's kind have."""
         match header.kind:
             case Kind.SETUP:
                 expect(2 <= header.num_classes <= 32767, "num_classes", "2 to 32767")
@@ -161,11 +170,6 @@ class Contract(Accepts):
                 expect(1 <= header.state_bytes <= largest, "state_bytes", f"1 to {largest}")
             case Kind.REPORT:
                 expect(0 <= header.num_spans <= self.max_spans, "num_spans", f"0 to {self.max_spans}")
-        if header.kind in (Kind.HOST, Kind.REPORT):
-            expected = _of_client(self.state_bytes, header)
-            expect(header.state_bytes == expected, "state_bytes", expected)
-        size = payload_size(header)
-        expect(header.payload_bytes == size, "payload_bytes", size)
 
     def _round_of(self, header: Header) -> int | None:
         """Return the round that a header's client, if it is an expected one, is in; None for any."""
