@@ -103,6 +103,14 @@ class RunLog:
         except OSError as error:
             raise _unwritable(folder, error) from error
 
+    def save_about(self, about: Mapping[str, object]) -> None:
+        """Write run.json (about.py). Raises `ConfigError` when it cannot be written."""
+        path = self.folder / "run.json"
+        try:
+            path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+
     def save_partition(self, shards: list[np.ndarray], counts: np.ndarray, classes: list[str]) -> None:
         """Write partition.npz: sample_id of all clients, first (where each begins), count by client and class.
 

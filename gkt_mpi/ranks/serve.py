@@ -1,22 +1,20 @@
 """The server's part of a run: data, partition, learner, all rounds, summary and report."""
 
 import logging
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from gkt_mpi import __version__
 from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.build import digest_of, images_of, prices_of, site_of, what_is_learnt
 from gkt_mpi.config import RunConfig
 from gkt_mpi.cost.virtual_clock import RoundPricer
 from gkt_mpi.data.datasets import ImageFile
 from gkt_mpi.data.partition import count_by_class, partition
+from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import GktError, Interrupted, expand
 from gkt_mpi.federation.books import RoundBooks
 from gkt_mpi.federation.checkpoint import CheckpointStore
@@ -29,10 +27,11 @@ from gkt_mpi.federation.round_end import RoundEnd
 from gkt_mpi.federation.server import Plan, Server
 from gkt_mpi.federation.watch import Watch
 from gkt_mpi.learners.site import Machine, Site
+from gkt_mpi.log.about import about_run, versions
 from gkt_mpi.log.logger import logging_to
 from gkt_mpi.log.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.log.run_log import RunLog, hold_folder
-from gkt_mpi.models.resnet import PRECISIONS
+from gkt_mpi.models.resnet import PRECISIONS, model_title
 from gkt_mpi.placement import Placement
 from gkt_mpi.programs.prepare import open_data
 from gkt_mpi.wire.messages import Setup
@@ -65,8 +64,9 @@ def serve(
             rounds_done, state = checkpoints.load() or (0, None)  # refused before anything in the folder changes
             digest = digest_of(config)  # as the workers have it
             config = _at_least(rounds_done, config)
-            log = RunLog(folder, config.as_dict(), _versions(), file.classes)
+            log = RunLog(folder, config.as_dict(), versions(), file.classes)
             counts = count_by_class(file.labels("train"), shards, len(file.classes))
+            log.save_about(about_run(ALGORITHMS[config.algorithm].facts, _titles(config), transport.size))
             log.save_partition(shards, counts, file.classes)
             _describe(config, file, counts, transport.size, placement, console)
 
@@ -179,5 +179,8 @@ def _finish(config: RunConfig, log: RunLog, console: "Console") -> None:
         logger.warning(f"no report: {' '.join(f'{type(error).__name__}: {error}'.split())}")
 
 
-def _versions() -> str:
-    return f"gkt_mpi {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+def _titles(config: RunConfig) -> dict[str, str]:
+    """Return the titles in reports of the data set and the networks, by their names in the configuration."""
+    edges = edge_names(config.client.model, config.clients or 1)
+    models = {name: model_title(name) for name in (*edges, config.server.model)}
+    return {config.data.name: DATA_SOURCES[config.data.name].label, **models}
