@@ -38,7 +38,6 @@ def run_client(worker: Worker, client: Client, request: ModelState) -> None:
     """Algorithm 1 of McMahan et al., on the edge: one round of one client."""
     client.begin_from(request.weights)
     with worker.timed("client train"):
-        client.model.train()
         for epoch in range(client.config.epochs):
             for _, image, label_B in client.batches(request.round, epoch):
                 logit_BC = client.model(image)

@@ -34,13 +34,12 @@ def run_server(server: Server, teacher: Teacher) -> None:
         clients = server.participants(round)
         teacher.begin_upload(server, round, clients)
         with server.clients_phase():
-            for client in clients:  # the workers train their clients concurrently
-                server.request(client, teacher.request(client, round))  # the server's logits, keyed by sample id
+            # The server's logits go down, keyed by sample id; the workers train their clients concurrently.
+            server.request_all(teacher.request(client, round) for client in clients)
             server.end_last_round()  # evaluate, save and log the previous round while the clients work on this one
             if teacher.sharing_first is not None:  # client.extract shared: weights first, then features by the mean
                 server.collect(round, teacher.sharing_first.inbox)
-                for mean in teacher.sharing_first.answers(round):
-                    server.request(mean.client, mean)
+                server.request_all(teacher.sharing_first.answers(round))
             server.collect(round, teacher.inbox)  # blocks are received directly into the bank
             teacher.average()
         if not teacher.has_upload:  # client.upload_every
@@ -65,19 +64,16 @@ def run_client(worker: Worker, client: Client, request: TrainRequest | ModelStat
 
     DIFFERS with client.share: clients also send their weights, and continue from the mean of all.
     """
-    by_the_mean = client.config.extract == "shared"
+    by_the_mean, has_trained = client.config.extract == "shared", isinstance(request, TrainRequest)
+    if not isinstance(request, LocalRequest):
+        client.adopt(request.weights)
     if isinstance(request, TrainRequest):
-        client.adopt(request.weights)
         train(worker, client, request)
-    elif isinstance(request, ModelState):
-        client.adopt(request.weights)
-    has_trained = isinstance(request, TrainRequest)
     if client.config.share != "none" and (has_trained or not by_the_mean):
         worker.send_weights(client, request.round, client.shared_weights)
     if has_trained and (by_the_mean or not client.uploads_in(request.round)):
         return  # in a round with an upload the server answers with the mean, in a ModelState
     with worker.timed("extract"), torch.no_grad():  # DIFFERS: the released code extracts with gradients enabled
-        client.model.eval()
         for rows, image in client.upload_views(request.round, worker.block_rows):
             feature_NKHW, logit_NC = client.model(image)
             worker.upload(client, request.round, rows, feature_NKHW, logit_NC)  # sent while the next is computed
@@ -89,7 +85,6 @@ def train(worker: Worker, client: Client, request: TrainRequest) -> None:
     server_logit_NC = client.align(request.sample_id, request.logit)  # None in round 0
     weight_C = fpkd_weight(client.class_count(request.logit.shape[1]), worker.distill)  # None without distill.fpkd
     with worker.timed("client train"):
-        client.model.train()
         for epoch in range(client.config.epochs):
             for row_B, image, label_B in client.batches(request.round, epoch):
                 _, logit_BC = client.model(image)

@@ -53,7 +53,6 @@ def run_client(worker: Worker, client: Client, request: ModelState) -> None:
     """Do the client's part of every training step of a round."""
     client.begin_from(request.weights)
     with worker.timed("client train"):
-        client.model.train()
         for epoch in range(client.config.epochs):
             first = 0
             for row_B, image, _ in client.batches(request.round, epoch):

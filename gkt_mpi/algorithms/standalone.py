@@ -34,7 +34,6 @@ def run_server(server: Server, edges: EdgesAlone) -> None:
 def run_client(worker: Worker, client: Client, request: LocalRequest) -> None:
     """Train a client on its own images."""
     with worker.timed("client train"):
-        client.model.train()
         for epoch in range(client.config.epochs):
             for _, image, label_B in client.batches(request.round, epoch):
                 _, logit_BC = client.model(image)

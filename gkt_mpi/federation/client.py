@@ -206,7 +206,8 @@ class Client:
         return aligned
 
     def batches(self, round: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield (rows of the shard, augmented images, labels) of one training epoch, shuffled."""
+        """Put the model in training mode; yield (rows of the shard, augmented images, labels) of an epoch, shuffled."""
+        self.model.train()
         generator = torch_generator(self.seed, "client epoch", self.id, round, epoch, device=self._device)
         done, due = epoch * len(self.shard), self.config.epochs * len(self.shard)
         for row_B, image in self.shard.train_batches(self.config.batch_size, generator):
@@ -268,9 +269,10 @@ class Client:
         self.samples += samples
 
     def upload_views(self, round: int, block_rows: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (rows of the shard, images) of the whole shard in stored order, in blocks, newly augmented.
+        """Put the model in evaluation mode; yield (rows of the shard, images) of the whole shard in order, in blocks.
 
-        As released, the server learns from augmented views, drawn anew each round.
+        They are newly augmented: as released, the server learns from augmented views, drawn anew each round.
         """
+        self.model.eval()
         generator = torch_generator(self.seed, "client upload", self.id, round, device=self._device)
         return self.shard.blocks(block_rows, generator)

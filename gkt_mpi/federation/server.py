@@ -6,7 +6,7 @@ is what it trains.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -101,6 +101,11 @@ class Server:
         self._asked[client] = request
         self.books.take_part(client, self.hosting.participant(client, request))
         self.hosting.send(client, request)
+
+    def request_all(self, requests: Iterable[Request]) -> None:
+        """Ask for the rounds of several clients."""
+        for request in requests:
+            self.request(request.client, request)
 
     def collect(self, round: int, inbox: Inbox) -> None:
         """Receive the uploads of all clients that have been asked into the inbox, in any order.

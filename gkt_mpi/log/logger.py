@@ -9,11 +9,12 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gkt_mpi.errors import ConfigError, expand
+from gkt_mpi.log.sinks import SINKS, SinkName
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +36,14 @@ class LogConfig:
     file: str | None = None
     """File that receives the same lines with time, level and module, appended; null for none. A worker that has
     something to log writes FILE.rankN."""
+
+    sinks: list[SinkName] = field(default_factory=lambda: ["tensorboard"])
+    """Trackers that receive the figures of each round: tensorboard (in the run folder), wandb (Weights & Biases),
+    mlflow. [] for none."""
+
+    def __post_init__(self) -> None:
+        for name in self.sinks:
+            SINKS.find(name)
 
     @property
     def is_quiet(self) -> bool:

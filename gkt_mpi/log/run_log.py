@@ -1,4 +1,4 @@
-"""The files that record a run: config.yaml, metrics.jsonl, summary.json, trace.json, tensorboard/.
+"""The files that record a run: config.yaml, metrics.jsonl, summary.json, trace.json, and its sinks.
 
 Also clients.csv and uploads.csv, see csv_log.py, and at the end confusion.csv.
 
@@ -11,12 +11,10 @@ import fcntl
 import json
 import logging
 import math
-import os
-import shutil
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +27,7 @@ from gkt_mpi.log.csv_log import ClientRecord, CsvLog, UploadRecord
 from gkt_mpi.log.lines import write_whole
 from gkt_mpi.log.resume import Known, agree
 from gkt_mpi.log.seal import Seal, as_line
+from gkt_mpi.log.sinks.sink import OpenSinks, Sink, SinkRun
 from gkt_mpi.log.timeline import Trace
 
 logger = logging.getLogger(__name__)
@@ -79,19 +78,25 @@ def _unwritable(folder: Path, error: OSError) -> ConfigError:
 class RunLog:
     """Writes the log of one run into its folder; only the server has one."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], note: str, classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        note: str,
+        classes: Sequence[str] = (),
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         """Create the folder and write config.yaml, with `note` as its first comment line. Raises `ConfigError`.
 
         `classes` are the names of the data set's classes.
         """
         self.folder = folder
-        self._classes = classes
+        self._config, self._classes, self._sinks = config, classes, sinks
         self._metrics_path = folder / "metrics.jsonl"
         self._summary_path = folder / "summary.json"
         self._trace = Trace(folder / "trace.json")
         self._uploads = CsvLog(folder / "uploads.csv", UploadRecord)
         self._clients = CsvLog(folder / "clients.csv", ClientRecord)
-        self._names = ExitStack()  # alternative folder names, as long as something is written there
         self.records: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self._seal = Seal()
@@ -136,8 +141,6 @@ class RunLog:
         Existing files are reconciled with the checkpoint, which also has `uploads` and `clients` of the last round;
         damage is reported (resume.py).
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         saved = saved or {"newest": [], "sealed": 0, "digest": ""}
         known = Known(
             rounds_done,
@@ -157,25 +160,11 @@ class RunLog:
             self._uploads.begin(agreed.uploads)
             self._clients.begin(agreed.clients)
             self._summary_path.unlink(missing_ok=True)
-            if rounds_done == 0:
-                shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-            self._scalars = SummaryWriter(self._tensorboard_folder(), purge_step=rounds_done)
+            self._open_sinks = OpenSinks(self._sinks, SinkRun(self.folder, self.folder.name, self._config, rounds_done))
         except OSError as error:
             raise ConfigError(f"cannot write the run folder {self.folder}: {error}; free or repair it") from error
         self._earlier_s = sum(record["round_s"] for record in self.records)
         self._began = time.perf_counter()
-
-    def _tensorboard_folder(self) -> str:
-        """Return the folder of the scalars under a name that TensorBoard accepts, which it encodes as UTF-8."""
-        folder = self.folder / "tensorboard"
-        try:
-            str(folder).encode()
-        except UnicodeEncodeError:  # the name has bytes that this locale cannot decode
-            folder.mkdir(exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-            self._names.callback(os.close, descriptor)
-            return f"/proc/self/fd/{descriptor}"
-        return str(folder)
 
     def append(
         self,
@@ -184,7 +173,7 @@ class RunLog:
         uploads: Sequence[UploadRecord] = (),
         clients: Sequence[ClientRecord] = (),
     ) -> None:
-        """Log a round: its figures in metrics.jsonl and TensorBoard, its spans by rank, and its uploads.
+        """Log a round: its figures in metrics.jsonl and the sinks, its spans by rank, and its uploads.
 
         Also logs its evaluation of each client.
 
@@ -196,10 +185,7 @@ class RunLog:
         with self._explained():
             with open(self._metrics_path, "a", encoding="utf-8") as file:
                 file.write(as_line(record))
-            for name, value in record.items():
-                if name != "round":
-                    self._scalars.add_scalar(_scalar_name(name), value, record["round"])
-            self._scalars.flush()
+            self._open_sinks.append(record)
             self._trace.append(record["round"], spans)
             self._uploads.append(uploads)
             self._clients.append(clients)
@@ -253,6 +239,11 @@ class RunLog:
         self.summary = self._so_far("interrupted")
         self._write_summary()
 
+    def close(self, *artefacts: Path) -> None:
+        """Close the sinks, and give them files such as the report. Raises `GktError`."""
+        with self._explained():
+            self._open_sinks.close(self.summary, artefacts)
+
     def _so_far(self, status: str) -> dict[str, Any]:
         """Return the part of the summary that all runs have, completed or not."""
         sums = ("upload_bytes", "download_bytes", "simulation_bytes", "edge_flops", "virtual_s")
@@ -266,8 +257,6 @@ class RunLog:
     def _write_summary(self) -> None:
         with self._explained():
             self._summary_path.write_text(json.dumps(self.summary, indent=2) + "\n", encoding="utf-8")
-            self._scalars.close()
-            self._names.close()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -284,11 +273,3 @@ def _spread(accuracies: list[float]) -> dict[str, float]:
         return {}
     values = {"min": min(accuracies), "max": max(accuracies), "sd": statistics.stdev(accuracies)}
     return {f"final_test_accuracy_{name}_of_clients": value for name, value in values.items()}
-
-
-def _scalar_name(name: str) -> str:
-    """Return the TensorBoard tag of a metric: figures of one unit share a group."""
-    for suffix, group in (("_s", "seconds"), ("_bytes", "bytes"), ("accuracy", "accuracy"), ("loss", "loss")):
-        if name.endswith(suffix):
-            return f"{group}/{name}"
-    return f"other/{name}"

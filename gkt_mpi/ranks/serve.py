@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,7 @@ from gkt_mpi.log.about import about_run, versions
 from gkt_mpi.log.logger import logging_to
 from gkt_mpi.log.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.log.run_log import RunLog, hold_folder
+from gkt_mpi.log.sinks import SINKS
 from gkt_mpi.models.resnet import PRECISIONS, model_title
 from gkt_mpi.placement import Placement
 from gkt_mpi.programs.prepare import open_data
@@ -64,7 +66,7 @@ def serve(
             rounds_done, state = checkpoints.load() or (0, None)  # refused before anything in the folder changes
             digest = digest_of(config)  # as the workers have it
             config = _at_least(rounds_done, config)
-            log = RunLog(folder, config.as_dict(), versions(), file.classes)
+            log = RunLog(folder, config.as_dict(), versions(), file.classes, [SINKS[name] for name in config.log.sinks])
             counts = count_by_class(file.labels("train"), shards, len(file.classes))
             log.save_about(about_run(ALGORITHMS[config.algorithm].facts, _titles(config), transport.size))
             log.save_partition(shards, counts, file.classes)
@@ -85,6 +87,7 @@ def serve(
                 interrupt.defer(config.checkpoint.grace_s, lambda: abort(Interrupted.exit_status))
                 interrupted = _run_algorithm(config, server, learner)
         if interrupted is not None:
+            log.close()
             logger.warning(interrupted)
             return Interrupted.exit_status
         _finish(config, log, console)
@@ -167,16 +170,24 @@ def _finish(config: RunConfig, log: RunLog, console: "Console") -> None:
     if not config.log.is_quiet:
         console.print(summary_table(log.summary, config.name, config.algorithm))
     logger.info(f"run folder: {log.folder}")
+    log.close(*_write_report(config, log.folder))
+
+
+def _write_report(config: RunConfig, folder: Path) -> list[Path]:
+    """Write the report of a run, unless it has none; return its file."""
     if config.log.report == "never":
-        return
+        return []
     try:
         from gkt_mpi.report.page import write_report  # workers, and runs without a report, do not need its libraries
 
-        logger.info(f"report: {write_report([log.folder])}")
+        report = write_report([folder])
+        logger.info(f"report: {report}")
+        return [report]
     except GktError as error:
         logger.warning(f"no report: {' '.join(str(error).split())}")
     except Exception as error:  # even for a bug or a missing library
         logger.warning(f"no report: {' '.join(f'{type(error).__name__}: {error}'.split())}")
+    return []
 
 
 def _titles(config: RunConfig) -> dict[str, str]:

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.log import run_log
 from gkt_mpi.log.run_log import RunLog, hold_folder
+from gkt_mpi.log.sinks.tensorboard import TENSORBOARD
 
 CONFIG = {"name": "x", "server": {"lr": 0.1}}
 
@@ -54,7 +55,7 @@ def test_a_folder_that_another_run_releases_in_time_is_waited_for(tmp_path, monk
 
 def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
     folder = tmp_path / "x"
-    log = RunLog(folder, CONFIG, "made by a test")
+    log = RunLog(folder, CONFIG, "made by a test", sinks=[TENSORBOARD])
     log.begin(0, 2)
     for number, accuracy in enumerate([0.5, None, 0.75, 0.7]):
         log.append(record(number, accuracy), {})
@@ -85,13 +86,13 @@ def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
 
 
 def test_a_resume_drops_lines_beyond_the_checkpoint_and_a_truncated_line(tmp_path):
-    log = RunLog(tmp_path, CONFIG, "")
+    log = RunLog(tmp_path, CONFIG, "", sinks=[TENSORBOARD])
     log.begin(0, 2)
     for round in range(3):
         log.append(record(round, 0.1), {})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"round": 3, "rou')
-    again = RunLog(tmp_path, CONFIG, "")
+    again = RunLog(tmp_path, CONFIG, "", sinks=[TENSORBOARD])
     again.begin(2, 2)
     assert [r["round"] for r in lines(tmp_path)] == [0, 1]
     again.append(record(2, 0.9), {})
@@ -101,16 +102,16 @@ def test_a_resume_drops_lines_beyond_the_checkpoint_and_a_truncated_line(tmp_pat
 
 
 def test_a_resume_restores_lines_that_the_checkpoint_has_and_the_log_lost(tmp_path):
-    log = RunLog(tmp_path, CONFIG, "")
+    log = RunLog(tmp_path, CONFIG, "", sinks=[TENSORBOARD])
     log.begin(0, 2)
     log.append(record(0, 0.5), {})
-    again = RunLog(tmp_path, CONFIG, "")
+    again = RunLog(tmp_path, CONFIG, "", sinks=[TENSORBOARD])
     again.begin(2, 2, {"newest": [record(0, 0.5), record(1, 0.2)], "sealed": 0, "digest": ""})
     assert [(r["round"], r["test_accuracy"]) for r in lines(tmp_path)] == [(0, 0.5), (1, 0.2)]
 
 
 def test_a_log_that_cannot_be_written_is_one_error(tmp_path):
-    log = RunLog(tmp_path, CONFIG, "")
+    log = RunLog(tmp_path, CONFIG, "", sinks=[TENSORBOARD])
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(ConfigError, match="cannot write the run folder"):
         log.begin(0, 2)
