@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader, s
 from gkt_mpi import yaml_text
 from gkt_mpi.algorithms import ALGORITHMS, AlgorithmName
 from gkt_mpi.cost.devices import DevicesConfig
-from gkt_mpi.data.datasets import DataConfig
+from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.errors import ConfigError, require
 from gkt_mpi.federation.checkpoint import CheckpointConfig
 from gkt_mpi.federation.client import ClientConfig
@@ -63,7 +63,8 @@ class RunConfig:
     rounds: int = 200
     """Communication rounds; at least 1."""
     clients: int | None = None
-    """Number of edge clients, on any number of worker ranks; null for one per worker."""
+    """Number of edge clients, on any number of worker ranks; null for one per worker, or with the partitions owner and
+    file as many as the data have."""
     participation: float = 1.0
     """Share of the clients that take part in a round, drawn from the seed, at least one; above 0, at most 1."""
     clock: ClockName = "virtual"
@@ -123,9 +124,10 @@ class RunConfig:
         """Return the configuration in the form of its YAML file."""
         return {name.rstrip("_"): _plain(value) for name, value in asdict(self).items()}
 
-    def for_ranks(self, num_ranks: int) -> "RunConfig":
+    def for_ranks(self, num_ranks: int, natural_clients: int | None = None) -> "RunConfig":
         """Return the configuration with the number of clients filled in.
 
+        If it is null, there are `natural_clients`, the number that the data decide, or otherwise one per worker.
         Raises `ConfigError` for a single rank if the algorithm needs workers.
         """
         if num_ranks < 2 and ALGORITHMS[self.algorithm].facts.has_clients:
@@ -134,7 +136,7 @@ class RunConfig:
                 f"{self.algorithm} needs 1 server and at least 1 worker, but MPI started {num_ranks} rank; "
                 f"try: mpirun -np {ranks} python -m gkt_mpi.main ..."
             )
-        return replace(self, clients=max(1, num_ranks - 1) if self.clients is None else self.clients)
+        return replace(self, clients=self.clients or natural_clients or max(1, num_ranks - 1))
 
     def digest(self) -> bytes:
         """Return 32 bytes that differ for different configurations."""

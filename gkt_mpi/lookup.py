@@ -9,6 +9,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from jsonargparse.typing import restricted_string_type
 
-from gkt_mpi.errors import ConfigError
+from gkt_mpi.errors import ConfigError, GktError
 
 Spec = TypeVar("Spec")
 if TYPE_CHECKING:
@@ -121,6 +122,31 @@ class Lookup(Mapping[str, Spec], Generic[Spec]):
         there = [word for word, its in vars(module).items() if isinstance(its, self._spec_class)]
         there.sort(key=lambda word: -SequenceMatcher(None, word.lower(), wrong.lower()).ratio())
         return f"; did you mean {module.__name__}:{there[0]}?" if there else ""
+
+
+@contextmanager
+def blaming(field: str, name: str) -> Iterator[None]:
+    """Report an exception in a user's own module, which `name` is of, as a `ConfigError` in one line.
+
+    Errors of this package, and exceptions that did not pass the module's code, are left as they are.
+    """
+    try:
+        yield
+    except GktError:
+        raise
+    except Exception as error:  # anything can go wrong in a user's file
+        module = sys.modules.get(name.partition(":")[0]) if ":" in name else None
+        lines = [line for line in traceback.extract_tb(error.__traceback__) if line.filename == _file_of(module)]
+        if not lines:
+            raise
+        raise ConfigError(
+            f"{field} is {name}, which failed at {lines[-1].filename}:{lines[-1].lineno}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _file_of(module: ModuleType | None) -> str | None:
+    return getattr(module, "__file__", None)
 
 
 def _modules_there() -> list[str]:

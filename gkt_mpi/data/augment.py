@@ -31,6 +31,11 @@ def paper_augmentation(image_size: int) -> Augmentation:
     return Augmentation(crop_padding=image_size // 8, flip=True, cutout=image_size // 2)
 
 
+def crop_only(image_size: int) -> Augmentation:
+    """Return a crop only: a mirrored character is another sign, and a square of half its width hides it."""
+    return Augmentation(crop_padding=image_size // 8)
+
+
 def augmentation_for(default: DefaultAugmentation, image_size: int, augment: AugmentName) -> Augmentation:
     """Return the augmentation of images of this height and width; `default` is that of their data set (auto)."""
     if augment == "none":

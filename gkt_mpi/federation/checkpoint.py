@@ -27,7 +27,15 @@ _FORMAT = 7  # version of the checkpoint's contents
 # Fields that may change on resume: they do not affect the completed rounds.
 MAY_CHANGE = (
     *("name", "out", "rounds", "checkpoint", "placement", "faults", "log"),
-    *("data.dir", "data.download", "wire.cuda_aware", "bank.memory_mib", "bank.spill_dir"),
+    *(
+        "data.dir",
+        "data.file",
+        "data.partition_file",
+        "data.download",
+        "wire.cuda_aware",
+        "bank.memory_mib",
+        "bank.spill_dir",
+    ),
 )
 # Some schedules depend on the number of rounds, and so do the completed rounds.
 

@@ -22,8 +22,10 @@ from rich.table import Table
 from torch import Tensor
 
 from gkt_mpi.config import RunConfig
-from gkt_mpi.data.datasets import ImageFile, file_path, look_for
-from gkt_mpi.data.sources import DATA_SOURCES, DataSize
+from gkt_mpi.data.datasets import ImageFile, file_path, known_clients, look_for
+from gkt_mpi.data.partition import partition
+from gkt_mpi.data.source import DataSize
+from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import ConfigError, GktError, expand
 from gkt_mpi.log.progress import make_console
 from gkt_mpi.placement import available_memory_mib, place
@@ -68,7 +70,7 @@ def preflight(
         return 0
     console = make_console()
     try:
-        to_fix = _check(config.for_ranks(transport.size), transport, look, console)
+        to_fix = _check(config.for_ranks(transport.size, known_clients(config.data)), transport, look, console)
     except ConfigError as error:
         to_fix = [str(error)]
     for rank in range(1, transport.size):
@@ -196,6 +198,7 @@ def _folders(config: RunConfig) -> Iterator[tuple[dict[str, str], list[str], lis
         if isinstance(found, ImageFile):
             seen["data.dir"] = str(found.path)
             to_fix += _too_large(config, found)
+            partition(found.labels("train"), config.clients or 1, config.data, config.seed, found.owners("train"))
         else:
             said.append(found)
             write("data.dir", file_path(config.data).parent)
@@ -269,7 +272,7 @@ def _images_of(config: RunConfig) -> DataSize | None:
         found = look_for(config.data)
         if isinstance(found, ImageFile):
             return _images_in(found)
-    return DATA_SOURCES[config.data.name].size_with(config.data.synthetic)
+    return DATA_SOURCES[config.data.name].size_with(config.data)
 
 
 def _images_in(file: ImageFile) -> DataSize:

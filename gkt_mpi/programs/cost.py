@@ -20,7 +20,8 @@ from gkt_mpi.cost.devices import Devices, load_profile, packaged_profiles
 from gkt_mpi.cost.flops import NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
 from gkt_mpi.cost.virtual_clock import Participant, RoundWork, round_s
 from gkt_mpi.cost.work import Setting, round_work
-from gkt_mpi.data.sources import DATA_SOURCES, DataSize
+from gkt_mpi.data.source import DataSize
+from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import GktError
 from gkt_mpi.federation.worker import LARGEST_BATCH
 from gkt_mpi.models.resnet import EDGE_FAMILIES, SERVER_FAMILIES, STEM_CHANNELS, EdgeName, ServerName

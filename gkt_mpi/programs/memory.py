@@ -12,7 +12,7 @@ from pathlib import Path
 from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.config import RunConfig
 from gkt_mpi.cost.flops import NetworkCost, edge_cost, server_cost, whole_cost
-from gkt_mpi.data.sources import DataSize
+from gkt_mpi.data.source import DataSize
 from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.wire.codec import Codec
 

@@ -34,7 +34,7 @@ def run_rank(
             raise GktError(f"{error}, which is the server; start the same command again to resume") from error
         return 0
     try:
-        config = config.for_ranks(transport.size)
+        config.for_ranks(transport.size)  # refuses a single rank
         placement = place(config.placement, *node_place)
         return serve(config, transport, placement, interrupt or Interrupt(), abort)
     except (ConfigError, Interrupted) as error:

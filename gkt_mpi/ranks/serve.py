@@ -14,7 +14,7 @@ from gkt_mpi.build import digest_of, images_of, prices_of, site_of, what_is_lear
 from gkt_mpi.config import RunConfig
 from gkt_mpi.cost.virtual_clock import RoundPricer
 from gkt_mpi.data.datasets import ImageFile
-from gkt_mpi.data.partition import count_by_class, partition
+from gkt_mpi.data.partition import count_by_class, natural_clients, partition
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import GktError, Interrupted, expand
 from gkt_mpi.federation.books import RoundBooks
@@ -54,17 +54,18 @@ def serve(
     placement.apply()
     console = make_console()
     with logging_to(config.log, SERVER, console):
+        digest = digest_of(config)  # as the workers have it
         file = open_data(config, console)
+        config = config.for_ranks(transport.size, natural_clients(config.data, file.owners("train")))
         config.distill.check(len(file.classes))
         price, prices = prices_of(config, file)  # refuses unknown devices
         assert config.clients is not None
-        shards = partition(file.labels("train"), config.clients, config.data, config.seed)
+        shards = partition(file.labels("train"), config.clients, config.data, config.seed, file.owners("train"))
         folder = expand(f"{config.out}/{config.name}", "out")
         with hold_folder(folder):
             resumable = config.as_dict() | what_is_learnt(file, shards)
             checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
             rounds_done, state = checkpoints.load() or (0, None)  # refused before anything in the folder changes
-            digest = digest_of(config)  # as the workers have it
             config = _at_least(rounds_done, config)
             log = RunLog(folder, config.as_dict(), versions(), file.classes, [SINKS[name] for name in config.log.sinks])
             counts = count_by_class(file.labels("train"), shards, len(file.classes))

@@ -6,6 +6,7 @@ from gkt_mpi.algorithms import ALGORITHMS, client_side
 from gkt_mpi.build import codec_of, digest_of, edges_of, part_of, pipeline_of
 from gkt_mpi.config import RunConfig
 from gkt_mpi.data.datasets import ImageFile, file_path
+from gkt_mpi.data.partition import natural_clients
 from gkt_mpi.errors import GktError
 from gkt_mpi.federation.worker import Worker, WorkerConfig, receive_setup
 from gkt_mpi.log.logger import logging_to
@@ -25,10 +26,10 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
         return
     placement = place(config.placement, *node_place)
     placement.apply()
-    config = config.for_ranks(transport.size)
     if not torch.equal(setup.config_digest, digest_of(config)):
         raise GktError("this rank has read a different configuration from the server's; give every node the same file")
     file = ImageFile(file_path(config.data))
+    config = config.for_ranks(transport.size, natural_clients(config.data, file.owners("train")))
     if (len(file.classes), file.image_shape) != (setup.num_classes, setup.image_shape):
         raise GktError(f"{file.path} differs from the server's file; every node must see the same data.dir")
     algorithm = ALGORITHMS[config.algorithm]

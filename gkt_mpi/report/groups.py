@@ -26,7 +26,8 @@ _IGNORED |= {"evaluate.every", "evaluate.batch_size", "data.dir", "data.download
 _IGNORED_GROUPS = ("placement.", "checkpoint.", "faults.")
 _COLUMN_FIELDS = {"data.name", "data.partition"}
 _COLUMN_FIELDS |= {f"data.{its.parameter.field}" for its in PARTITIONS.values() if its.parameter}
-_SIZE_FIELDS = ("data.limit", "data.test_limit", "data.synthetic.")  # of a column, too
+_SIZE_FIELDS = ("data.limit", "data.test_limit", "data.synthetic.", "data.file", "data.partition_file", "data.size")
+# They are fields of a column, too.
 _LABEL_FIELDS = {"algorithm"} | {its.variant.field for its in ALGORITHM_FACTS.values() if its.variant}
 _ALGORITHMS = tuple(ALGORITHM_FACTS)
 _DATA_SETS = tuple(DATA_SOURCES)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gkt_mpi.data.datasets import DataConfig, ImageFile, file_path, look_for, prepare
-from gkt_mpi.data.sources import SyntheticConfig
+from gkt_mpi.data.data_config import DataConfig
+from gkt_mpi.data.datasets import ImageFile, file_path, look_for, prepare
+from gkt_mpi.data.synthetic import SyntheticConfig
 from gkt_mpi.errors import ConfigError, DataError
 
 

@@ -7,9 +7,10 @@ import h5py
 import numpy as np
 import pytest
 
-from gkt_mpi.data.datasets import DataConfig, file_path, prepare
+from gkt_mpi.data.data_config import DataConfig
+from gkt_mpi.data.datasets import file_path, prepare
 from gkt_mpi.data.hdf5 import plan
-from gkt_mpi.data.sources import SyntheticConfig
+from gkt_mpi.data.synthetic import SyntheticConfig
 from gkt_mpi.errors import FullDiskError
 
 

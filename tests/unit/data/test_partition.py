@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkt_mpi.data.datasets import DataConfig
+from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.data.partition import MIN_SAMPLES, count_by_class, partition
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.log.run_log import RunLog

@@ -6,7 +6,8 @@ import urllib.request
 
 import pytest
 
-from gkt_mpi.data.datasets import DataConfig, file_path, look_for, prepare
+from gkt_mpi.data.data_config import DataConfig
+from gkt_mpi.data.datasets import file_path, look_for, prepare
 from gkt_mpi.errors import DataError
 from tests.unit.data.test_datasets import silent, write_cifar
 

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from gkt_mpi.data.augment import Augmentation, ImagePipeline
-from gkt_mpi.data.datasets import DataConfig, prepare
+from gkt_mpi.data.data_config import DataConfig
+from gkt_mpi.data.datasets import prepare
 from gkt_mpi.data.shard import Shard
-from gkt_mpi.data.sources import SyntheticConfig
+from gkt_mpi.data.synthetic import SyntheticConfig
 from gkt_mpi.errors import ConfigError, WireError
 from gkt_mpi.federation.client import Client, ClientConfig, build_edge
 from gkt_mpi.seeding import torch_generator

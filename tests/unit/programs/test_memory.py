@@ -5,7 +5,8 @@ import re
 import pytest
 
 from gkt_mpi.config import parse
-from gkt_mpi.data.sources import DATA_SOURCES, DataSize
+from gkt_mpi.data.source import DataSize
+from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.programs.memory import limit_of_node, needed_mib
 from tests.conftest import ROOT, arguments, read_metrics
 from tests.launch import mpirun

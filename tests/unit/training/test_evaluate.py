@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from gkt_mpi.data.augment import Augmentation, ImagePipeline
-from gkt_mpi.data.datasets import DataConfig, prepare
+from gkt_mpi.data.data_config import DataConfig
+from gkt_mpi.data.datasets import prepare
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.federation.client import ClientConfig, build_edge
 from gkt_mpi.models.resnet import build_server_model
