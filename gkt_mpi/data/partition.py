@@ -64,7 +64,7 @@ def partition(
         )
     if (needed := natural_clients(config, owners)) not in (None, num_clients):
         raise ConfigError(
-            f"clients is {num_clients}, but data.partition {config.partition} has {needed} clients; "
+            f"clients is {num_clients}, but data.partition {config.partition} makes it {needed}; "
             f"set clients to {needed}, or leave it out"
         )
     mine = labels[sample_id], None if owners is None else owners[sample_id], num_clients, config
