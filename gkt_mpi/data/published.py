@@ -59,7 +59,8 @@ def _read(name: str, root: Path, split: str, where: Path, open_split: Open) -> S
         images = images[..., None] if images.ndim == 3 else images.transpose(0, 2, 3, 1)
         return Split.of(labels, images)
     except ImportError as error:
-        raise DataError(f"{name} needs {error.name} to be read: pip install {error.name}") from error
+        package = (error.name or "").partition(".")[0]
+        raise DataError(f"{name} needs {package} to be read: pip install {package}") from error
     except Exception as error:  # a damaged file can raise almost any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{where}: the {split} files of {name} are damaged ({reason}); get them again") from error
