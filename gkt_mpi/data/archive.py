@@ -59,11 +59,15 @@ def is_published(path: Path, md5: str) -> bool:
         return hashlib.file_digest(file, "md5").hexdigest() == md5
 
 
-def fingerprint_of(paths: Iterable[Path]) -> str:
-    """Return a digest of the names, sizes and modification times of files or folders; missing ones are left out."""
+def fingerprint_of(paths: Iterable[Path], root: Path | None = None) -> str:
+    """Return a digest of the names, sizes and modification times of files or folders; missing ones are left out.
+
+    With `root` the names are relative to it, so that a file that moves to another folder changes the digest.
+    """
     digest = hashlib.sha256()
     for path in paths:
         if path.exists():
             status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            name = path.relative_to(root) if root else path.name
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

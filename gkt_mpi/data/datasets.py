@@ -164,7 +164,8 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
     except OSError as error:
         what = FullDiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else DataError
         raise what(
-            f"cannot create {path}: {error.strerror or error}; set data.dir to a writable folder with enough space"
+            f"cannot create {path}: {error.strerror or error}; set data.dir to a writable folder with enough space "
+            "(links to the originals will do)"
         ) from error
     return ImageFile(path)
 

@@ -1,6 +1,5 @@
 """The data set `folder`: a user's own PNG or JPEG files, `data.dir`/train/CLASS/* and `data.dir`/test/CLASS/*."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +49,7 @@ def folder(config: "DataConfig") -> Source:
 
         return Decoded(classes, {name: split_of(of_split, picture) for name, of_split in files.items()})
 
-    return Source(str(root), read, fingerprint=fingerprint_of(_all_files(root)))
+    return Source(str(root), read, fingerprint=fingerprint_of(_all_files(root), root))
 
 
 def _missing(root: Path) -> str:
@@ -67,13 +66,8 @@ def _missing(root: Path) -> str:
 
 
 def _all_files(root: Path) -> list[Path]:
-    """Return all files below train and test, in a fixed order."""
-    return sorted(
-        Path(folder) / name
-        for split in ("train", "test")
-        for folder, _, names in os.walk(root / split, followlinks=True)
-        for name in names
-    )
+    """Return all files in the class folders, in a fixed order."""
+    return sorted(path for split in ("train", "test") for path in (root / split).glob("*/*"))
 
 
 FOLDER = DataSource("folder", folder)

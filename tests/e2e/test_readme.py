@@ -14,11 +14,12 @@ from tests.conftest import ROOT
 from tests.launch import run
 from tests.made_runs import make_run
 
+EXAMPLES = [str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*/README.md")]
 VENV = str(Path(sys.executable).parent.parent)
 
 
 def commands():
-    for document in ("README.md", "CONTRIBUTING.md", "docs/benchmarks.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/benchmarks.md", "docs/own_data.md", *EXAMPLES):
         for block in re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL):
             yield from (line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip())
 

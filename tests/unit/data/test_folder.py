@@ -94,6 +94,13 @@ def test_a_changed_picture_is_read_again(tmp_path):
     assert (read(tmp_path).images("test", np.array([5]))[0] == [1, 2, 3]).all()
 
 
+def test_a_picture_that_moves_to_another_class_changes_its_label(tmp_path):
+    write_folder(tmp_path)
+    assert read(tmp_path).labels("train").tolist() == [0, 0, 0, 1, 1, 1]
+    (tmp_path / "train/cat/2.png").rename(tmp_path / "train/dog/-.png")  # in the same place of all files by name
+    assert read(tmp_path).labels("train").tolist() == [0, 0, 1, 1, 1, 1]
+
+
 def other_size(root):
     Image.new("RGB", (16, 8)).save(root / "train/dog/1.png")
 
