@@ -10,9 +10,9 @@ _READ_TWICE = 4  # images at each end of a split
 
 
 def check_decoded(origin: str, decoded: object) -> Decoded:
-    """Return a decoded data set whose classes, labels and shapes fit together. Raises `DataError` in one line.
+    """Return a decoded data set whose classes, labels and images fit together. Raises `DataError` in one line.
 
-    A few images are read twice, which must give the same pixels.
+    A few images are read twice, which must give the same pixels; `check_shapes` checks the sizes of images.
     """
     if not isinstance(decoded, Decoded):
         raise DataError(f"{origin}: read() returned {_kind(decoded)}; expected an object of class Decoded")
@@ -20,19 +20,31 @@ def check_decoded(origin: str, decoded: object) -> Decoded:
     if not named:
         raise DataError(f"{origin}: the classes are {decoded.classes!r:.60}; expected a list of names")
     check_classes(origin, decoded.classes)
-    shape = None
+    if not isinstance(decoded.splits, dict):
+        raise DataError(f"{origin}: the splits are {_kind(decoded.splits)}; expected a dictionary of train and test")
     for name in ("train", "test"):
         if name not in decoded.splits:
             raise DataError(f"{origin} has no {name} images; expected the splits train and test")
     for name, split in decoded.splits.items():
-        _check_labels(f"{origin}, {name}", name, origin, split, decoded.classes)
-        ours = _check_images(f"{origin}, {name}", split)
-        if shape not in (None, ours):
-            raise DataError(f"{origin}: images of {name} have the shape {ours}, but those of train {shape}")
-        shape = shape or ours
-    assert shape is not None
-    check_image_shape(origin, shape)
+        _check_split(f"{origin}, {name}", split, len(decoded.classes))
+        if len(split.labels) == 0:
+            raise DataError(f"{origin} has no {name} images")
+        _check_some_images(f"{origin}, {name}", split)
     return decoded
+
+
+def check_shapes(origin: str, decoded: Decoded) -> tuple[int, int, int]:
+    """Return the shape of every image. Raises `DataError` if splits differ, or if it does not fit the models."""
+    shapes = {name: split.images(0, 1).shape[1:] for name, split in decoded.splits.items()}
+    for name, shape in shapes.items():
+        if shape != shapes["train"]:
+            raise DataError(
+                f"{origin}: images of {name} have the shape {shape}, but those of train {shapes['train']}; "
+                "set data.size to resize all of them"
+            )
+    height, width, channels = shapes["train"]
+    check_image_shape(origin, (height, width, channels))
+    return height, width, channels
 
 
 def check_classes(origin: str, classes: list[str]) -> None:
@@ -79,17 +91,27 @@ def check_labels(origin: str, labels: object, num_classes: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _check_labels(where: str, name: str, origin: str, split: object, classes: list[str]) -> None:
+def _check_split(where: str, split: object, num_classes: int) -> None:
     if not isinstance(split, Split):
         raise DataError(f"{where} is {_kind(split)}; expected an object of class Split")
-    if len(check_labels(where, split.labels, len(classes))) == 0:
-        raise DataError(f"{origin} has no {name} images")
-    if split.owner is not None and np.shape(split.owner) != split.labels.shape:
-        raise DataError(f"{where}: {len(split.owner)} owners of {len(split.labels)} images; expected one of each image")
+    check_labels(where, split.labels, num_classes)
+    if not callable(split.images):
+        raise DataError(
+            f"{where}: images are {_kind(split.images)}; expected a function of the first and last row: "
+            "use Split.of(labels, images) for arrays"
+        )
+    owner = split.owner
+    if owner is None:
+        return
+    if not isinstance(owner, np.ndarray) or owner.ndim != 1 or owner.dtype.kind not in "iuUS":
+        found = f"{owner.dtype} {owner.shape}" if isinstance(owner, np.ndarray) else _kind(owner)
+        raise DataError(f"{where}: owners are {found}; expected integers or text (N,)")
+    if len(owner) != len(split.labels):
+        raise DataError(f"{where}: {len(owner)} owners of {len(split.labels)} images; expected one of each image")
 
 
-def _check_images(where: str, split: Split) -> tuple[int, ...]:
-    """Return the shape of an image of a split, after reading the first and last ones twice."""
+def _check_some_images(where: str, split: Split) -> None:
+    """Read the first and last images of a split twice, and check them."""
     count, shape = len(split.labels), None
     some = min(_READ_TWICE, count)
     for first, last in ((0, some), (count - some, count)):
@@ -97,8 +119,6 @@ def _check_images(where: str, split: Split) -> tuple[int, ...]:
         if not np.array_equal(images, split.images(first, last)):
             raise DataError(f"{where}: images {first} to {last - 1} differ when they are read again; draw from a seed")
         shape = images.shape[1:]
-    assert shape is not None
-    return shape
 
 
 def _kind(value: object) -> str:

@@ -40,7 +40,9 @@ class ImageFile:
         """Open and check the file. Raises `DataError` naming the file, the problem and the remedy."""
         self.path, self._remedy = path, remedy
         if not path.exists():
-            raise DataError(f"{path}, created by rank 0, is missing; every node must see the same data.dir")
+            raise DataError(
+                f"{path}, created by rank 0, is missing; every node must see the same data.dir and data.file"
+            )
         try:
             with h5py.File(path, "r") as file:
                 self.classes = [str(name) for name in file.attrs["classes"]]
@@ -216,10 +218,10 @@ def _open(config: DataConfig) -> Source:
         source = DATA_SOURCES[config.name].open(config)
     if config.name in DATA_SOURCES:
         return source
-    if not isinstance(source, Source):
+    if not isinstance(source, Source) or not callable(source.read):
         raise DataError(
             f"data.name is {config.name}, whose function open returned an object of class {type(source).__name__}; "
-            "expected one of class Source"
+            "expected one of class Source, with a function read"
         )
     code = Path(inspect.getfile(sys.modules[config.name.partition(":")[0]])).read_bytes()
     fingerprint = sha256(source.fingerprint.encode() + code).hexdigest()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gkt_mpi.data.source import Split
 from gkt_mpi.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,15 +23,22 @@ _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 def read_picture(path: Path, channels: int, size: int | None = None) -> np.ndarray:
     """Return a picture, uint8 (H, W, channels), grey for 1 channel and RGB for 3, upright as its EXIF data say.
 
-    With `size` it is resized so that its shorter side has `size` pixels, and cropped to the centre, `size` x `size`.
+    With `size` it is resized as `fitted` does it.
     Raises `DataError` naming the file if it cannot be read.
     """
     from PIL import ImageOps
 
     with _opened(path) as image:
         upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-        pixels = np.asarray(upright if size is None else _fitted(upright, size))
+        pixels = np.asarray(upright if size is None else fitted(upright, size))
     return pixels[..., None] if channels == 1 else pixels
+
+
+def fitted(image: "Image", size: int) -> "Image":
+    """Return a picture resized so that its shorter side has `size` pixels, and cropped to the centre, size x size."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
 def channels_of(path: Path) -> int:
@@ -44,23 +50,6 @@ def channels_of(path: Path) -> int:
         if image.mode not in _GREY + _COLOUR:
             raise DataError(f"{path} has pixels of mode {image.mode}; expected 8 bits per channel: convert it")
         return 1 if image.mode in _GREY else 3
-
-
-def resized(split: Split, size: int) -> Split:
-    """Return the images of a split resized to `size` x `size`, as `read_picture` does."""
-    from PIL import Image
-
-    def images(first: int, last: int) -> np.ndarray:
-        """Return images `first` to `last`, uint8 (last - first, size, size, channels)."""
-        given = split.images(first, last)
-        if given.shape[1:3] == (size, size):
-            return given
-        if given.shape[-1] not in (1, 3):
-            raise DataError(f"data.size is {size}, but images of {given.shape[-1]} channels cannot be resized")
-        pictures = [_fitted(Image.fromarray(its.squeeze(-1) if its.shape[-1] == 1 else its), size) for its in given]
-        return np.stack([np.asarray(picture) for picture in pictures]).reshape(-1, size, size, given.shape[-1])
-
-    return Split(split.labels, images, split.owner)
 
 
 def in_threads(work: Callable[[Path], Result], paths: Iterable[Path]) -> list[Result]:
@@ -83,9 +72,3 @@ def _opened(path: Path) -> Iterator["Image"]:
     except Exception as error:  # a damaged picture can raise almost any exception
         reason = " ".join(str(error).replace(f" {str(path)!r}", "").split()) or type(error).__name__
         raise DataError(f"{path} is not a readable image: {reason}; delete it or get it again") from error
-
-
-def _fitted(image: "Image", size: int) -> "Image":
-    from PIL import Image, ImageOps
-
-    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)

@@ -8,10 +8,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gkt_mpi.data import digest
-from gkt_mpi.data.checks import check_decoded, check_images
+from gkt_mpi.data.checks import check_decoded, check_images, check_shapes
 from gkt_mpi.data.hdf5 import Plan, plan
-from gkt_mpi.data.pictures import resized
+from gkt_mpi.data.pictures import fitted
 from gkt_mpi.data.source import Decoded, Source, Split, Statistics
+from gkt_mpi.errors import DataError
 
 FORMAT = 2  # incremented when the layout of the HDF5 file changes; older files are then replaced
 _CHUNK = digest.ROWS  # images decoded and written at a time
@@ -27,15 +28,15 @@ def write_image_file(
     `report(done, total)` is called as images are written. Raises `DataError` if the data set cannot be decoded,
     `OSError` if it cannot be written.
     """
-    decoded = source.read()
-    if size is not None and isinstance(decoded, Decoded):
-        splits = {name: resized(split, size) for name, split in decoded.splits.items()}
+    decoded = check_decoded(source.origin, source.read())
+    if size is not None:
+        splits = {name: _resized(f"{source.origin}, {name}", split, size) for name, split in decoded.splits.items()}
         decoded = Decoded(decoded.classes, splits, decoded.checksums)
-    decoded = check_decoded(source.origin, decoded)
+    image_shape = check_shapes(source.origin, decoded)
     total = sum(len(split.labels) for split in decoded.splits.values())
     report(0, total)
-    arrays = _arrays(decoded)
-    attributes = _attributes(source, decoded, arrays["train/image"][0][-1])
+    arrays = _arrays(decoded, image_shape)
+    attributes = _attributes(source, decoded, image_shape[-1])
     planned = plan(arrays, attributes)
     pieces: dict[str, list[bytes]] = {path: [] for path in arrays}
     sums, done = np.zeros((2, len(attributes["mean"]))), 0
@@ -62,6 +63,24 @@ def write_image_file(
         os.fsync(file.fileno())
 
 
+def _resized(where: str, split: Split, size: int) -> Split:
+    """Return the images of a split resized as `fitted` does it. Raises `DataError` of other channels than 1 or 3."""
+    from PIL import Image
+
+    def images(first: int, last: int) -> np.ndarray:
+        """Return images `first` to `last`, uint8 (last - first, size, size, channels)."""
+        given = check_images(where, split.images(first, last), last - first)
+        channels = given.shape[-1]
+        if given.shape[1:3] == (size, size):
+            return given
+        if channels not in (1, 3):
+            raise DataError(f"{where}: data.size is {size}, but images of {channels} channels cannot be resized")
+        pictures = [Image.fromarray(its[..., 0] if channels == 1 else its) for its in given]
+        return np.stack([np.asarray(fitted(picture, size)) for picture in pictures]).reshape(-1, size, size, channels)
+
+    return Split(split.labels, images, split.owner)
+
+
 def _columns(split: Split) -> dict[str, np.ndarray]:
     """Return the label of each image and, if known, the number of its owner, both int64 (N,).
 
@@ -73,13 +92,13 @@ def _columns(split: Split) -> dict[str, np.ndarray]:
     return columns
 
 
-def _arrays(decoded: Decoded) -> Arrays:
+def _arrays(decoded: Decoded, image_shape: tuple[int, int, int]) -> Arrays:
     """Return the shapes and types of the file's arrays."""
     arrays: Arrays = {}
     for name, split in decoded.splits.items():
         for column in _columns(split):
             arrays[f"{name}/{column}"] = (len(split.labels),), "<i8"
-        arrays[f"{name}/image"] = (len(split.labels), *split.images(0, 1).shape[1:]), "|u1"
+        arrays[f"{name}/image"] = (len(split.labels), *image_shape), "|u1"
     return arrays
 
 

@@ -27,7 +27,7 @@ from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.losses import distil_loss
 from gkt_mpi.wire.local import run_local
 from tests.conftest import figures, run_in_threads, stop_after
-from tests.unit.data.test_datasets import write_cifar
+from tests.unit.data.made import write_cifar
 
 CPU = torch.device("cpu")
 # Of an edge ResNet-8, 10 classes: parameters with 3 moments each, a step count a tensor, means and variances.

@@ -7,7 +7,7 @@ import pytest
 from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.data.datasets import file_path, prepare
 from gkt_mpi.errors import ConfigError, DataError
-from tests.unit.data.test_datasets import damage, silent
+from tests.unit.data.made import damage, silent
 
 
 def arrays(channels=(3,), **changes):

@@ -7,7 +7,7 @@ from PIL import Image
 from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.data.datasets import file_path, look_for, prepare
 from gkt_mpi.errors import DataError
-from tests.unit.data.test_datasets import silent
+from tests.unit.data.made import silent
 
 
 def write_folder(root, size=(12, 8), suffix="png", mode="RGB", count=3, seed=0):

@@ -10,7 +10,7 @@ from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.data.datasets import prepare
 from gkt_mpi.data.partition import partition
 from gkt_mpi.errors import ConfigError, DataError
-from tests.unit.data.test_datasets import silent
+from tests.unit.data.made import silent
 
 HEAD = """
 import numpy as np
@@ -85,6 +85,9 @@ DATA_CHANGES = [
     ("splits['test'] = Split(labels, lambda first, last: images[:1])", r"the shape \(1, 8, 8, 1\); expected uint8 \(4"),
     ("splits['test'] = Split.of(labels, images.repeat(3, 3))", r"test have the shape \(8, 8, 3\), but those of train"),
     ("splits['test'] = Split.of(labels, images, np.arange(5))", "test: 5 owners of 9 images"),
+    ("splits['test'] = Split.of(labels, images, [1] * 9)", "test: owners are of class list; expected integers or text"),
+    ("splits['test'] = Split(labels, images)", r"test: images are of class ndarray; expected a .*use Split.of"),
+    ("splits = [split, split]", "the splits are of class list; expected a dictionary"),
     ("splits['test'] = labels, images", "test is of class tuple; expected an object of class Split"),
     ("del splits['test']", "has no test images; expected the splits train and test"),
     ("splits['test'] = Split.of(labels[:0], images[:0])", "has no test images"),

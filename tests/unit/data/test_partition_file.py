@@ -8,8 +8,8 @@ from gkt_mpi.data.datasets import known_clients, prepare
 from gkt_mpi.data.partition import count_by_class, natural_clients, partition
 from gkt_mpi.errors import ConfigError, DataError
 from gkt_mpi.log.run_log import RunLog
+from tests.unit.data.made import silent
 from tests.unit.data.test_arrays import arrays, write
-from tests.unit.data.test_datasets import silent
 
 LABELS = np.arange(40) % 4
 

@@ -11,7 +11,7 @@ from gkt_mpi.data.datasets import look_for, prepare
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.data.torchvision_import import import_torchvision_datasets
 from gkt_mpi.errors import DataError
-from tests.unit.data.test_datasets import silent
+from tests.unit.data.made import silent
 
 IDX = {
     "mnist": ("MNIST", "train", "t10k", 10),

@@ -9,7 +9,7 @@ import pytest
 from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.data.datasets import file_path, look_for, prepare
 from gkt_mpi.errors import DataError
-from tests.unit.data.test_datasets import silent, write_cifar
+from tests.unit.data.made import silent, write_cifar
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
