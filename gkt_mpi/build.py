@@ -15,6 +15,7 @@ from gkt_mpi.cost.virtual_clock import RoundPricer
 from gkt_mpi.cost.work import Prices, Setting, async_prices, round_cost
 from gkt_mpi.data.augment import ImagePipeline, augmentation_for
 from gkt_mpi.data.datasets import ImageFile
+from gkt_mpi.data.image_input import ImageInput
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import ConfigError
@@ -86,7 +87,7 @@ def codec_of(config: RunConfig, file: ImageFile) -> Codec:
     return Codec(config.wire.codec, (height, width, STEM_CHANNELS))
 
 
-def edges_of(config: RunConfig, file: ImageFile, device: torch.device) -> list[AnyEdge]:
+def edges_of(config: RunConfig, file: ImageFile | ImageInput, device: torch.device) -> list[AnyEdge]:
     """Return what each client's state is loaded into."""
     part, num_classes = ALGORITHMS[config.algorithm].facts.client_part, len(file.classes)
     assert config.clients is not None
@@ -133,13 +134,14 @@ def digest_of(config: RunConfig) -> torch.Tensor:
     return torch.frombuffer(bytearray(config.digest()), dtype=torch.uint8)
 
 
-def what_is_learnt(file: ImageFile, shards: list[np.ndarray]) -> dict[str, str]:
-    """Return digests, as text, of data that must be unchanged when a run is resumed.
+def what_is_learnt(file: ImageFile, shards: list[np.ndarray]) -> dict[str, Any]:
+    """Return the part of a checkpoint that describes the data: digests, which must be unchanged when a run is resumed.
 
     training images: differs when any client has other samples, or samples with other labels. images: when anything in
-    the image file differs, including the test images.
+    the image file differs, including the test images. input: what the trained networks need to know about images.
     """
     labels, digest = file.labels("train"), hashlib.sha256()
     for shard in shards:
         digest.update(shard.tobytes() + labels[shard].tobytes() + b"next client")
-    return {"training images": digest.hexdigest()[:16], "images": file.digest}
+    input = ImageInput.of(file).as_dict()
+    return {"training images": digest.hexdigest()[:16], "images": file.digest, "input": input}

@@ -12,7 +12,7 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -23,7 +23,7 @@ from gkt_mpi.training.schedule import FIXED_LENGTH
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"round-(\d{5,})\.pt")
-_FORMAT = 7  # version of the checkpoint's contents
+FORMAT = 7  # version of the checkpoint's contents
 # Fields that may change on resume: they do not affect the completed rounds.
 MAY_CHANGE = (
     *("name", "out", "rounds", "checkpoint", "placement", "faults", "log"),
@@ -36,6 +36,7 @@ MAY_CHANGE = (
         "bank.memory_mib",
         "bank.spill_dir",
     ),
+    "input",  # for readers of a checkpoint; `images` is its digest
 )
 # Some schedules depend on the number of rounds, and so do the completed rounds.
 
@@ -62,6 +63,15 @@ class CheckpointConfig:
         require(self.grace_s > 0, "checkpoint.grace_s", self.grace_s, "above 0")
 
 
+class Contents(NamedTuple):
+    """The contents of a checkpoint."""
+
+    config: dict[str, Any]  # the run's configuration, and what else must be unchanged when it is resumed
+    format: int | None
+    rounds_done: int
+    state: dict[str, Any]
+
+
 class CheckpointStore:
     """The checkpoints of one run folder; a checkpoint must agree with `run_config` to be resumed."""
 
@@ -76,7 +86,7 @@ class CheckpointStore:
         temporary = path.with_suffix(".tmp")
         try:
             with open(temporary, "wb") as file:
-                content = {"format": _FORMAT, "config": self.run_config, "rounds_done": rounds_done, "state": state}
+                content = {"format": FORMAT, "config": self.run_config, "rounds_done": rounds_done, "state": state}
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -89,7 +99,7 @@ class CheckpointStore:
             if temporary.is_file():
                 temporary.unlink()
             raise GktError(f"cannot write {path}: {error}; {what_to_do(self.folder.parent)}") from error
-        for old in self._paths()[: -self.config.keep]:
+        for old in checkpoint_paths(self.folder)[: -self.config.keep]:
             old.unlink()
         logger.debug(f"saved {path}")
 
@@ -101,22 +111,16 @@ class CheckpointStore:
         """
         if self.config.resume == "never":
             self.clear()
-        paths = self._paths()
+        paths = checkpoint_paths(self.folder)
         for path in reversed(paths):
             try:
-                with zipfile.ZipFile(path) as file:  # torch.load does not verify checksums
-                    damaged = file.testzip()
-                if damaged is not None:
-                    raise ValueError(f"the checksum of {damaged} is wrong")
-                saved = torch.load(path, weights_only=True, map_location="cpu")
-                found = saved["config"], saved.get("format"), int(saved["rounds_done"]), saved["state"]
-            except Exception as error:  # a damaged file can raise almost any exception
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                logger.warning(f"{path} is damaged ({reason}); it was renamed, and the previous one is used")
+                found = read_checkpoint(path)
+            except CheckpointError as error:
+                logger.warning(f"{error}; it was renamed, and the previous one is used")
                 path.replace(path.with_suffix(".damaged"))
                 continue
-            self._refuse_other(path, *found[:2])
-            return found[2:]
+            self._refuse_other(path, found.config, found.format)
+            return found.rounds_done, found.state
         if paths:
             raise CheckpointError(
                 f"every checkpoint in {self.folder} is damaged; start over with --checkpoint.resume never"
@@ -126,7 +130,7 @@ class CheckpointStore:
     def _refuse_other(self, path: Path, config: dict[str, Any], number: int | None) -> None:
         """Raise `CheckpointError` unless a checkpoint has this run's configuration and the current format."""
         or_else = "Give this run another name (--name), or start over in the same folder (--checkpoint.resume never)"
-        if number != _FORMAT:
+        if number != FORMAT:
             raise CheckpointError(f"{path} was written by another version of gkt_mpi. {or_else}")
         different = differing_fields(config, self.run_config)
         if different:
@@ -137,12 +141,28 @@ class CheckpointStore:
         others = (
             path for pattern in ("round-*.damaged", "round-*.tmp", "best.pt") for path in self.folder.glob(pattern)
         )
-        for path in (*self._paths(), *others):
+        for path in (*checkpoint_paths(self.folder), *others):
             path.unlink()
 
-    def _paths(self) -> list[Path]:
-        paths = (path for path in self.folder.glob("round-*.pt") if _NAME.fullmatch(path.name))
-        return sorted(paths, key=lambda path: int(path.stem.removeprefix("round-")))
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the oldest first, without best.pt."""
+    paths = (path for path in folder.glob("round-*.pt") if _NAME.fullmatch(path.name))
+    return sorted(paths, key=lambda path: int(path.stem.removeprefix("round-")))
+
+
+def read_checkpoint(path: Path) -> Contents:
+    """Return the contents of a checkpoint, with tensors on the CPU. Raises `CheckpointError` if it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as file:  # torch.load does not verify checksums
+            damaged = file.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        return Contents(saved["config"], saved.get("format"), int(saved["rounds_done"]), saved["state"])
+    except Exception as error:  # a damaged file can raise almost any exception
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged ({reason})") from error
 
 
 def _link(path: Path, other: Path) -> None:

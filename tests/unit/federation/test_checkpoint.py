@@ -118,3 +118,7 @@ def test_a_checkpoint_without_a_digest_of_the_images_is_resumed():
     now = RUN | {"images": "b" * 32}
     assert differing_fields(RUN, now) == []
     assert differing_fields(RUN | {"images": "a" * 32}, now) == [f"images ({'a' * 32}, now {'b' * 32})"]
+
+
+def test_a_checkpoint_without_a_description_of_the_images_is_resumed():
+    assert differing_fields(RUN, RUN | {"input": {"mean": [0.5], "classes": ["a", "b"]}}) == []
