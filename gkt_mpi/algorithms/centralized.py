@@ -11,7 +11,7 @@ from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.algorithm import Algorithm
-from gkt_mpi.learners.global_model import CentralModel
+from gkt_mpi.learners.global_model import CentralModel, trained_centrally
 
 
 def run_server(server: Server, central: CentralModel) -> None:
@@ -38,5 +38,6 @@ ALGORITHM = Algorithm(
     learner=CentralModel,
     requests=frozenset(),
     work=central_training,
+    trained=trained_centrally,
     networks="{large} on the server",
 )

@@ -16,7 +16,7 @@ from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.algorithm import Algorithm
-from gkt_mpi.learners.global_model import AveragedModel
+from gkt_mpi.learners.global_model import AveragedModel, trained_average
 from gkt_mpi.log.progress import CLIENTS_TRAIN
 from gkt_mpi.wire.header import Kind
 from gkt_mpi.wire.messages import ModelState
@@ -55,6 +55,7 @@ ALGORITHM = Algorithm(
     learner=AveragedModel,
     requests=frozenset({Kind.MODEL}),
     work=model_averaging,
+    trained=trained_average,
     networks="{large} on every client",
     last_phase=CLIENTS_TRAIN,
 )

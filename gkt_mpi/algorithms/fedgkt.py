@@ -22,7 +22,7 @@ from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.algorithm import Algorithm
-from gkt_mpi.learners.teacher import Teacher
+from gkt_mpi.learners.teacher import Teacher, trained
 from gkt_mpi.training.losses import client_loss, fpkd_weight, server_loss
 from gkt_mpi.wire.header import Kind
 from gkt_mpi.wire.messages import LocalRequest, ModelState, TrainRequest
@@ -101,6 +101,7 @@ ALGORITHM = Algorithm(
     learner=Teacher,
     requests=frozenset({Kind.TRAIN, Kind.MODEL, Kind.LOCAL}),
     work=knowledge_transfer,
+    trained=trained,
     networks="{edge} at the edge, {large} on the server",
     cases=(RoundCase("first round", gets_logits=False), RoundCase("later")),
     may_share=True,

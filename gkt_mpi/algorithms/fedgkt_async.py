@@ -20,6 +20,7 @@ from gkt_mpi.federation.server import Server
 from gkt_mpi.learners.algorithm import Algorithm
 from gkt_mpi.learners.async_teacher import AsyncTeacher
 from gkt_mpi.learners.bank import BankBatch
+from gkt_mpi.learners.teacher import trained
 from gkt_mpi.training.losses import server_loss
 from gkt_mpi.wire.header import Kind
 
@@ -56,6 +57,7 @@ ALGORITHM = Algorithm(
     learner=AsyncTeacher,
     requests=frozenset({Kind.TRAIN, Kind.LOCAL}),
     work=knowledge_transfer,  # one upload per client; the cost of one upload is in `async_prices`
+    trained=trained,
     networks="{edge} at the edge, {large} on the server, {config.clock} clock",
     cases=(RoundCase("synchronous"),),
     may_share=True,

@@ -19,7 +19,7 @@ from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.algorithm import Algorithm
-from gkt_mpi.learners.split_model import SplitModel, Turn
+from gkt_mpi.learners.split_model import SplitModel, Turn, trained
 from gkt_mpi.log.progress import CLIENTS_TRAIN
 from gkt_mpi.wire.header import Kind
 from gkt_mpi.wire.messages import ModelState
@@ -70,6 +70,7 @@ ALGORITHM = Algorithm(
     learner=SplitModel,
     requests=frozenset({Kind.MODEL}),
     work=split_training,
+    trained=trained,
     networks="{large}, its stem on every client ({config.split.mode})",
     cases=(
         RoundCase("sequential", {"split_mode": "sequential"}),

@@ -15,7 +15,7 @@ from gkt_mpi.federation.client import Client
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.algorithm import Algorithm
-from gkt_mpi.learners.edges_alone import EdgesAlone
+from gkt_mpi.learners.edges_alone import EdgesAlone, trained
 from gkt_mpi.log.progress import CLIENTS_TRAIN
 from gkt_mpi.wire.header import Kind
 from gkt_mpi.wire.messages import LocalRequest
@@ -49,6 +49,7 @@ ALGORITHM = Algorithm(
     learner=EdgesAlone,
     requests=frozenset({Kind.LOCAL}),
     work=local_training,
+    trained=trained,
     networks="{edge} on every client",
     last_phase=CLIENTS_TRAIN,
 )

@@ -13,6 +13,7 @@ from gkt_mpi.facts import AlgorithmFacts
 from gkt_mpi.federation.learner import Learner
 from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.worker import ClientRound
+from gkt_mpi.learners.saved import Parts, SavedRun
 from gkt_mpi.learners.site import Site
 from gkt_mpi.log.progress import SERVER_TRAINS
 from gkt_mpi.wire.header import Kind
@@ -45,6 +46,9 @@ class Algorithm:
     """Whether rounds without an upload are possible (`client.upload_every`)."""
     bank_places: int = 0
     """Number of uploads of each client that the server's bank of features holds."""
+    trained: Callable[[SavedRun, int | None], Parts] | None = None
+    """Returns the trained networks of a client, or without a client those for everybody, from a checkpoint; None if
+    they cannot be used outside a run."""
 
     def __post_init__(self) -> None:
         assert bool(self.requests) == self.facts.has_clients, f"{self.name} asks clients that it does not have"

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from gkt_mpi.federation.collect import ReportsOnly
+from gkt_mpi.learners.saved import Parts, SavedRun
 from gkt_mpi.learners.site import Site
 from gkt_mpi.training.compute import Compute, has_bfloat16
 from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate, num_evaluated
@@ -29,3 +30,9 @@ class EdgesAlone(ReportsOnly):
     def num_evaluated(self, mode: EvaluateMode) -> int:
         """Return the number of images that an evaluation passes through the networks."""
         return num_evaluated(mode, len(self._site.images.shards), len(self._site.images.test))
+
+
+def trained(saved: SavedRun, client: int | None) -> Parts:
+    """Return a client's edge model. Raises `ConfigError` if no client is given."""
+    edge = saved.edge_of(client)
+    return Parts(edge.stem, edge=edge)

@@ -9,6 +9,7 @@ from gkt_mpi.data.shard import Shard
 from gkt_mpi.federation.client import ClientConfig, whole_model
 from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.model_inbox import ModelInbox
+from gkt_mpi.learners.saved import Parts, SavedRun
 from gkt_mpi.learners.site import ServerConfig, Site, Training
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.compute import choose
@@ -100,3 +101,17 @@ class CentralModel(GlobalModel):
         """Restore what `state()` returned."""
         self._trained.load(state["memory"])
         self._training.schedule.seen.copy_(state["schedule"])
+
+
+def trained_average(saved: SavedRun, client: int | None) -> Parts:
+    """Return FedAvg's global model, the same for every client."""
+    whole = saved.new_whole()
+    Trainable(whole, saved.server).weights.copy_(saved.learner["weights"])
+    return Parts.of_whole(whole)
+
+
+def trained_centrally(saved: SavedRun, client: int | None) -> Parts:
+    """Return the network trained on all images, the same for every client."""
+    whole = saved.new_whole()
+    Trainable(whole, saved.server).load(saved.learner["memory"])
+    return Parts.of_whole(whole)

@@ -10,6 +10,7 @@ from torch import Tensor
 from gkt_mpi.errors import ConfigError, GktError, WireError
 from gkt_mpi.federation.client import whole_model
 from gkt_mpi.federation.learner import State
+from gkt_mpi.learners.saved import Parts, SavedRun
 from gkt_mpi.learners.site import Site, Training
 from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.training.compute import choose
@@ -86,6 +87,15 @@ class SplitModel:
         self._stem.weights.copy_(state["stem"])
         self.server_part.load(state["rest"])
         self._training.schedule.seen.copy_(state["schedule"])
+
+
+def trained(saved: SavedRun, client: int | None) -> Parts:
+    """Return the stem and the rest, the same for every client."""
+    whole = saved.new_whole()
+    stem, rest = whole.cut()
+    Trainable(stem, saved.client).weights.copy_(saved.learner["stem"])
+    Trainable(rest, saved.server).load(saved.learner["rest"])
+    return Parts.of_whole(whole)
 
 
 class Turn:

@@ -12,6 +12,7 @@ from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.server import Server
 from gkt_mpi.learners.bank import Bank, BankBatch
 from gkt_mpi.learners.drift import StemDrift
+from gkt_mpi.learners.saved import Parts, SavedRun
 from gkt_mpi.learners.sharing import FeaturesAndWeights, SharedEdges
 from gkt_mpi.learners.site import Site, Training
 from gkt_mpi.models.resnet import STEM_CHANNELS, build_server_model
@@ -204,3 +205,20 @@ class Teacher:
     def close(self) -> None:
         """Delete the bank's file, if there is one."""
         self.bank.close()
+
+
+def trained(saved: SavedRun, client: int | None) -> Parts:
+    """Return a client's edge model and the server's network; without a client, the mean of the shared weights.
+
+    Raises `ConfigError` without a client if the clients share no weights.
+    """
+    server = saved.new_server()
+    server.load_state_dict(saved.learner["model"])
+    if client is not None or saved.learner["sharing"] is None:
+        edge = saved.edge_of(client)
+        return Parts(edge.stem, server, edge)
+    sharing = SharedEdges(saved.edges, [1] * len(saved.edges))
+    sharing.load(saved.learner["sharing"])
+    saved.edges[0].adopt(sharing.mean(0))
+    edge = saved.edges[0].model
+    return Parts(edge.stem, server, edge if saved.client.share == "edge" else None)

@@ -13,6 +13,7 @@ FLOORS = {
     "ranks": 8,
     "programs": 8,
     "build": 8,
+    "trained": 8,
     "config": 7,
     "algorithms": 6,
     "learners": 5,
