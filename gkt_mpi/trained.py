@@ -169,6 +169,6 @@ def load(folder: Path | str) -> TrainedRun:
 
 
 def _own_memory(network: nn.Module) -> None:
-    """Give every tensor its own memory: in training they share one block with the optimizer's state."""
+    """Give every tensor its own memory, contiguous: in training they share one block with the optimizer's state."""
     for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.data.clone()
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)

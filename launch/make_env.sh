@@ -18,7 +18,7 @@ import importlib.util, sys
 
 venv, *extras = sys.argv[1:]
 needed = "torch torchvision numpy h5py mpi4py yaml jsonargparse rich jinja2 matplotlib tensorboard".split()
-needed += "hypothesis mypy pytest pytest_timeout ruff sklearn".split() if "dev" in extras else []
+needed += "hypothesis mypy onnx onnxruntime onnxscript pytest pytest_timeout ruff safetensors sklearn".split() if "dev" in extras else []
 missing = [name for name in needed if importlib.util.find_spec(name) is None]
 if missing:
     print(f"gkt_mpi: {venv} lacks {', '.join(missing)}; install them, or let make create a new one: VENV=NEW", file=sys.stderr)

@@ -27,6 +27,7 @@ FLOORS = {
     "models": 1,
     "placement": 1,
     "errors": 1,
+    "extras": 1,
     "lookup": 1,
     "facts": 1,
     "startup": 1,
