@@ -24,6 +24,7 @@ from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.worker import LARGEST_BATCH
 from gkt_mpi.learners.site import Images, LearnerConfig, Machine, Site
 from gkt_mpi.models.resnet import STEM_CHANNELS
+from gkt_mpi.models.weights import digest_of_weights, load_weights
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.training.compute import ComputeConfig
 from gkt_mpi.training.trainable import AnyEdge
@@ -54,14 +55,21 @@ def site_of(
     rounds_done: int,
     state: State | None,
 ) -> Site:
-    """Return the components of the learner; `state` is the checkpoint after `rounds_done` rounds, if there is one."""
+    """Return the components of the learner; `state` is the checkpoint after `rounds_done` rounds, if there is one.
+
+    Loads `client.weights` into the edges. Raises `ConfigError` if they do not fit.
+    """
     if state is not None:  # precision and compilation stay as selected at the start
         config = replace(config, compute=ComputeConfig(**state["compute"]))
+    edges = edges_of(config, images.file, machine.placement.device)
+    if config.client.weights is not None:  # workers receive the clients' states from the server
+        for edge in dict.fromkeys(edges):
+            load_weights(edge.model, config.client.weights, "client.weights")
     return Site(
         config=part_of(config, LearnerConfig),
         images=images,
         machine=machine,
-        edges=edges_of(config, images.file, machine.placement.device),
+        edges=edges,
         codec=codec_of(config, images.file),
         prices=prices,
         rounds_left=config.rounds - rounds_done,
@@ -134,14 +142,22 @@ def digest_of(config: RunConfig) -> torch.Tensor:
     return torch.frombuffer(bytearray(config.digest()), dtype=torch.uint8)
 
 
-def what_is_learnt(file: ImageFile, shards: list[np.ndarray]) -> dict[str, Any]:
+def what_is_learnt(config: RunConfig, file: ImageFile, shards: list[np.ndarray]) -> dict[str, Any]:
     """Return the part of a checkpoint that describes the data: digests, which must be unchanged when a run is resumed.
 
     training images: differs when any client has other samples, or samples with other labels. images: when anything in
     the image file differs, including the test images. input: what the trained networks need to know about images.
+    client weights, server weights: of the files that networks start from, if any. Raises `ConfigError` if one cannot be
+    read.
     """
     labels, digest = file.labels("train"), hashlib.sha256()
     for shard in shards:
         digest.update(shard.tobytes() + labels[shard].tobytes() + b"next client")
     input = ImageInput.of(file).as_dict()
-    return {"training images": digest.hexdigest()[:16], "images": file.digest, "input": input}
+    files = {"client": config.client.weights, "server": config.server.weights}
+    weights = {
+        f"{side} weights": digest_of_weights(path, f"{side}.weights")
+        for side, path in files.items()
+        if path is not None
+    }
+    return {"training images": digest.hexdigest()[:16], "images": file.digest, "input": input, **weights}

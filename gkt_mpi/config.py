@@ -102,6 +102,12 @@ class RunConfig:
             )
         if not has_edges and self.client.epochs == 0:
             raise ConfigError(f"client.epochs is 0, so {self.algorithm} would learn nothing; expected at least 1")
+        require(
+            has_edges or self.client.weights is None,
+            "client.weights",
+            self.client.weights,
+            f"null in {self.algorithm}, where clients have no edge models; see server.weights",
+        )
         if self.client.upload_every > 1:
             instead = "" if algorithm.facts.is_synchronous else "; let clients train longer instead, by client.epochs"
             expected = f"1 in {self.algorithm}{instead}"

@@ -37,6 +37,7 @@ MAY_CHANGE = (
         "bank.spill_dir",
     ),
     "input",  # for readers of a checkpoint; `images` is its digest
+    *("client.weights", "server.weights"),  # paths; the digests of the files may not change
 )
 # Some schedules depend on the number of rounds, and so do the completed rounds.
 

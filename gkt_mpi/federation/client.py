@@ -46,6 +46,9 @@ class ClientConfig(OptimizerConfig):
     assigned to the clients in turn; a mapping such as {resnet4: 0.5, resnet8: 0.5} gives each model that share."""
     norm: NormName = "batch"
     """Normalisation in the edge model. group: GroupNorm, independent of the batch, instead of BatchNorm."""
+    weights: str | None = None
+    """File of safetensors that every client's edge model starts from, such as edge.safetensors of an export; null for
+    random weights. It may have the stem only. Read on the server."""
     epochs: int = 1
     """Passes over its own images that a client trains each round; 0 leaves it untrained."""
     share: Share = "none"

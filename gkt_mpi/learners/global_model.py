@@ -27,6 +27,7 @@ class GlobalModel:
         self._site = site
         shape, num_classes = site.images.file.image_shape, site.images.num_classes
         whole = whole_model(site.config.server, shape, num_classes, site.config.seed, site.device)
+        site.start_large(whole)
         example = site.example(shape[2], side.batch_size)
         self.compute, self.model = choose(site.config.compute, whole, example, site.steps_left(side))
         self._trained = Trainable(whole, site.config.server)

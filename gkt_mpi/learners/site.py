@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gkt_mpi.cost.work import Prices
 from gkt_mpi.data.augment import ImagePipeline
@@ -29,6 +29,7 @@ from gkt_mpi.learners.event_clock import ClockName
 from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.learners.staleness import AsyncConfig
 from gkt_mpi.models.resnet import SERVER_FAMILIES, NormName, ServerName
+from gkt_mpi.models.weights import load_weights
 from gkt_mpi.placement import Placement
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.compute import ComputeConfig
@@ -50,6 +51,9 @@ class ServerConfig(OptimizerConfig):
     experiments."""
     norm: NormName = "batch"
     """Normalisation in it. group: GroupNorm, independent of the batch, instead of BatchNorm."""
+    weights: str | None = None
+    """File of safetensors that it starts from, such as server.safetensors of an export; null for random weights. Where
+    it is trained with its stem, the file may have the stem, too (model.safetensors). Read on the server."""
     epochs: int = 20
     """Passes over the feature bank (centralized: over all images) that the server trains each round; at least 1."""
     schedule: ScheduleName = "plateau"
@@ -153,6 +157,11 @@ class Site:
         height, width, _ = self.images.file.image_shape
         shape = (min(batch_size, self.images.num_samples), height, width, channels)
         return torch.rand(shape, generator=torch_generator(0, "example batch")).permute(0, 3, 1, 2).to(self.device)
+
+    def start_large(self, network: nn.Module) -> None:
+        """Load `server.weights`, if set, into the large network. Raises `ConfigError` if they do not fit."""
+        if self.config.server.weights is not None:
+            load_weights(network, self.config.server.weights, "server.weights")
 
     def accuracy_of(self, model: Callable[[Tensor], Tensor]) -> Accuracy:
         """Return the accuracy of a network on the test images; `model` maps images to logits."""

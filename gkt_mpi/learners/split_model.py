@@ -37,6 +37,7 @@ class SplitModel:
         self.site = site
         shape, num_classes = site.images.file.image_shape, site.images.num_classes
         self.whole = whole_model(site.config.server, shape, num_classes, site.config.seed, site.device)
+        site.start_large(self.whole)
         stem, rest = self.whole.cut()
         example = site.example(STEM_CHANNELS, site.config.client.batch_size)
         self.compute, self.rest = choose(site.config.compute, rest, example, site.steps_left(site.config.client))

@@ -35,6 +35,7 @@ class Teacher:
         self.config, self.distill, shards = site.config.server, site.config.distill, site.images.shards
         num_classes, generator = site.images.num_classes, torch_generator(site.config.seed, "server model")
         self._model = build_server_model(self.config.model, num_classes, generator, site.device, self.config.norm)
+        site.start_large(self._model)
         example = site.example(STEM_CHANNELS, self.config.batch_size)
         self.compute, self.model = choose(site.config.compute, self._model, example, site.steps_left(self.config))
         bank, folder = site.config.bank, site.machine.folder

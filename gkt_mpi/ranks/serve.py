@@ -63,7 +63,7 @@ def serve(
         shards = partition(file.labels("train"), config.clients, config.data, config.seed, file.owners("train"))
         folder = expand(f"{config.out}/{config.name}", "out")
         with hold_folder(folder):
-            resumable = config.as_dict() | what_is_learnt(file, shards)
+            resumable = config.as_dict() | what_is_learnt(config, file, shards)
             checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint, resumable)
             rounds_done, state = checkpoints.load() or (0, None)  # refused before anything in the folder changes
             config = _at_least(rounds_done, config)

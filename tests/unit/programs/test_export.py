@@ -13,10 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from gkt_mpi.algorithms import ALGORITHMS
+from gkt_mpi.config import parse
+from gkt_mpi.errors import ConfigError
 from gkt_mpi.models.resnet import SERVER_FAMILIES, ServerFamily, build_edge_model, build_server_model
+from gkt_mpi.program import run_rank
 from gkt_mpi.programs import export
 from gkt_mpi.trained import load
-from tests.conftest import ROOT
+from gkt_mpi.wire.local import run_local
+from tests.conftest import ROOT, arguments, run_in_threads
 
 IMAGE = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(9))
 
@@ -116,6 +120,56 @@ def test_a_program_with_other_logits_is_refused_and_deleted(trained_runs, tmp_pa
     assert exported(tmp_path / "out", folder, "--client=0", "--formats=torch") == 1
     assert capsys.readouterr().err.startswith("gkt_mpi: model.pt2 was deleted: its logits differ from the run's by ")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.json"]
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    ["fedgkt", "fedavg", *(pytest.param(name, marks=pytest.mark.grid) for name in ("split_learning", "centralized"))],
+)
+def test_a_run_starts_from_exported_weights(trained_runs, tmp_path, algorithm):
+    """Untrained edge models stay equal to the file, and so does a network under steps too small for float32."""
+    out = tmp_path / "out"
+    assert exported(out, trained_runs / "fedgkt", "--client=2", "--formats=safetensors") == 0
+    files = {"server__weights": out / "model.safetensors"}
+    if algorithm == "fedgkt":
+        files = {"client__weights": out / "edge.safetensors", "server__weights": out / "server.safetensors"}
+    frozen = {"client__epochs": 0} if algorithm == "fedgkt" else {}
+    frozen |= {"client__lr": 1e-30, "server__lr": 1e-30, "client__model": "resnet4", "rounds": 1}
+    words = arguments(tmp_path, algorithm=algorithm, **files, **frozen)
+    run_in_threads(parse(words), 3)
+    parts = load(tmp_path / "runs/run").parts(0)
+    expected = load(trained_runs / "fedgkt").parts(2)
+    for found, wanted in ((parts.stem, expected.stem), (parts.server, expected.server)):
+        both = (dict(network.named_parameters()) for network in (found, wanted))
+        torch.testing.assert_close(*both, rtol=0, atol=0)
+    if algorithm == "fedgkt":
+        torch.testing.assert_close(parts.edge.state_dict(), expected.edge.state_dict(), rtol=0, atol=0)
+
+
+def test_a_resumed_run_needs_the_weights_it_started_from_under_any_name(tiny, trained_runs, tmp_path, capsys):
+    first, second = (tmp_path / name / "stem.safetensors" for name in ("a", "b"))
+    for path, client in ((first, 1), (second, 2)):
+        assert exported(path.parent, trained_runs / "fedgkt", f"--client={client}", "--formats=safetensors") == 0
+    run_in_threads(tiny(algorithm="standalone", rounds=1, client__weights=first), 2)
+    moved = first.rename(tmp_path / "moved.safetensors")
+    run_in_threads(tiny(algorithm="standalone", rounds=2, client__weights=moved), 2)
+    capsys.readouterr()
+    for weights, message in (
+        (second, "belongs to another configuration: client weights ("),
+        (tmp_path / "no.safetensors", "no.safetensors, which cannot be read: No such file"),
+    ):
+        config = tiny(algorithm="standalone", rounds=3, client__weights=weights)
+        assert run_local(2, lambda transport, its=config: run_rank(its, transport, (transport.rank, 2, True))) == [2, 0]
+        assert message in capsys.readouterr().err
+
+
+def test_weights_of_another_network_are_refused_before_training(tiny, trained_runs, tmp_path, capsys):
+    assert exported(tmp_path / "out", trained_runs / "fedgkt", "--client=0", "--formats=safetensors") == 0
+    config = tiny(client__model="resnet8", client__weights=tmp_path / "out/edge.safetensors")
+    assert run_local(2, lambda transport: run_rank(config, transport, (transport.rank, 2, True))) == [2, 0]
+    assert "edge.safetensors, whose head.0.conv1.weight (16, 16, 3, 3) of float32 does not" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="client.weights is 'x'; expected null in fedavg, .* see server.weights"):
+        tiny(algorithm="fedavg", client__weights="x")
 
 
 def test_what_cannot_be_exported_is_said_in_one_line(trained_runs, tmp_path, capsys, monkeypatch):
