@@ -1,7 +1,9 @@
 """Exported networks, loaded by the libraries they are for, against the run's own network."""
 
+import importlib
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from gkt_mpi.algorithms import ALGORITHMS
@@ -170,6 +173,31 @@ def test_weights_of_another_network_are_refused_before_training(tiny, trained_ru
     assert "edge.safetensors, whose head.0.conv1.weight (16, 16, 3, 3) of float32 does not" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="client.weights is 'x'; expected null in fedavg, .* see server.weights"):
         tiny(algorithm="fedavg", client__weights="x")
+
+
+@pytest.mark.grid
+def test_the_documents_commands_and_python_work(trained_runs, tmp_path, monkeypatch, capfd):
+    shutil.copytree(trained_runs / "fedgkt", tmp_path / "runs/digits")
+    Image.new("L", (20, 30)).save(tmp_path / "digit.png")
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "docs/export.md").read_text(), flags=re.DOTALL)
+    for kind, text in blocks:
+        if kind == "python":
+            exec(text, names)
+            continue
+        for words in map(shlex.split, text.splitlines()):
+            if "gkt_mpi.main" in words:
+                parse(words[words.index("gkt_mpi.main") + 1 :])
+            elif words[0] == "python":
+                assert importlib.import_module(words[2]).main(words[3:]) == 0
+            else:
+                assert words[:2] == ["pip", "install"] and words[-1] == "gkt_mpi[export]"
+    out, err = capfd.readouterr()
+    assert err == "" and len(blocks) == 6 and "most probable" in out
+    for name, tensor in load_file("exported/edge.safetensors").items():
+        assert torch.equal(names["edge"].state_dict()[name], tensor)
 
 
 def test_what_cannot_be_exported_is_said_in_one_line(trained_runs, tmp_path, capsys, monkeypatch):
