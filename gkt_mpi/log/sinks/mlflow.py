@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gkt_mpi.log.sinks.sink import Sink, SinkRun, flattened, tracker
+from gkt_mpi.extras import import_extra
+from gkt_mpi.log.sinks.sink import Sink, SinkRun, flattened
 
 _LONGEST = 500  # characters of a parameter
 _AT_ONCE = 100  # parameters in a request
@@ -15,7 +16,7 @@ _AT_ONCE = 100  # parameters in a request
 
 class _MlFlow:
     def __init__(self, run: SinkRun) -> None:
-        mlflow = tracker("mlflow")
+        mlflow = import_extra("mlflow", "mlflow", "log.sinks")
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # not the creation of its tables
         own, out = os.environ.get("MLFLOW_TRACKING_URI"), run.folder.parent.resolve()
         uri = own or f"sqlite:///{out}/mlflow.db"

@@ -1,11 +1,9 @@
 """The specification of a sink, and the sinks of one run."""
 
-import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 from gkt_mpi.errors import ConfigError
@@ -93,16 +91,6 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
-
-
-def tracker(name: str) -> ModuleType:
-    """Return the library of a sink. Raises `ConfigError` naming the extra when it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"log.sinks has {name}, which is not installed here ({error}); try: pip install 'gkt_mpi[{name}]'"
-        ) from error
 
 
 def _line(error: Exception) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gkt_mpi.log.sinks.sink import Sink, SinkRun, tracker
+from gkt_mpi.extras import import_extra
+from gkt_mpi.log.sinks.sink import Sink, SinkRun
 
 
 class _WeightsAndBiases:
     def __init__(self, run: SinkRun) -> None:
-        self._wandb = tracker("wandb")
+        self._wandb = import_extra("wandb", "wandb", "log.sinks")
         folder = run.folder / "wandb"
         folder.mkdir(exist_ok=True)
         kept = folder / "run_id"  # so that a resumed run continues its curves

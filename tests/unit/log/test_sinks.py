@@ -128,7 +128,7 @@ def test_a_failure_of_tensorboard_which_writes_into_the_run_folder_ends_the_run(
 def test_a_tracker_that_is_not_installed_is_one_line_with_its_extra(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(
-        ConfigError, match=r"log.sinks has wandb, which is not installed .*pip install 'gkt_mpi\[wandb\]'"
+        ConfigError, match=r"log.sinks needs wandb, which cannot be imported .*pip install 'gkt_mpi\[wandb\]'"
     ):
         OpenSinks([SINKS["wandb"]], run)
 
