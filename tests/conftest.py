@@ -16,6 +16,7 @@ from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.errors import Interrupted
 from gkt_mpi.federation.server import Server
 from gkt_mpi.ranks.rank import run_rank
+from gkt_mpi.in_threads import run_in_threads as run_ranks
 from gkt_mpi.wire.local import run_local
 
 gc.freeze()  # torch's modules are never garbage, as in gkt_mpi/main.py
@@ -53,8 +54,7 @@ def arguments(tmp_path: Path, **changes) -> list[str]:
 
 def run_in_threads(config: RunConfig, num_ranks: int) -> list[dict]:
     """Run server and workers as threads of this process and return the lines of metrics.jsonl."""
-    status = run_local(num_ranks, lambda transport: run_rank(config, transport, (transport.rank, num_ranks, True)))
-    assert status == [0] * num_ranks
+    assert run_ranks(config, num_ranks, timeout_s=300) == [0] * num_ranks
     return read_metrics(Path(config.out) / config.name)
 
 

@@ -7,7 +7,8 @@ real messages, equal to those a run counts (cost/work.py), and the seconds of a 
 
 import argparse
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -159,11 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Print the tables."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables and return the exit status."""
     torch.set_num_threads(1)  # too little work for several threads
     parser = _parser()
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     data = DATA[options.data]
     size = options.size or data.image_shape[0]
     data = DataSize(options.images or data.train, options.classes or data.classes, (size, size, data.image_shape[2]))
@@ -188,7 +189,8 @@ def main() -> None:
         parser.error(str(error))
     for table in (model_table(data), round_table(rounds, title, codec), last):
         console.print(table)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
