@@ -114,7 +114,7 @@ paper:  ## print the commands of the paper's main table, or with RUN=1 run them 
 
 compare:  ## compare FedGKT with FedAvg, split learning, centralized and standalone training: digits, 3 seeds, a quarter of an hour
 	@$(env) mpi
-	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python benchmarks/compare.py --out "$(OUT)/compare" $(ARGS)
+	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python -m gkt_mpi.programs.sweep compare --out "$(OUT)/compare" $(ARGS)
 
 test:  ## the test suite, about five minutes on two cores
 test-grid:  ## the combinations that test omits: every fault in every phase, several hosts, 21 ranks, a short soak

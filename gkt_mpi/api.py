@@ -5,7 +5,6 @@ Nothing here imports torch before it is needed: a run is a job of other processe
 
 import contextlib
 import io
-import json
 import os
 import subprocess
 import tempfile
@@ -18,7 +17,7 @@ import yaml
 
 from gkt_mpi.errors import ConfigError, DataError, GktError
 from gkt_mpi.launching import find_file, interrupt, merge, num_ranks_for, read_fields, start, what_went_wrong
-from gkt_mpi.log.records import read_records
+from gkt_mpi.log.records import read_records, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,8 +53,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The content of summary.json; empty while the run is in progress."""
-        path = self.folder / "summary.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return read_summary(self.folder)
 
     @property
     def records(self) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader
 
 from gkt_mpi import yaml_text
 from gkt_mpi.algorithms import ALGORITHMS, AlgorithmName
@@ -39,10 +39,15 @@ from gkt_mpi.wire.codec import WireConfig
 from gkt_mpi.wording import kinds_of, reword, wrong_value
 
 Task = Literal["run", "check", "prepare"]
-_OPTIONS = ("config", "check", "prepare", "print_config", "help")  # options of the command line besides the fields
+_OPTIONS = (
+    "config",
+    "check",
+    "prepare",
+    "print_config",
+    "help",
+    "version",
+)  # options of the command line besides the fields
 _YAML_MODE = "limited_yaml"  # name under which the parser knows yaml_text.load
-_DESCRIPTION = """Group knowledge transfer over MPI: rank 0 trains the large CNN, the other ranks run edge clients.
-Start it with mpirun, for example: mpirun -np 5 python -m gkt_mpi.main --config launch/configs/digits.yaml"""
 
 
 @dataclass(frozen=True)
@@ -174,34 +179,19 @@ class _Parser(ArgumentParser):
 
 
 @cache
-def make_parser(explains: bool) -> ArgumentParser:
-    """Return the parser of the command line.
-
-    With `explains` it has a help text for each field, the text below it in its dataclass; reading these takes most of
-    the time of creating a parser.
-    """
-    set_parsing_settings(docstring_parse_attribute_docstrings=explains)
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command line. The help texts, which take long to read, are in usage.py."""
     set_loader(_YAML_MODE, yaml_text.load, (yaml.YAMLError,))
     parser = _Parser(
         prog="python -m gkt_mpi.main",
-        description=_DESCRIPTION,
+        add_help=False,
         exit_on_error=False,
         allow_abbrev=False,  # an abbreviated field is a typing error
         parser_mode=_YAML_MODE,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the fields below.")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        default=SUPPRESS,  # not part of the configuration
-        help="Check every rank and whether the run can start; train nothing.",
-    )
-    parser.add_argument(
-        "--prepare",
-        action="store_true",
-        default=SUPPRESS,
-        help="Create the image file, after a download with --data.download true; train nothing. Needs no mpirun.",
-    )
+    parser.add_argument("--config", action="config")
+    for task in ("--check", "--prepare"):
+        parser.add_argument(task, action="store_true", default=SUPPRESS)  # not part of the configuration
     parser.add_class_arguments(RunConfig, skip={"async_"})
     parser.add_class_arguments(AsyncConfig, "async")
     return parser
@@ -215,7 +205,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
 def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Task]:
     """Return the configuration and the task of a command line; see `parse`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = make_parser(explains=any(word.startswith(("-h", "--h", "--print_config")) for word in arguments))
+    parser = make_parser()
     try:
         for option, value in pairwise([*arguments, ""]):
             if option == "--config" or option.startswith("--config="):

@@ -12,6 +12,7 @@ CPU: the cores available to this process are divided among the ranks of the node
 import contextlib
 import ctypes
 import os
+import platform
 import resource
 import socket
 from collections.abc import Iterator
@@ -101,6 +102,16 @@ def place(config: PlacementConfig, local_rank: int, local_size: int, has_server:
     else:
         gpu = gpu_by_rule(local_rank, num_gpus, has_server and config.server_gpu == "exclusive")
     return Placement(torch.device("cuda", gpu), threads, all_threads)
+
+
+def processor() -> str:
+    """Return this machine's processor and the instruction set that torch uses: rounding depends on both."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def gpu_by_rule(local_rank: int, num_gpus: int, keep_first: bool) -> int:

@@ -34,7 +34,7 @@ echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $ranks ranks 
 checkpoints() { ls "$out/$name/checkpoints" 2>/dev/null || true; }
 
 before=$(checkpoints)
-sh launch/mpirun.sh -np "$ranks" python -m gkt_mpi.main --config "$config" --name "$name" --out "$out" "$@" &
+sh "$(dirname "$0")/mpirun.sh" -np "$ranks" python -m gkt_mpi.main --config "$config" --name "$name" --out "$out" "$@" &
 run=$!
 ended=
 trap 'echo "the time limit is near: the run saves its state"; kill -USR1 $run' USR1

@@ -17,6 +17,7 @@ from gkt_mpi.errors import Interrupted
 from gkt_mpi.federation.server import Server
 from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.in_threads import run_in_threads as run_ranks
+from gkt_mpi.log.records import reproducible
 from gkt_mpi.wire.local import run_local
 
 gc.freeze()  # torch's modules are never garbage, as in gkt_mpi/main.py
@@ -80,8 +81,7 @@ def read_metrics(folder: Path) -> list[dict]:
 
 def figures(records: list[dict]) -> list[dict]:
     """Return the records without figures that depend on the clock and the machine."""
-    by_machine = ("_s", "_peak_mib")
-    return [{k: v for k, v in r.items() if k == "virtual_s" or not k.endswith(by_machine)} for r in records]
+    return [reproducible(record) for record in records]
 
 
 @pytest.fixture

@@ -19,13 +19,14 @@ import torch
 
 import gkt_mpi
 from gkt_mpi.facts import AlgorithmFacts
+from gkt_mpi.placement import processor
 
 _GIT_S = 10.0  # limit of a call of git
 
 
 def versions() -> str:
     """Return the versions that a run's figures depend on, in one line."""
-    return f"gkt_mpi {gkt_mpi.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    return f"gkt_mpi {gkt_mpi.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {processor()}"
 
 
 def about_run(facts: AlgorithmFacts, titles: Mapping[str, str], num_ranks: int) -> dict[str, object]:

@@ -1,6 +1,7 @@
-"""Reads metrics.jsonl, which has one record per round."""
+"""Reads metrics.jsonl, which has one record per round, and summary.json."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,18 @@ def _parse_record(line: str) -> dict[str, Any]:
     if not isinstance(record, dict) or type(record.get("round")) is not int or record["round"] < 0:
         raise ValueError(f"{line!r} is not a record of a round")
     return record
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary.json of a run folder; empty if it is missing or damaged."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def reproducible(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a record that configuration and seed determine: all but times and memory of the machine."""
+    by_machine = ("_s", "_peak_mib")
+    return {key: value for key, value in record.items() if key == "virtual_s" or not key.endswith(by_machine)}

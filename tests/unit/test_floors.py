@@ -18,6 +18,7 @@ FLOORS = {
     "build": 8,
     "trained": 8,
     "config": 7,
+    "usage": 7,
     "algorithms": 6,
     "learners": 5,
     "federation": 4,
