@@ -40,7 +40,7 @@ VERBS = {
     "cost": Verb("gkt_mpi.programs.cost", "print the cost of training, in bytes, operations and seconds"),
     "export": Verb("gkt_mpi.programs.export", "write the trained model to files"),
     "predict": Verb("gkt_mpi.programs.predict", "classify image files with a trained model"),
-    "completion": Verb("gkt_mpi.programs.completion", "print the completion of this command for bash or zsh"),
+    "completion": Verb("gkt_mpi.programs.completion", "print the completion of this command for bash"),
 }
 
 

@@ -73,12 +73,12 @@ def wrong_value(field: str, value: object, kind: object) -> str:
 def expected(kind: object, value: str = "") -> str:
     """Return the values accepted by a field of this type, in words; the most similar to a wrong value first."""
     members = _members(kind)
-    words = _words(kind)
+    words = words_of(kind)
     phrases = [_either(_nearest_first(words, value))] if words else []
     for member in members:
         origin, inner = get_origin(member), get_args(member)
         if origin in (list, dict):
-            items = "these" if _words(inner[0]) and set(_words(inner[0])) <= set(words) else ""
+            items = "these" if words_of(inner[0]) and set(words_of(inner[0])) <= set(words) else ""
             items = items or expected(inner[0], value)
             kind_of = "a list" if origin is list else "a mapping"
             phrases.append(f"{kind_of} of {items}" + (f" to {_plural(inner[1])}" if origin is dict else ""))
@@ -110,7 +110,7 @@ def _members(kind: object) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
-def _words(kind: object) -> list[str]:
+def words_of(kind: object) -> list[str]:
     """Return the words that a field of this type accepts, with `module:attribute` for a user's own object."""
     return list(dict.fromkeys(word for member in _members(kind) for word in _literals(member)))
 

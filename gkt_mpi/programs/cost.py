@@ -139,7 +139,8 @@ def _positive(text: str) -> int:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gkt_mpi.programs.cost", allow_abbrev=False, description=(__doc__ or "").split("\n")[0]
     )
@@ -163,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables and return the exit status."""
     torch.set_num_threads(1)  # too little work for several threads
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     data = DATA[options.data]
     size = options.size or data.image_shape[0]
