@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from gkt_mpi.errors import GktError
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None, task: Task = "run") -> int:
 def _given(words: Sequence[str], *names: str) -> dict[str, str]:
     """Return the last values that a command line gives to some fields."""
     values = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         if option.removeprefix("--") in names:
             values[option.removeprefix("--")] = value if equals else following

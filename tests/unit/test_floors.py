@@ -13,7 +13,7 @@ FLOORS = {
     "ranks": 8,
     "in_threads": 9,
     "api": 9,
-    "cli": 9,
+    "cli": 8,
     "programs": 8,
     "build": 8,
     "trained": 8,
