@@ -4,11 +4,15 @@ import re
 import runpy
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from gkt_mpi.cli import VERBS
 from gkt_mpi.config import parse_command
+from gkt_mpi.launching import find_file
+from gkt_mpi.programs.run import make_parser
 from gkt_mpi.report import __main__ as report
 from tests.conftest import ROOT
 from tests.launch import run
@@ -19,7 +23,7 @@ VENV = str(Path(sys.executable).parent.parent)
 
 
 def commands():
-    for document in ("README.md", "CONTRIBUTING.md", "docs/benchmarks.md", "docs/own_data.md", *EXAMPLES):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/benchmarks.md", "docs/own_data.md", "docs/command.md", *EXAMPLES):
         for block in re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL):
             yield from (line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip())
 
@@ -39,6 +43,17 @@ def check_make(words):
             check_program(shlex.split(line))
 
 
+def check_command(words):
+    """The words after gkt-mpi are known to the verb's parser, and the fields to the program's."""
+    verb, *rest = words
+    if "--list" in rest or verb not in ("run", "check", "prepare"):
+        module = import_module(VERBS[verb].module)
+        module.make_parser().parse_args(rest)
+        return
+    options, fields = make_parser(verb).parse_known_args(rest)
+    check_program(["gkt_mpi.main", "--config", str(find_file(options.config)), *fields])
+
+
 @pytest.mark.parametrize("command", sorted(set(commands())))
 def test_a_documented_command_works(command, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
@@ -46,6 +61,8 @@ def test_a_documented_command_works(command, tmp_path, monkeypatch, capsys):
         words = words[1:]
     if words[0] == "make":
         check_make(words)
+    elif words[0] == "gkt-mpi":
+        check_command(words[1:])
     elif words[0] == "sbatch":  # Slurm itself is tested in tests/slurm
         script = next(i for i, word in enumerate(words) if word.endswith(".sbatch"))
         config = re.search(r"slurm_job.sh (\S+)", (ROOT / words[script]).read_text())[1]
@@ -110,3 +127,14 @@ def test_make_digits_reaches_its_accuracy_with_an_existing_environment(tmp_path)
     assert found and float(found[1]) >= 0.95
     assert f"run folder: {tmp_path}/digits" in done.out
     assert (tmp_path / "digits" / "report.html").stat().st_size > 50_000
+
+
+@pytest.mark.grid
+def test_the_python_blocks_of_the_documents_run(tmp_path):
+    """One after the other, as in a notebook, in an empty folder."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) >= 3
+    (tmp_path / "blocks.py").write_text("\n".join(blocks))
+    done = run([sys.executable, "blocks.py"], cwd=tmp_path)
+    assert (done.status, done.err) == (0, ""), done
+    assert "0." in done.out and (tmp_path / "runs/debug/summary.json").exists()
