@@ -15,9 +15,9 @@ import torch
 from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.errors import Interrupted
 from gkt_mpi.federation.server import Server
-from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.in_threads import run_in_threads as run_ranks
 from gkt_mpi.log.records import reproducible
+from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.wire.local import run_local
 
 gc.freeze()  # torch's modules are never garbage, as in gkt_mpi/main.py

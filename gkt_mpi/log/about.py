@@ -26,7 +26,9 @@ _GIT_S = 10.0  # limit of a call of git
 
 def versions() -> str:
     """Return the versions that a run's figures depend on, in one line."""
-    return f"gkt_mpi {gkt_mpi.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {processor()}"
+    return (
+        f"gkt_mpi {gkt_mpi.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {processor()}"
+    )
 
 
 def about_run(facts: AlgorithmFacts, titles: Mapping[str, str], num_ranks: int) -> dict[str, object]:

@@ -23,7 +23,14 @@ VENV = str(Path(sys.executable).parent.parent)
 
 
 def commands():
-    for document in ("README.md", "CONTRIBUTING.md", "docs/benchmarks.md", "docs/own_data.md", "docs/command.md", *EXAMPLES):
+    for document in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/benchmarks.md",
+        "docs/own_data.md",
+        "docs/command.md",
+        *EXAMPLES,
+    ):
         for block in re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL):
             yield from (line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip())
 

@@ -19,8 +19,8 @@ from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.config import parse
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.models.resnet import SERVER_FAMILIES, ServerFamily, build_edge_model, build_server_model
-from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.programs import export
+from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.trained import load
 from gkt_mpi.wire.local import run_local
 from tests.conftest import ROOT, arguments, run_in_threads
