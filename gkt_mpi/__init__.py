@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gkt_mpi.api import Run, RunFailed, load, run
     from gkt_mpi.config import RunConfig
     from gkt_mpi.data.partition import Partition
-    from gkt_mpi.data.sources import DataSource
+    from gkt_mpi.data.source import DataSource
     from gkt_mpi.errors import GktError
     from gkt_mpi.facts import AlgorithmFacts
     from gkt_mpi.learners.algorithm import Algorithm
@@ -28,7 +28,7 @@ _MODULES = {
     "GktError": "errors",
     "Algorithm": "learners.algorithm",
     "AlgorithmFacts": "facts",
-    "DataSource": "data.sources",
+    "DataSource": "data.source",
     "Partition": "data.partition",
     "EdgeFamily": "models.resnet",
     "ServerFamily": "models.resnet",
