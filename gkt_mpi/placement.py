@@ -15,6 +15,7 @@ import os
 import platform
 import resource
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from gkt_mpi.errors import ConfigError, expand, require
 
 # Options of glibc's mallopt, from malloc.h: do not map single blocks, keep freed memory, grow in large steps.
 _MALLOC_OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**26)}
+
+PROC = Path("/proc")  # absent on macOS
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def place(config: PlacementConfig, local_rank: int, local_size: int, has_server:
 
     Raises `ConfigError` if a GPU is requested and there is none, or the GPU map does not fit.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = len(usable_cores())
     if config.threads == "auto":
         threads, all_threads = max(1, cores // local_size), cores
     else:
@@ -104,10 +107,17 @@ def place(config: PlacementConfig, local_rank: int, local_size: int, has_server:
     return Placement(torch.device("cuda", gpu), threads, all_threads)
 
 
+def usable_cores() -> list[int]:
+    """Return the numbers of the cores that this process may use; on macOS, which has no affinity, of all."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def processor() -> str:
     """Return this machine's processor and the instruction set that torch uses: rounding depends on both."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = (PROC / "cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -149,16 +159,21 @@ def keep_freed_memory() -> None:
 
 def peak_mib() -> float:
     """Return the peak memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def available_memory_mib() -> float:
-    """Return the memory available to this process, in MiB: the node's, or less if a job or container limits it."""
-    with open("/proc/meminfo", encoding="utf-8") as file:
-        found = dict(line.split(":") for line in file)
+    """Return the memory available to this process, in MiB: the node's, or less if a job or container limits it.
+
+    On macOS, where the system does not tell how much is free, it is all of the machine's memory.
+    """
+    if not (PROC / "meminfo").exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+    found = dict(line.split(":") for line in _text(PROC / "meminfo").splitlines())
     left = int(found["MemAvailable"].split()[0]) * 1024
     with contextlib.suppress(OSError, ValueError, KeyError):  # cgroup version 2
-        group = _text(Path("/proc/self/cgroup")).rpartition("::")[2].strip().lstrip("/")
+        group = _text(PROC / "self/cgroup").rpartition("::")[2].strip().lstrip("/")
         folder = Path("/sys/fs/cgroup", group)
         for level in (folder, *folder.parents):
             if (level / "memory.max").exists() and (limit := _text(level / "memory.max").strip()) != "max":

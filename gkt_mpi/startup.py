@@ -238,8 +238,8 @@ def remove_left_segments(folder: Path = Path("/dev/shm")) -> None:
 
 
 def _processes() -> Iterator[Path]:
-    """Yield the /proc folder of each process of this machine."""
-    return (path for path in Path("/proc").iterdir() if path.name.isdigit())
+    """Yield the /proc folder of each process of this machine; none on macOS."""
+    return (path for path in Path("/proc").glob("*") if path.name.isdigit())
 
 
 companion = Companion()

@@ -4,12 +4,13 @@ It is a BLAKE2 digest over the digests of pieces, which are computed while the i
 run by several threads: CIFAR-10 takes a third of a second with one.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
 import numpy as np
+
+from gkt_mpi.placement import usable_cores
 
 ROWS = 1000  # images or labels per piece
 
@@ -21,7 +22,7 @@ def digest_of_piece(rows: np.ndarray) -> bytes:
 
 def digest_of_pieces(arrays: Sequence[np.ndarray]) -> list[list[bytes]]:
     """Return the digests of all pieces of each array, computed by as many threads as this process has cores."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(len(usable_cores())) as threads:
         pending = [
             threads.map(digest_of_piece, [array[first : first + ROWS] for first in range(0, len(array), ROWS)])
             for array in arrays

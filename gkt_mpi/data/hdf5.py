@@ -30,9 +30,12 @@ class Plan:
         """Set a file's size and reserve its disk space.
 
         Raises `OSError` if there is not enough space. Copy-on-write file systems (btrfs, ZFS) may still run out of it
-        later.
+        later, and so may macOS, where space cannot be reserved this way.
         """
-        os.posix_fallocate(file.fileno(), 0, self.size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, self.size)
+        else:
+            file.truncate(self.size)
 
     def write_metadata(self, file: BinaryIO) -> None:
         """Write the metadata, which makes the file a valid HDF5 file. Raises `OSError`."""

@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from os import sched_getaffinity
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from gkt_mpi.errors import DataError
+from gkt_mpi.placement import usable_cores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,7 +54,7 @@ def channels_of(path: Path) -> int:
 
 def in_threads(work: Callable[[Path], Result], paths: Iterable[Path]) -> list[Result]:
     """Return the results of `work` for every path, computed by as many threads as this process has cores."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(len(sched_getaffinity(0))) as threads:
+    with warnings.catch_warnings(), ThreadPoolExecutor(len(usable_cores())) as threads:
         warnings.simplefilter("ignore")  # Pillow's, of unusual metadata and of very large pictures
         return list(threads.map(work, paths))
 

@@ -21,6 +21,7 @@ from gkt_mpi.errors import ConfigError, GktError
 from gkt_mpi.launching import find_file, interrupt, num_ranks_for, packaged, split_options, start, what_went_wrong
 from gkt_mpi.log.output import never_fail_on_encoding
 from gkt_mpi.log.records import read_summary
+from gkt_mpi.placement import usable_cores
 from gkt_mpi.programs.grid import Cell, Grid, read_grid
 from gkt_mpi.programs.slurm_array import submit
 
@@ -113,7 +114,7 @@ class _Sweep:
         (self.out / _LOGS).mkdir(parents=True, exist_ok=True)
         shares = _shares_of_cores(jobs)
         failed, began, width = {}, time.monotonic(), max((len(cell.name) for cell in cells), default=0)
-        with ThreadPoolExecutor(jobs, initializer=lambda: os.sched_setaffinity(0, shares.get())) as pool:
+        with ThreadPoolExecutor(jobs, initializer=lambda: _use(shares.get())) as pool:
             try:
                 futures = {pool.submit(self._run, cell): cell for cell in cells}
                 for done, future in enumerate(as_completed(futures), 1):
@@ -148,9 +149,15 @@ class _Sweep:
         return f"status {status}: {what_went_wrong(text).splitlines()[-1]}" if text.strip() else f"status {status}"
 
 
+def _use(cores: set[int]) -> None:
+    """Keep this thread, and the processes it starts, on some cores; on macOS they may use all."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+
+
 def _shares_of_cores(jobs: int) -> "queue.SimpleQueue[set[int]]":
     """Return the cores for each of `jobs` threads; a thread's processes inherit its cores."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = usable_cores()
     shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
     for job in range(jobs):
         shares.put(set(cores[job::jobs]) or {cores[job % len(cores)]})

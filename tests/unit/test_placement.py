@@ -6,7 +6,8 @@ import torch
 
 from gkt_mpi import placement
 from gkt_mpi.errors import ConfigError
-from gkt_mpi.placement import PlacementConfig, gpu_by_rule, gpu_from_map, place
+from gkt_mpi.placement import PlacementConfig, available_memory_mib, gpu_by_rule, gpu_from_map, place
+from tests.conftest import run_in_threads
 from tests.launch import run
 
 
@@ -110,3 +111,14 @@ def test_freed_memory_is_kept_for_the_next_tensor():
         assert done.status == 0, done.err
         faults[which] = int(done.out)
     assert faults["ours"] < faults["default"] / 2, faults
+
+
+def test_without_linuxs_own_functions_and_proc_a_rank_is_placed_and_a_run_trained(monkeypatch, tmp_path, tiny):
+    """As on macOS: no affinity, no reserved disk space, no /proc."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(placement, "PROC", tmp_path / "proc")
+    assert place(PlacementConfig(device="cpu"), 0, 1, True).threads == os.cpu_count()
+    assert available_memory_mib() == pytest.approx(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20)
+    assert placement.processor().endswith(f"({torch.backends.cpu.get_cpu_capability()})")
+    assert len(run_in_threads(tiny(rounds=1), 2)) == 1
