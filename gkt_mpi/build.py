@@ -154,10 +154,15 @@ def what_is_learnt(config: RunConfig, file: ImageFile, shards: list[np.ndarray])
     for shard in shards:
         digest.update(shard.tobytes() + labels[shard].tobytes() + b"next client")
     input = ImageInput.of(file).as_dict()
+    images = {"training images": digest.hexdigest()[:16], "images": file.digest, "input": input}
+    return images | digests_of_weights(config)
+
+
+def digests_of_weights(config: RunConfig) -> dict[str, str]:
+    """Return digests of the files that networks start from, if any. Raises `ConfigError` if one cannot be read."""
     files = {"client": config.client.weights, "server": config.server.weights}
-    weights = {
+    return {
         f"{side} weights": digest_of_weights(path, f"{side}.weights")
         for side, path in files.items()
         if path is not None
     }
-    return {"training images": digest.hexdigest()[:16], "images": file.digest, "input": input, **weights}

@@ -197,12 +197,15 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def parse(arguments: Sequence[str] | None = None) -> RunConfig:
-    """Return the configuration of a command line (None: this process's). Raises `ConfigError`, in one line."""
-    return parse_command(arguments)[0]
+def parse(arguments: Sequence[str] | None = None, beside: bool = True) -> RunConfig:
+    """Return the configuration of a command line (None: this process's). Raises `ConfigError`, in one line.
+
+    With `beside`, users' modules are also searched for in the folder of the configuration file.
+    """
+    return parse_command(arguments, beside)[0]
 
 
-def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Task]:
+def parse_command(arguments: Sequence[str] | None = None, beside: bool = True) -> tuple[RunConfig, Task]:
     """Return the configuration and the task of a command line; see `parse`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser()
@@ -211,7 +214,8 @@ def parse_command(arguments: Sequence[str] | None = None) -> tuple[RunConfig, Ta
             if option == "--config" or option.startswith("--config="):
                 path = option.partition("=")[2] or value
                 yaml_text.check_file(path)
-                search_beside(Path(path))
+                if beside:
+                    search_beside(Path(path))
         values = parser.parse_args(arguments)
         _refuse_empty(values, RunConfig)
         made: Any = parser.instantiate(values)

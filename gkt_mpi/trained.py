@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from gkt_mpi.build import edges_of
 from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.data.datasets import ImageFile, file_path
 from gkt_mpi.data.image_input import ImageInput
-from gkt_mpi.errors import CheckpointError, ConfigError, DataError
+from gkt_mpi.errors import CheckpointError, ConfigError, DataError, require
 from gkt_mpi.federation.checkpoint import FORMAT, Contents, checkpoint_paths, read_checkpoint
 from gkt_mpi.learners.saved import Parts, SavedRun
 
@@ -130,6 +130,7 @@ class TrainedRun:
 
     def checkpoint(self, which: Which) -> Contents:
         """Return the contents of the newest checkpoint, or of the best. Raises `CheckpointError`."""
+        require(which in get_args(Which), "which", which, " or ".join(get_args(Which)))
         if which not in self._read:
             path = self._path(which)
             contents = read_checkpoint(path)
@@ -158,14 +159,18 @@ class TrainedRun:
 def load(folder: Path | str) -> TrainedRun:
     """Return a run from its folder, such as runs/digits.
 
-    Raises `DataError` if it is not the folder of a run, `ConfigError` if its configuration cannot be used, for example
-    because a user's module is missing.
+    Raises `DataError` if it is not the folder of a run, or its configuration cannot be used, for example because a
+    user's module is not on PYTHONPATH.
     """
     folder = Path(folder).expanduser()
     path = folder / "config.yaml"
     if not path.is_file():
         raise DataError(f"{folder} is not the folder of a run: there is no config.yaml")
-    return TrainedRun(folder, parse(["--config", str(path)]))
+    try:
+        config = parse(["--config", str(path)], beside=False)  # a run folder from elsewhere must not bring code
+    except ConfigError as error:
+        raise DataError(f"{path} cannot be used: {error}") from error
+    return TrainedRun(folder, config)
 
 
 def _own_memory(network: nn.Module) -> None:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from gkt_mpi.build import digests_of_weights
 from gkt_mpi.config import RunConfig
 from gkt_mpi.data.datasets import ImageFile, file_path, known_clients, look_for
 from gkt_mpi.data.partition import partition
@@ -202,6 +203,7 @@ def _folders(config: RunConfig) -> Iterator[tuple[dict[str, str], list[str], lis
         else:
             said.append(found)
             write("data.dir", file_path(config.data).parent)
+        digests_of_weights(config)  # refuses unreadable files
     except ConfigError as error:
         to_fix.append(str(error))
     try:

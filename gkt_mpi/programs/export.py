@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         """Write the files."""
         run = load(options.run)
         out = (options.out or run.folder / "export").expanduser()
-        for line in Export(run, out, options.client, options.which).write(options.formats.split(",")):
+        for line in Export(run, out, options.client, options.which).write(options.formats.replace(" ", "").split(",")):
             print(f"{out}/{line}", flush=True)
 
     return status_of(write)

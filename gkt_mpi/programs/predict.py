@@ -39,6 +39,7 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
         raise DataError(f"the run's images have {channels} channels; expected 1 (grey) or 3 (RGB)")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd but readable files
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG", "JPEG")) as opened:
                 mode = opened.mode

@@ -163,6 +163,8 @@ def test_missing_and_damaged_checkpoints_are_refused_and_left_as_they_are(traine
         load(folder).model()
     with pytest.raises(CheckpointError, match=r"has no best.pt; .* --checkpoint.best true"):
         load(folder).model(which="best")
+    with pytest.raises(ConfigError, match="which is 'first'; expected last or best"):
+        load(folder).model(which="first")
     assert load(folder).summary["status"] == "completed"
 
 
@@ -173,6 +175,15 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(trained_runs, tm
     with pytest.raises(CheckpointError, match=r"round-00002.pt does not fit .*config.yaml") as caught:
         load(folder).model(0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_folder_brings_no_code(trained_runs, tmp_path):
+    folder = shutil.copytree(trained_runs / "fedgkt", tmp_path / "run")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("model: resnet11", "model: brought_along:NET"))
+    (folder / "brought_along.py").write_text("raise SystemExit('the run folder ran code')")
+    with pytest.raises(DataError, match=r"config.yaml cannot be used: .*no module brought_along on PYTHONPATH"):
+        load(folder)
 
 
 def test_a_folder_without_a_run_and_a_damaged_summary_are_refused(trained_runs, tmp_path):

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from gkt_mpi.config import parse
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.models.resnet import SERVER_FAMILIES, ServerFamily, build_edge_model, build_server_model
 from gkt_mpi.programs import export
+from gkt_mpi.programs.check import preflight
 from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.trained import load
 from gkt_mpi.wire.local import run_local
@@ -164,6 +166,8 @@ def test_a_resumed_run_needs_the_weights_it_started_from_under_any_name(tiny, tr
         config = tiny(algorithm="standalone", rounds=3, client__weights=weights)
         assert run_local(2, lambda transport, its=config: run_rank(its, transport, (transport.rank, 2, True))) == [2, 0]
         assert message in capsys.readouterr().err
+    look = partial(preflight, config, node_place=(0, 1, True), software={})  # also before the run
+    assert run_local(2, look) == [2, 0] and "fix this first: client.weights is " in capsys.readouterr().out
 
 
 def test_weights_of_another_network_are_refused_before_training(tiny, trained_runs, tmp_path, capsys):
