@@ -27,7 +27,7 @@ class Stored(Protocol):
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: Any) -> np.ndarray:  # noqa: ANN401 - a slice, or ... for all
         """Return some rows."""
         ...
 
@@ -42,11 +42,14 @@ def decode_arrays(path: Path, names: list[str], get: Callable[[str], Any]) -> De
         there = ", ".join(sorted(names)[:10]) or "nothing"
         raise DataError(f"{path} has no array {absent[0]}, only {there}; expected {', '.join(_NEEDED)}")
     labels = {split: _labels(path, f"{split}_labels", get) for split in ("train", "test")}
+    for split, of_split in labels.items():
+        if len(of_split) == 0:
+            raise DataError(f"{path} has no {split} images")
     classes = _classes(path, get) if "classes" in names else _numbers(path, labels["train"])
     splits = {}
     for split, of_split in labels.items():
         name = f"{split}_labels"
-        if "classes" not in names and len(of_split) and of_split.max() >= len(classes):
+        if "classes" not in names and of_split.max() >= len(classes):
             raise DataError(
                 f"{path}: {name} has the label {of_split.max()}, which no training image has; expected 0 to "
                 f"{len(classes) - 1}, or an array classes with the names of all"
@@ -78,7 +81,7 @@ def _images(path: Path, name: str, count: int, get: Callable[[str], Any]) -> Cal
 
 def _labels(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
     """Return labels as stored, integers (N,)."""
-    labels = np.asarray(get(name)[:])
+    labels = np.asarray(get(name)[...])
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -88,15 +91,15 @@ def _labels(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
 
 def _numbers(path: Path, labels: np.ndarray) -> list[str]:
     """Return the numbers of the classes as their names."""
-    largest = int(labels.max()) if len(labels) else 0
-    if len(labels) and (labels.min() < 0 or largest >= MAX_CLASSES):
+    largest = int(labels.max())
+    if labels.min() < 0 or largest >= MAX_CLASSES:
         wrong = labels.min() if labels.min() < 0 else largest
         raise DataError(f"{path}: train_labels has the label {wrong}; expected 0 to {MAX_CLASSES - 1}")
     return [str(label) for label in range(largest + 1)]
 
 
 def _classes(path: Path, get: Callable[[str], Any]) -> list[str]:
-    names = np.asarray(get("classes")[:])
+    names = np.asarray(get("classes")[...])
     texts = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names.tolist()]
     if names.ndim != 1 or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{path}: classes is {names.dtype} {names.shape}; expected text (classes,)")
@@ -104,7 +107,7 @@ def _classes(path: Path, get: Callable[[str], Any]) -> list[str]:
 
 
 def _owner(path: Path, get: Callable[[str], Any], count: int) -> np.ndarray:
-    owner = np.asarray(get("train_owner")[:])
+    owner = np.asarray(get("train_owner")[...])
     owner = owner.astype(str) if owner.dtype == object else owner
     if owner.shape != (count,) or owner.dtype.kind not in "iuUS":
         raise DataError(

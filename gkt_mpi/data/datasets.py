@@ -123,7 +123,7 @@ class ImageFile:
         for split, owners in self._owners.items():
             fits = owners.dtype.kind in "iu" and owners.shape == self._labels[split].shape
             expect(fits, f"/{split}/owner is not an integer array (N,)")
-            expect(np.array_equal(np.unique(owners), np.arange(owners.max() + 1)), f"/{split}/owner leaves numbers out")
+            expect(owners.min() == 0 and owners.max() == len(np.unique(owners)) - 1, f"/{split}/owner is not 0, 1, ...")
         check_image_shape(str(self.path), self.image_shape, self._remedy)
         channels = self.image_shape[-1]
         fits = self.mean.shape == self.std.shape == (channels,) and bool(np.isfinite(self.mean).all())
@@ -148,6 +148,7 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
     path, is_ready = file_path(config), _is_ready(config)
     if is_ready:
         return _verified(path, is_ready)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         source = _open(config)
         if path.exists() and not _is_stale(path, source):
@@ -155,7 +156,6 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
         if source.missing:
             raise DataError(source.missing)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             statistics = DATA_SOURCES[config.name].statistics if config.size is None else None
             with blaming("data.name", config.name):
@@ -164,6 +164,8 @@ def prepare(config: DataConfig, report: Callable[[int, int], None]) -> ImageFile
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
+        if error.filename is not None and Path(error.filename) not in (temporary, *path.parents):
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
         what = FullDiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else DataError
         raise what(
             f"cannot create {path}: {error.strerror or error}; set data.dir to a writable folder with enough space "
@@ -180,7 +182,10 @@ def look_for(config: DataConfig) -> ImageFile | str:
     path, is_ready = file_path(config), _is_ready(config)
     if is_ready:
         return _verified(path, is_ready)
-    source = _open(replace(config, download=False))
+    try:
+        source = _open(replace(config, download=False))
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     if path.exists() and not _is_stale(path, source):
         return _verified(path, is_ready)
     if not source.missing:

@@ -50,7 +50,7 @@ class _Rows:
         with h5py.File(path, "r") as file:
             self.shape, self.dtype = file[name].shape, file[name].dtype
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: Any) -> np.ndarray:  # noqa: ANN401 - a slice, or ... for all
         try:
             with h5py.File(self._path, "r") as file:
                 return file[self._name][rows]

@@ -44,7 +44,10 @@ def _load(path: Path, name: str) -> np.ndarray:
     """Return one array. Raises `DataError` if it is damaged or holds Python objects."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file[name]
+            array = file[name]
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is not an array")
+        return array
     except Exception as error:  # a damaged file can raise almost any exception
         if "allow_pickle" in str(error):
             raise DataError(

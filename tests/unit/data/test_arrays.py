@@ -1,5 +1,7 @@
 """Arrays in npz and HDF5 files: what is read, and what is refused, naming the file and the array."""
 
+import zipfile
+
 import h5py
 import numpy as np
 import pytest
@@ -106,6 +108,10 @@ def mixed_sizes():
         ({"test_labels": np.array([0, 1, 2, 3, 1])}, "test_labels has the label 3, which no training image has"),
         ({"test_labels": np.array([0, 1, 2, -3, 1])}, "test_labels: image 3 has the label -3; expected 0 to 2"),
         ({"classes": np.array(["a", "b"])}, "train_labels: image 2 has the label 2; expected 0 to 1"),
+        ({"train_labels": np.int64(3)}, r"train_labels is int64 \(\); expected integers"),
+        ({"train_owner": np.int64(3)}, r"train_owner is int64 \(\); expected integers or text"),
+        ({"train_images": np.uint8(3)}, r"train_images is uint8 \(\); expected uint8"),
+        ({"train_images": np.zeros((0, 8, 8), np.uint8), "train_labels": np.zeros(0, int)}, "has no train images"),
         ({"classes": np.arange(3)}, r"classes is int64 \(3,\); expected text"),
         ({"train_owner": np.arange(11)}, r"train_owner is int64 \(11,\); expected integers or text \(12,\)"),
         ({"train_owner": np.arange(12) / 2}, r"train_owner is float64 \(12,\)"),
@@ -128,6 +134,24 @@ def test_arrays_that_do_not_fit_are_named(tmp_path, kind, changes, message):
 def test_images_of_mixed_sizes_are_refused_without_unpickling(tmp_path):
     with pytest.raises(DataError, match=r"mine.npz: train_images holds Python objects, as it does when images differ"):
         read(tmp_path, "npz", arrays(train_images=mixed_sizes()))
+
+
+def test_statistics_of_large_images_are_those_of_numpy(tmp_path):
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, rng.integers(1, 256, (40, 1, 1, 3)), (40, 224, 224, 3), dtype=np.uint8)
+    made = arrays(train_images=images, train_labels=np.arange(40) % 3, test_images=images[:5])
+    file = read(tmp_path, "npz", made)
+    np.testing.assert_allclose(file.mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(file.std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-6)
+
+
+def test_an_npz_that_holds_no_array_is_named(tmp_path):
+    config = config_of(tmp_path, "npz")
+    write(config.file_path, arrays(test_images=None))
+    with zipfile.ZipFile(config.file_path, "a") as file:
+        file.writestr("test_images", "text")
+    with pytest.raises(DataError, match=r"test_images cannot be read \(it is not an array\); write it again"):
+        prepare(config, silent)
 
 
 class Evil:

@@ -221,6 +221,11 @@ def test_tiny_imagenet_is_read_in_its_published_layout(tmp_path):
     assert (file.classes, file.image_shape) == (classes, (64, 64, 3))
     assert (file.labels("train").tolist(), file.labels("test").tolist()) == ([0, 0, 1, 1], [1, 0, 1])
     assert file.images("test", np.arange(3)).mean(axis=(1, 2, 3)).tolist() == [0, 80, 160]
+    (root / "val/val_annotations.txt").unlink()
+    (root / "val/val_annotations.txt").mkdir()
+    with pytest.raises(DataError, match="val_annotations.txt cannot be read: Is a directory"):
+        prepare(config, silent)
+    (root / "val/val_annotations.txt").rmdir()
     (root / "val/val_annotations.txt").write_text("val_0.JPEG\tn00000000\t0\t0\t62\t62\n")
     with pytest.raises(DataError, match="val_annotations.txt, line 1: expected FILE, tab and a class of train"):
         prepare(config, silent)
