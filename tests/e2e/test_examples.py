@@ -10,8 +10,7 @@ from gkt_mpi import lookup
 from gkt_mpi.config import parse
 from tests.conftest import ROOT, arguments, read_metrics, run_in_threads
 from tests.launch import mpirun
-from tests.unit.data.test_arrays import arrays, write
-from tests.unit.data.test_folder import write_folder
+from tests.unit.data.made import arrays, write_arrays, write_folder
 
 SMALL = ["--placement.device=cpu", "--placement.threads=1", "--log.report=never", "--rounds=2"]
 NETS = {"client__model": "resnet4", "server__model": "resnet11", "clients": 2}
@@ -62,7 +61,7 @@ def test_pictures_in_folders_of_any_size_are_trained_on(tmp_path):
 
 def test_every_owner_of_images_is_a_client_without_being_counted(tmp_path):
     owner = np.array(["zoe", "ann", "bob"] * 4)
-    write(tmp_path / "mine.npz", arrays(train_owner=owner))
+    write_arrays(tmp_path / "mine.npz", arrays(train_owner=owner))
     fields = {"data__name": "npz", "data__file": tmp_path / "mine.npz", "data__partition": "owner"}
     config = parse(arguments(tmp_path, **NETS | {"clients": "null"}, **fields, name="by owner"))
     assert len(run_in_threads(config, 3)) == 2

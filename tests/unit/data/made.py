@@ -4,6 +4,7 @@ import pickle
 
 import h5py
 import numpy as np
+from PIL import Image
 
 
 def silent(done, total):
@@ -39,3 +40,41 @@ def write_cifar(root, name, counts=(3, 2), classes=10, seed=0):
 def damage(path, change):
     with h5py.File(path, "r+") as file:
         change(file)
+
+
+def arrays(channels=(3,), **changes):
+    rng = np.random.default_rng(0)
+    made = {
+        "train_images": rng.integers(0, 256, (12, 8, 16, *channels), dtype=np.uint8),
+        "train_labels": np.arange(12) % 3,
+        "test_images": rng.integers(0, 256, (5, 8, 16, *channels), dtype=np.uint8),
+        "test_labels": np.arange(5) % 3,
+    }
+    made |= changes
+    return {name: array for name, array in made.items() if array is not None}
+
+
+def write_arrays(path, made):
+    if path.suffix == ".npz":
+        np.savez(path, **made)
+        return
+    with h5py.File(path, "w") as file:
+        for name, array in made.items():
+            is_text = array.dtype.kind == "U"
+            file.create_dataset(name, data=array.tolist() if is_text else array)
+
+
+def write_folder(root, size=(12, 8), suffix="png", mode="RGB", count=3, seed=0):
+    """Write random pictures of two classes for training and testing; return their pixels by path."""
+    rng, pixels = np.random.default_rng(seed), {}
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
+                image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+                image.save(path := folder / f"{k}.{suffix}")
+                with Image.open(path) as saved:
+                    pixels[split, name, k] = np.asarray(saved)
+    return pixels

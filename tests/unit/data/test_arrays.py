@@ -2,36 +2,13 @@
 
 import zipfile
 
-import h5py
 import numpy as np
 import pytest
 
 from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.data.datasets import file_path, prepare
 from gkt_mpi.errors import ConfigError, DataError
-from tests.unit.data.made import damage, silent
-
-
-def arrays(channels=(3,), **changes):
-    rng = np.random.default_rng(0)
-    made = {
-        "train_images": rng.integers(0, 256, (12, 8, 16, *channels), dtype=np.uint8),
-        "train_labels": np.arange(12) % 3,
-        "test_images": rng.integers(0, 256, (5, 8, 16, *channels), dtype=np.uint8),
-        "test_labels": np.arange(5) % 3,
-    }
-    made |= changes
-    return {name: array for name, array in made.items() if array is not None}
-
-
-def write(path, made):
-    if path.suffix == ".npz":
-        np.savez(path, **made)
-        return
-    with h5py.File(path, "w") as file:
-        for name, array in made.items():
-            is_text = array.dtype.kind == "U"
-            file.create_dataset(name, data=array.tolist() if is_text else array)
+from tests.unit.data.made import arrays, damage, silent, write_arrays
 
 
 def config_of(tmp_path, kind, **fields):
@@ -41,7 +18,7 @@ def config_of(tmp_path, kind, **fields):
 
 def read(tmp_path, kind, made, **fields):
     config = config_of(tmp_path, kind, **fields)
-    write(config.file_path, made)
+    write_arrays(config.file_path, made)
     return prepare(config, silent)
 
 
@@ -147,7 +124,7 @@ def test_statistics_of_large_images_are_those_of_numpy(tmp_path):
 
 def test_an_npz_that_holds_no_array_is_named(tmp_path):
     config = config_of(tmp_path, "npz")
-    write(config.file_path, arrays(test_images=None))
+    write_arrays(config.file_path, arrays(test_images=None))
     with zipfile.ZipFile(config.file_path, "a") as file:
         file.writestr("test_images", "text")
     with pytest.raises(DataError, match=r"test_images cannot be read \(it is not an array\); write it again"):
@@ -179,7 +156,7 @@ def test_a_file_that_is_missing_or_of_another_kind_is_named(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["npz", "hdf5"])
 def test_a_truncated_file_is_named(tmp_path, kind):
     config = config_of(tmp_path, kind)
-    write(config.file_path, arrays())
+    write_arrays(config.file_path, arrays())
     content = config.file_path.read_bytes()
     config.file_path.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"mine\."):

@@ -7,23 +7,7 @@ from PIL import Image
 from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.data.datasets import file_path, look_for, prepare
 from gkt_mpi.errors import DataError
-from tests.unit.data.made import silent
-
-
-def write_folder(root, size=(12, 8), suffix="png", mode="RGB", count=3, seed=0):
-    """Write random pictures of two classes for training and testing; return their pixels by path."""
-    rng, pixels = np.random.default_rng(seed), {}
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for k in range(count):
-                shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
-                image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
-                image.save(path := folder / f"{k}.{suffix}")
-                with Image.open(path) as saved:
-                    pixels[split, name, k] = np.asarray(saved)
-    return pixels
+from tests.unit.data.made import silent, write_folder
 
 
 def read(root, **fields):

@@ -8,8 +8,7 @@ from gkt_mpi.data.datasets import known_clients, prepare
 from gkt_mpi.data.partition import count_by_class, natural_clients, partition
 from gkt_mpi.errors import ConfigError, DataError
 from gkt_mpi.log.run_log import RunLog
-from tests.unit.data.made import silent
-from tests.unit.data.test_arrays import arrays, write
+from tests.unit.data.made import arrays, silent, write_arrays
 
 LABELS = np.arange(40) % 4
 
@@ -75,7 +74,7 @@ def test_every_owner_is_a_client_in_ascending_order(tmp_path):
     owner = np.array(["zoe", "ann", "bob", "ann"] * 3)
     path = tmp_path / "mine.npz"
     config = DataConfig(name="npz", file=str(path), dir=str(tmp_path), partition="owner")
-    write(path, arrays(train_owner=owner))
+    write_arrays(path, arrays(train_owner=owner))
     assert known_clients(config) is None
     file = prepare(config, silent)
     assert natural_clients(config, file.owners("train")) == known_clients(config) == 3
@@ -85,7 +84,7 @@ def test_every_owner_is_a_client_in_ascending_order(tmp_path):
     with pytest.raises(ConfigError, match="clients is 4, but data.partition owner makes it 3; set clients to 3, or"):
         partition(file.labels("train"), 4, config, 0, file.owners("train"))
     drawn = partition(np.arange(12), 1, DataConfig(limit=3), 0)[0]
-    write(path, arrays(train_owner=(np.arange(12) == np.setdiff1d(np.arange(12), drawn)[0]).astype(int)))
+    write_arrays(path, arrays(train_owner=(np.arange(12) == np.setdiff1d(np.arange(12), drawn)[0]).astype(int)))
     few = DataConfig(name="npz", file=str(path), dir=str(tmp_path), partition="owner", limit=3)
     file = prepare(few, silent)  # written again, since the file has changed
     with pytest.raises(ConfigError, match="partition is owner, which leaves client 1 without images"):

@@ -3,12 +3,14 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 
 from gkt_mpi.data.datasets import prepare
 from gkt_mpi.programs import check as rooms
 from gkt_mpi.programs.check import preflight
 from gkt_mpi.wire.local import run_local
+from tests.unit.data.made import arrays, write_arrays
 
 SOFTWARE = {"torch": "2", "MPI": "a library", "survives lost workers": "no"}
 
@@ -48,6 +50,15 @@ def test_missing_data_is_a_problem_to_fix(tiny, capsys):
     assert status == 2 and lines[-1].startswith("fix this first: cinic10 was not found")
     status, lines = check(tiny(data__name="cifar10", data__download=True), capsys)
     assert status == 0 and any("downloaded" in line for line in lines)
+
+
+def test_a_partition_that_does_not_fit_the_images_is_a_problem_to_fix(tiny, capsys, tmp_path):
+    write_arrays(tmp_path / "mine.npz", arrays(train_owner=np.arange(12) // 2))
+    fields = {"data__name": "npz", "data__file": tmp_path / "mine.npz", "data__partition": "owner", "clients": "null"}
+    prepare(tiny(**fields).data, lambda done, total: None)
+    assert check(tiny(**fields), capsys)[0] == 0  # six clients on two workers
+    status, lines = check(tiny(**fields | {"clients": 2}), capsys)
+    assert status == 2 and lines[-1].startswith("fix this first: clients is 2, but data.partition owner makes it 6")
 
 
 def test_an_unwritable_folder_is_a_problem_to_fix(tiny, capsys, tmp_path):
