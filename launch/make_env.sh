@@ -17,7 +17,7 @@ if [ -d "$venv" ] && [ ! -e "$made" ]; then
 import importlib.util, sys
 
 venv, *extras = sys.argv[1:]
-needed = "torch torchvision numpy h5py mpi4py yaml jsonargparse rich jinja2 matplotlib tensorboard".split()
+needed = "torch torchvision numpy h5py mpi4py yaml jsonargparse rich jinja2 matplotlib pandas tensorboard".split()
 needed += "hypothesis mypy onnx onnxruntime onnxscript pytest pytest_timeout ruff safetensors sklearn".split() if "dev" in extras else []
 missing = [name for name in needed if importlib.util.find_spec(name) is None]
 if missing:

@@ -83,7 +83,7 @@ def overdue_clients(uploads: Sequence[UploadRecord]) -> list[int]:
 def staleness_by_client(uploads: Iterable[UploadRecord]) -> dict[int, Staleness]:
     """Return the staleness of the uploads of each client that has any."""
     ages = {client: [upload.staleness for upload in own] for client, own in by_client(uploads).items()}
-    return {client: Staleness(len(own), math.fsum(own) / len(own), min(own), max(own)) for client, own in ages.items()}
+    return {client: Staleness(len(own), statistics.fmean(own), min(own), max(own)) for client, own in ages.items()}
 
 
 def flushes(uploads: Iterable[UploadRecord]) -> list[Span]:
@@ -136,7 +136,7 @@ def waiting_share(uploads: Iterable[UploadRecord]) -> float | None:
         waited_s = math.fsum(upload.answered_s - upload.done_s for upload in own)
         if asked_s > 0:
             shares.append(waited_s / asked_s)
-    return math.fsum(shares) / len(shares) if shares else None
+    return statistics.fmean(shares) if shares else None
 
 
 def idle_share_of_run(records: Sequence[dict[str, Any]], key: str) -> float | None:

@@ -22,9 +22,9 @@ from gkt_mpi.report.asynchrony import (
     staleness_by_client,
     waiting_share,
 )
-from gkt_mpi.report.figures import COLOURS, new_figure, svg, time_unit
+from gkt_mpi.report.figures import COLOURS, new_figure, svg
 from gkt_mpi.report.run_folder import Run
-from gkt_mpi.report.tables import duration
+from gkt_mpi.units import UNKNOWN, duration, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +93,7 @@ def saved_rows(run: Run, estimate: SynchronousEstimate) -> list[tuple[str, str]]
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return UNKNOWN if share is None else f"{100 * share:.1f} %"
 
 
 def _estimate_note(estimate: SynchronousEstimate, has_real_clock: bool) -> str:
@@ -189,7 +189,7 @@ def _draw_band(found: dict[int, Staleness], num_clients: int) -> "Figure":
 def draw_lanes(uploads: Sequence[UploadRecord], num_clients: int, clock: str) -> "Figure":
     """Draw when clients worked and waited and when the server learnt, one lane each, in the first rounds."""
     shown = 0.0, end_s([upload for upload in uploads if upload.round < _SHOWN_ROUNDS]) or end_s(uploads)
-    size, unit = time_unit(shown[1])
+    size, unit = unit_of(shown[1], "s")
     num_lanes = min(num_clients, _MOST_LANES)
     figure = new_figure(11.0, min(9.0, 1.6 + 0.3 * (1 + num_lanes)))
     axes = figure.add_subplot()
@@ -210,7 +210,7 @@ def draw_lanes(uploads: Sequence[UploadRecord], num_clients: int, clock: str) ->
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, shown[1] / size)
-    axes.set_xlabel(f"{clock} {unit} since the start")
+    axes.set_xlabel(f"{clock} time since the start, {unit}")
     return figure
 
 

@@ -14,12 +14,13 @@ import jinja2
 from gkt_mpi import __version__
 from gkt_mpi.errors import GktError
 from gkt_mpi.log.lines import write_whole
-from gkt_mpi.report.comparison_figures import SCALES, Drawn, Scale, draw_curves, draw_final
+from gkt_mpi.report.comparison_figures import SCALES, Drawn, draw_curves, draw_final
 from gkt_mpi.report.comparison_tables import accuracy_table, cost_table, fields_table, left_out_lines, runs_table
 from gkt_mpi.report.figures import svg
 from gkt_mpi.report.groups import Comparison, Row, compare
 from gkt_mpi.report.run_files import utf8
 from gkt_mpi.report.run_folder import Run
+from gkt_mpi.report.scales import Scale
 from gkt_mpi.report.tables import Table, to_csv, to_latex
 
 

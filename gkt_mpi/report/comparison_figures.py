@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gkt_mpi.report.figures import COLOURS, MARKERS, new_figure, time_unit
+from gkt_mpi.report.figures import COLOURS, MARKERS, add_legend, new_figure
 from gkt_mpi.report.groups import Column, Comparison, Row
 from gkt_mpi.report.measures import Curve, curve, final_accuracy
 from gkt_mpi.report.run_folder import Run
+from gkt_mpi.report.scales import BY_BYTES, BY_FLOPS, BY_ROUND, BY_VIRTUAL_TIME, Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,46 +27,9 @@ _MOST_POINTS, _FEW_POINTS = 100, 12
 _MOST_PANELS = 3  # side by side
 _FEW_DECADES = 10**2.5  # of a logarithmic axis, the largest value divided by the smallest
 _LOG_FROM = 5  # use a logarithmic axis if the rows' ends differ by more than this factor
-_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
-@dataclass(frozen=True)
-class Scale:
-    """The horizontal axis of accuracy: logged figures summed up to each round, or the round itself."""
-
-    name: str
-    caption: str
-    keys: tuple[str, ...]
-    label: str
-
-    def position(self, run: Run) -> list[float] | None:
-        """Return the position of each round of a run; None if its logs lack it."""
-        if not self.keys:
-            return [record["round"] + 1.0 for record in run.records]
-        return run.cumulated(*self.keys)
-
-
-SCALES = (
-    Scale("accuracy_by_round", "by round", (), "round"),
-    Scale(
-        "accuracy_by_bytes",
-        "by bytes, uploaded and downloaded, all clients together",
-        ("upload_bytes", "download_bytes"),
-        "uploaded and downloaded, {}B",
-    ),
-    Scale(
-        "accuracy_by_edge_flops",
-        "by operations at the edge, all clients together",
-        ("edge_flops",),
-        "{}FLOP at the edge",
-    ),
-    Scale(
-        "accuracy_by_virtual_time",
-        "by the virtual time of the devices",
-        ("virtual_s",),
-        "virtual time, {}",
-    ),
-)
+SCALES = (BY_ROUND, BY_BYTES, BY_FLOPS, BY_VIRTUAL_TIME)
 
 
 @dataclass(frozen=True)
@@ -117,9 +81,8 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
     look = styles(comparison.rows)
     columns = [column for column in comparison.columns if any(place == column for _, place in curves)]
     rows = [row for row in comparison.rows if any(place == row for place, _ in curves)]
-    names = [_name(comparison, row) for row in rows]
-    figure, panels, fitting = _panels(columns, 2.45, names)
-    size, label = _unit(scale, max(each.x[-1] for each in curves.values()))
+    figure, panels = _panels(columns, 2.45)
+    size, label = scale.axis(max(each.x[-1] for each in curves.values()))
     last = [each.x[-1] for each in curves.values() if each.x[-1] > 0]
     is_log = bool(scale.keys) and bool(last) and max(last) > _LOG_FROM * min(last)
     for column, axes in panels.items():
@@ -131,14 +94,7 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
     _align(panels)
     figure.supxlabel(label, fontsize=9)
     at_zero = [row for row in rows if any(r == row and each.x[-1] == 0 for (r, _), each in curves.items())]
-    figure.legend(
-        handles=[_handle(look[row], name) for row, name in zip(rows, names, strict=True)],
-        loc="outside upper left",
-        ncols=fitting,
-        frameon=False,
-        fontsize=8,
-        handlelength=3.6,
-    )
+    add_legend(figure, [_handle(look[row], _name(comparison, row)) for row in rows])
     return Drawn(figure, at_zero, unknown)
 
 
@@ -204,7 +160,7 @@ def draw_final(comparison: Comparison) -> "Figure | None":
     columns = [column for column in comparison.columns if any(place == column for _, place in found)]
     rows = [row for row in comparison.rows if any(place == row for place, _ in found)]
     look = styles(comparison.rows)
-    figure, panels, _ = _panels(columns, 0.7 + 0.27 * len(rows), [], label_width=2.2)
+    figure, panels = _panels(columns, 0.7 + 0.27 * len(rows), label_width=2.2)
     for column in columns:
         axes = panels[column]
         for at, row in enumerate(rows):
@@ -237,12 +193,9 @@ def draw_final(comparison: Comparison) -> "Figure | None":
 
 
 def _panels(
-    columns: Sequence[Column], height: float, names: Sequence[str], label_width: float = 0.0
-) -> tuple["Figure", dict[Column, "Axes"], int]:
-    """Return a figure with a panel for each column, one or more lines for each data set.
-
-    It has room for a legend of these names; the last value is the number of legend columns.
-    """
+    columns: Sequence[Column], height: float, label_width: float = 0.0
+) -> tuple["Figure", dict[Column, "Axes"]]:
+    """Return a figure with a panel for each column, one or more lines for each data set."""
     lines: list[list[Column]] = []
     for label in dict.fromkeys(column.data_label for column in columns):
         own = [column for column in columns if column.data_label == label]
@@ -251,10 +204,7 @@ def _panels(
         lines = [list(columns[i : i + _MOST_PANELS]) for i in range(0, len(columns), _MOST_PANELS)]
     across = max(map(len, lines))
     panel_width = {1: 5.0, 2: 3.3}.get(across, 2.6)
-    width = label_width + panel_width * across
-    fitting = _fitting(names, width)
-    above = 0.18 * -(-len(names) // fitting)
-    figure = new_figure(width, 0.35 + above + height * len(lines), font_size=9)
+    figure = new_figure(label_width + panel_width * across, 0.35 + height * len(lines), font_size=9)
     grid = figure.subplots(len(lines), across, squeeze=False)
     panels = {}
     for y, line in enumerate(lines):
@@ -264,7 +214,7 @@ def _panels(
                 grid[y, x].set_title(line[x].label, fontsize=9, loc="left")
             else:
                 grid[y, x].set_visible(False)
-    return figure, panels, fitting
+    return figure, panels
 
 
 def _size(style: Style) -> float:
@@ -275,15 +225,6 @@ def _size(style: Style) -> float:
 def _is_leftmost(axes: "Axes") -> bool:
     place = axes.get_subplotspec()
     return place is None or place.is_first_col()
-
-
-def _fitting(names: Sequence[str], width: float) -> int:
-    """Return the number of columns for a legend of these names, in a figure of this width in inches."""
-    for number in range(min(4, len(names)), 1, -1):
-        columns = np.array_split([len(name) for name in names], number)
-        if sum(0.65 + 0.063 * lengths.max() for lengths in columns) <= width:
-            return number
-    return 1
 
 
 def _handle(style: Style, label: str) -> "Line2D":
@@ -308,14 +249,3 @@ def _top(curves: Sequence[Curve]) -> float:
     """Return the upper end of the accuracy axis: slightly above the highest band, common to a data set."""
     highest = max(float((each.mean + (0 if each.deviation is None else each.deviation)).max()) for each in curves)
     return 100 * min(1.02, 1.08 * highest) if highest > 0 else 1.0
-
-
-def _unit(scale: Scale, largest: float) -> tuple[float, str]:
-    """Return the divisor of x, and the label of its axis."""
-    if scale.keys == ("virtual_s",):
-        size, unit = time_unit(largest)
-        return size, scale.label.format(unit)
-    if not scale.keys:
-        return 1.0, scale.label
-    size, prefix = next(((s, p) for s, p in _PREFIXES if largest >= s), (1.0, ""))
-    return size, scale.label.format(prefix)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from gkt_mpi.report.groups import Cell, Column, Comparison, Row
@@ -19,13 +18,14 @@ from gkt_mpi.report.measures import (
 )
 from gkt_mpi.report.run_files import utf8
 from gkt_mpi.report.run_folder import Run
-from gkt_mpi.report.tables import Section, Table, Text, amount, duration
+from gkt_mpi.report.tables import Record, Section, Table, Text
+from gkt_mpi.units import UNKNOWN, amount, duration
 
 
 def percent(accuracy: Spread | None) -> str:
     """Return mean ± sample standard deviation in percent and the number of seeds."""
     if accuracy is None:
-        return "–"
+        return UNKNOWN
     deviation = "" if accuracy.deviation is None else f" ± {100 * accuracy.deviation:.2f}"
     return f"{100 * accuracy.mean:.2f}{deviation} ({accuracy.n})"
 
@@ -48,7 +48,7 @@ def accuracy_table(comparison: Comparison) -> Table:
             sections.append(Section(title, rows))
     places = [(row, column) for row in comparison.rows for column in comparison.columns]
     records = [
-        _place(row, column) | _accuracy_record(comparison, row, column, best)
+        {**_place(row, column), **_accuracy_record(comparison, row, column, best)}
         for row, column in places
         if comparison.cell(row, column).runs
     ]
@@ -65,19 +65,19 @@ def _accuracy_cell(comparison: Comparison, row: Row, column: Column, best: dict[
     return Text(percent(final_accuracy(cell)) + ("†" if cell.borrowed else ""), is_best=row in best[column])
 
 
-def _accuracy_record(comparison: Comparison, row: Row, column: Column, best: dict[Column, set[Row]]) -> dict[str, Any]:
+def _accuracy_record(comparison: Comparison, row: Row, column: Column, best: dict[Column, set[Row]]) -> Record:
     cell = comparison.cell(row, column)
     accuracy = final_accuracy(cell)
     return {
-        "seeds": accuracy and accuracy.n,
-        "test_accuracy_mean": accuracy and accuracy.mean,
-        "test_accuracy_sd": accuracy and accuracy.deviation,
+        "seeds": accuracy.n if accuracy else None,
+        "test_accuracy_mean": accuracy.mean if accuracy else None,
+        "test_accuracy_sd": accuracy.deviation if accuracy else None,
         "is_best_federated": int(row in best[column]),
         "is_of_another_partition": int(cell.borrowed),
     }
 
 
-def _place(row: Row, column: Column) -> dict[str, Any]:
+def _place(row: Row, column: Column) -> Record:
     return {
         "algorithm": row.algorithm,
         "name": row.name,
@@ -111,7 +111,7 @@ def cost_table(comparison: Comparison) -> Table:
     for column in comparison.columns:
         cells = {row: comparison.cell(row, column) for row in comparison.rows}
         figures = {row: _cost_record(cell) for row, cell in cells.items() if cell.runs and not cell.borrowed}
-        records += [_place(row, column) | record for row, record in figures.items()]
+        records += [{**_place(row, column), **record} for row, record in figures.items()]
         if figures:
             rows = [[Text(row.label), *_cost_cells(record)] for row, record in figures.items()]
             sections.append(Section(column.label, rows))
@@ -144,14 +144,14 @@ def _cost_cells(record: dict[str, float | None]) -> list[Text]:
     _, up, down, flops, virtual_s, rounds, wall_s, *accuracies = record.values()
     texts = [amount(up, "B"), amount(down, "B"), amount(flops, "FLOP"), duration(virtual_s)]
     texts += [f"{rounds:g}", duration(wall_s)]
-    texts += ["–" if accuracy is None else f"{100 * accuracy:.2f}" for accuracy in accuracies]
+    texts += [UNKNOWN if accuracy is None else f"{100 * accuracy:.2f}" for accuracy in accuracies]
     return [Text(text) for text in texts]
 
 
 def fields_table(comparison: Comparison) -> Table:
     """Return the configuration fields that differ between the runs, by group of fields."""
     sections: dict[str, list[list[Text]]] = {}
-    records = []
+    records = list[Record]()
     for name, holders in differing_fields(comparison.runs).items():
         rows = sections.setdefault(name.split(".")[0] if "." in name else "run", [])
         words = {value: describe(comparison, members) for value, members in holders}
@@ -192,7 +192,7 @@ def runs_table(comparison: Comparison, page_folder: Path) -> Table:
             **{key: run.total(key) for key in ("upload_bytes", "download_bytes", "edge_flops", "virtual_s")},
             "wall_s": cost.wall_s,
         }
-        records.append(_place(row, column) | figures)
+        records.append({**_place(row, column), **figures})
     names = [
         "run",
         "algorithm, models",
@@ -211,7 +211,7 @@ def _run_cells(run: Run, row: Row, column: Column, reason: str, page_folder: Pat
     accuracy = run.final_accuracy
     texts = [
         str(run.config.get("seed")),
-        "–" if accuracy is None else f"{100 * accuracy:.2f}",
+        UNKNOWN if accuracy is None else f"{100 * accuracy:.2f}",
         duration(run.seconds),
         f"no: {reason}" if reason else "yes",
     ]

@@ -4,16 +4,17 @@ import io
 import logging
 import re
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Colours distinguishable for colour-blind readers (Okabe and Ito 2008); markers and dashes distinguish them in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osv^D*P"
-_TIMES = ((2 * 86400.0, 86400.0, "days"), (7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 _LONG = re.compile(r"(\d\.\d\d)\d+")
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # not even when escaped
 
@@ -42,6 +43,19 @@ def whole_numbers(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def add_legend(figure: "Figure", handles: "Sequence[Artist]") -> None:
+    """Place a legend above the panels, in as many columns as fit, and make the figure taller by its height."""
+    for columns in range(min(4, len(handles)), 0, -1):
+        look: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8, "handlelength": 3.6}
+        legend = figure.legend(handles=handles, loc="outside upper left", **look)
+        extent = legend.get_window_extent()
+        if extent.width <= figure.bbox.width:
+            break
+        if columns > 1:
+            legend.remove()
+    figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
+
+
 def svg(figure: "Figure") -> str:
     """Return a figure as an SVG element, to stand inside HTML."""
     buffer = io.StringIO()
@@ -51,8 +65,3 @@ def svg(figure: "Figure") -> str:
     text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue())
     # A hundredth of a point is finer than any screen or printer, and makes the page a quarter smaller.
     return re.sub(r' (?:d|x|y)="[^"]*"', lambda place: _LONG.sub(r"\1", place[0]), text[text.index("<svg") :])
-
-
-def time_unit(largest_s: float) -> tuple[float, str]:
-    """Return the divisor of an axis of up to this many seconds, and its unit."""
-    return next((size, unit) for least, size, unit in _TIMES if largest_s >= least)

@@ -1,8 +1,8 @@
 """The numbers of a comparison: mean and spread over seeds, curves over rounds, costs, and differing fields."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import numpy as np
 
@@ -45,11 +45,7 @@ class Cost:
 
 def spread(values: Sequence[float]) -> Spread:
     """Return mean and sample standard deviation of at least one value."""
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return Spread(mean, None, 1)
-    squares = math.fsum((value - mean) ** 2 for value in values)
-    return Spread(mean, math.sqrt(squares / (len(values) - 1)), len(values))
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
 def final_accuracy(cell: Cell) -> Spread | None:
@@ -114,7 +110,7 @@ def mean_cost(runs: Sequence[Run]) -> Cost:
 
     def mean(name: str) -> float | None:
         values = [value for cost in costs if (value := getattr(cost, name)) is not None]
-        return math.fsum(values) / len(values) if values else None
+        return fmean(values) if values else None
 
     return Cost(*(mean(name) for name in ("upload_bytes", "download_bytes", "edge_flops", "virtual_s", "wall_s")))
 

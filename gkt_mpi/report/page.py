@@ -18,17 +18,15 @@ from gkt_mpi.report.comparison import write_comparison
 from gkt_mpi.report.figures import svg
 from gkt_mpi.report.run_figures import (
     accuracy_figure,
-    elapsed,
     loss_figure,
-    rounds,
     shown_round,
     time_figure,
     timeline_figure,
-    uploaded_mb,
 )
 from gkt_mpi.report.run_files import utf8
 from gkt_mpi.report.run_folder import Run, model_label, partition_parameter
-from gkt_mpi.report.tables import amount, duration
+from gkt_mpi.report.scales import BY_BYTES, BY_ROUND, BY_WALL_TIME
+from gkt_mpi.units import UNKNOWN, amount, duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,11 +36,8 @@ def render(run: Run) -> str:
     """Return the page of a run as HTML."""
     template = resources.files("gkt_mpi.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    accuracy = [("by round", accuracy_figure(run, "round", rounds))]
-    if run.total("upload_bytes"):
-        accuracy.append(("by uploaded bytes", accuracy_figure(run, "uploaded, MB, all clients together", uploaded_mb)))
-    if run.total("round_s") is not None:
-        accuracy.append(("by time", accuracy_figure(run, *elapsed(run))))
+    scales = [scale for scale in (BY_ROUND, BY_BYTES, BY_WALL_TIME) if any(scale.position(run) or ())]
+    accuracy = [(scale.caption, accuracy_figure(run, scale)) for scale in scales]
     shown = shown_round(run)
     has_loss = any(key in record for key in ("server_train_loss", "client_train_loss") for record in run.records)
     return environment.from_string(template).render(
@@ -83,7 +78,7 @@ def _of_clients(run: Run) -> list[tuple[str, "Figure"]]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     """Return the figures at the top of the page."""
     summary = run.summary or {}
-    megabytes = {key: (run.total(key) or 0) / 1e6 for key in ("upload_bytes", "download_bytes", "simulation_bytes")}
+    traffic = {key: amount(run.total(key) or 0, "B") for key in ("upload_bytes", "download_bytes", "simulation_bytes")}
     edge_accuracy = run.final_client_accuracy
     facts = [(f"{run.facts.evaluated_model}, test accuracy", _accuracy_text(run.final_accuracy))]
     if run.facts.has_server_model or (edge_accuracy is not None and not run.facts.has_edges_alone):
@@ -102,11 +97,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("best between rounds", _best(summary)),
         *_rates(run),
         ("status", run.status),
-        ("uploaded by all clients", f"{megabytes['upload_bytes']:,.1f} MB"),
-        ("downloaded by all clients", f"{megabytes['download_bytes']:,.3f} MB"),
-        ("transferred for the simulation only", f"{megabytes['simulation_bytes']:,.1f} MB"),
-        ("time", f"{int(run.seconds // 60)} min {run.seconds % 60:.0f} s"),
-        *(fact for fact in edge if fact[1] != "–"),  # older versions do not count these
+        ("uploaded by all clients", traffic["upload_bytes"]),
+        ("downloaded by all clients", traffic["download_bytes"]),
+        ("transferred for the simulation only", traffic["simulation_bytes"]),
+        ("time", duration(run.seconds)),
+        *(fact for fact in edge if fact[1] != UNKNOWN),  # older versions do not count these
     ]
 
 

@@ -1,6 +1,5 @@
 """The figures of a run's page (page.py): curves, bars, the timeline. See also client_figures.py."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from gkt_mpi.log.timeline import Span, clip_spans, idle_shares
 from gkt_mpi.report.figures import COLOURS, new_figure, whole_numbers
 from gkt_mpi.report.run_folder import Run
+from gkt_mpi.report.scales import BY_ROUND, Scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,28 +36,12 @@ _OTHER_SPAN = ("#DDDDDD", "..")
 _MOST_LANES, _MOST_SPANS = 33, 4000
 
 
-def rounds(run: Run) -> list[float]:
-    """Return the numbers of the rounds, from 1."""
-    return [record["round"] + 1 for record in run.records]
-
-
-def uploaded_mb(run: Run) -> list[float]:
-    """Return the megabytes that all clients together had uploaded after each round."""
-    return list(np.cumsum([record["upload_bytes"] for record in run.records]) / 1e6)
-
-
-def elapsed(run: Run) -> tuple[str, Callable[[Run], list[float]]]:
-    """Return the label of a time axis, and the position of each round on it."""
-    seconds = np.cumsum([record["round_s"] for record in run.records])
-    unit, word = (60, "minutes") if seconds[-1] > 600 else (1, "seconds")
-    return f"{word} since the start", lambda run: list(seconds / unit)
-
-
-def accuracy_figure(run: Run, label: str, position: Callable[[Run], list[float]]) -> "Figure":
+def accuracy_figure(run: Run, scale: Scale) -> "Figure":
     """Draw the test accuracy of the algorithm's result (solid) and of the edge models alone (dashed)."""
     figure = new_figure()
     axes = figure.add_subplot()
-    x = position(run)
+    x = scale.position(run) or []
+    size, label = scale.axis(max(x))
     lines = [("test_accuracy", run.facts.evaluated_model, "-", COLOURS[0])]
     if not run.facts.has_edges_alone:
         lines.append(("client_test_accuracy", "edge models alone", "--", "white"))
@@ -65,13 +49,13 @@ def accuracy_figure(run: Run, label: str, position: Callable[[Run], list[float]]
     if any(record["global_test_accuracy"] != record["test_accuracy"] for record in evaluated):
         lines.append(("global_test_accuracy", "one model for everybody", ":", COLOURS[0]))
     for key, name, dashes, filled in lines:
-        points = [(at, record[key]) for at, record in zip(x, run.records, strict=True) if key in record]
+        points = [(at / size, record[key]) for at, record in zip(x, run.records, strict=True) if key in record]
         if points:
-            size = 4 if len(points) <= 60 else 0
-            look: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markerfacecolor": filled, "markersize": size}
+            look: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markerfacecolor": filled}
+            look["markersize"] = 4 if len(points) <= 60 else 0
             axes.plot(*zip(*points, strict=True), dashes, label=name, **look)
     axes.set_xlabel(label)
-    if label == "round":
+    if scale is BY_ROUND:
         whole_numbers(axes)
     axes.set_ylabel("test accuracy")
     axes.set_ylim(0, 1.02)
@@ -109,7 +93,7 @@ def time_figure(run: Run) -> "Figure":
     """Draw the composition of each round's wall time, as stacked bars."""
     figure = new_figure()
     axes = figure.add_subplot()
-    x = np.array(rounds(run))
+    x = np.array(BY_ROUND.position(run))
     bottom = np.zeros(len(x))
     for key, name, colour, hatch in _PHASES:
         if key == "client_s" and not run.is_synchronous:

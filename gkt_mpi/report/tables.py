@@ -3,44 +3,25 @@
 The first two show the same rounded text; CSV has one line per observation, in full precision.
 """
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    '"': "''",
-    "|": r"\textbar{}",
-    "α": r"$\alpha$",
-    "μ": r"$\mu$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "†": r"$\dagger$",
-    "–": "--",
-    **{character: "\\" + character for character in "&%$#_{}"},
-}
+import pandas as pd
 
-_FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-    "\n",
-    "\uff1d",
-    "\uff0b",
-    "\uff0d",
-    "\uff20",
-)  # and full-width
-_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-_DURATIONS = ((2 * 86400, 86400, "days"), (2 * 3600, 3600, "h"), (120, 60, "min"), (1, 1, "s"), (0, 0.001, "ms"))
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+Value = str | float | None
+Record = Mapping[str, Value]
+
+_LATEX = str.maketrans(  # beyond what pandas escapes
+    {
+        **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "–": "--"},
+        **{"α": r"$\alpha$", "μ": r"$\mu$", "±": r"$\pm$", "×": r"$\times$", "†": r"$\dagger$"},
+    }
+)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and full-width
 
 
 @dataclass(frozen=True)
@@ -72,7 +53,7 @@ class Table:
     caption: str
     header: list[list[Text]]
     sections: list[Section]
-    records: list[dict[str, Any]]
+    records: Sequence[Record]
     first_number: int = 1
     wide: frozenset[int] = field(default_factory=frozenset)
 
@@ -82,51 +63,54 @@ class Table:
         return sum(cell.span for cell in self.header[-1])
 
 
-def latex_text(text: str) -> str:
-    """Return text escaped for LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
-
-
 def to_latex(table: Table, version: str) -> str:
-    r"""Return a tabular that \input takes; it needs \usepackage{booktabs}."""
-    kinds = "".join("l" if i < table.first_number else "r" for i in range(table.width))
-    kinds = "".join("p{0.35\\linewidth}" if i in table.wide else kind for i, kind in enumerate(kinds))
-    lines = [
-        f"% Made by gkt_mpi {version}. Needs \\usepackage{{booktabs}}.",
-        f"% {' '.join(table.caption.split())}",
-        f"\\begin{{tabular}}{{@{{}}{kinds}@{{}}}}",
-        "\\toprule",
-    ]
-    for i, row in enumerate(table.header):
-        lines.append(_latex_row(row))
-        if i < len(table.header) - 1:
-            lines.append(_rules(row))
-    for section in table.sections:
-        lines.append("\\midrule")
-        if section.title:
-            lines.append(f"\\multicolumn{{{table.width}}}{{@{{}}l}}{{\\textit{{{latex_text(section.title)}}}}} \\\\")
-        lines += [_latex_row(row) for row in section.rows]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    r"""Return a tabular that \input takes; it needs \usepackage{booktabs}. Titles of sections are the first column."""
+    style = _style(table)
+    has_titles = any(section.title for section in table.sections)
+    style.hide(axis="index", level=1 if has_titles else None)
+    kinds = ["l" if i < table.first_number else "r" for i in range(table.width)]
+    kinds = ["p{0.35\\linewidth}" if i in table.wide else kind for i, kind in enumerate(kinds)]
+    text = style.to_latex(
+        column_format="@{}" + "l" * has_titles + "".join(kinds) + "@{}",
+        hrules=True,
+        clines="skip-last;data" if has_titles else None,
+        multicol_align="c",
+        multirow_align="naive",
+    )
+    line = f"\\cline{{1-{len(kinds) + has_titles}}}\n"  # between sections a booktabs rule, after the last one its own
+    text = text.replace(line + "\\bottomrule", "\\bottomrule").replace(line, "\\midrule\n")
+    note = f"% Made by gkt_mpi {version}. Needs \\usepackage{{booktabs}}.\n% {_one_line(table.caption)}\n"
+    return note + text
 
 
-def _latex_row(row: Sequence[Text]) -> str:
-    cells = []
-    for cell in row:
-        text = latex_text(cell.text)
-        if cell.is_best:
-            text = f"\\textbf{{{text}}}"
-        cells.append(f"\\multicolumn{{{cell.span}}}{{c}}{{{text}}}" if cell.span > 1 else text)
-    return " & ".join(cells) + r" \\"
+def _style(table: Table) -> "Styler":
+    """Return the table for LaTeX, escaped; its rows are named by section and number."""
+    rows = [(section.title, row) for section in table.sections for row in section.rows]
+    header = [[_one_line(cell.text) for cell in row for _ in range(cell.span)] for row in table.header]
+    columns = pd.MultiIndex.from_arrays([*header, _numbers(table.width)])
+    index = pd.MultiIndex.from_arrays([[_one_line(title) for title, _ in rows], _numbers(len(rows))])
+    frame = pd.DataFrame([[_one_line(cell.text) for cell in row] for _, row in rows], index, columns)
+    bold = [["textbf:--rwrap;" if cell.is_best else "" for cell in row] for _, row in rows]
+    looks = pd.DataFrame(bold, index, columns)
+    style = frame.style.apply(lambda _: looks, axis=None).format(_symbols, escape="latex")
+    style.format_index(_symbols, axis="index", escape="latex").hide(axis="index", names=True)
+    style.format_index(_symbols, axis="columns", escape="latex").hide(axis="columns", names=True)
+    style.hide(axis="columns", level=len(header))
+    return style
 
 
-def _rules(row: Sequence[Text]) -> str:
-    """Return the rules below header cells that span several columns."""
-    rules, at = [], 1
-    for cell in row:
-        if cell.text:
-            rules.append(f"\\cmidrule(lr){{{at}-{at + cell.span - 1}}}")
-        at += cell.span
-    return " ".join(rules)
+def _numbers(count: int) -> list[str]:
+    """Return a level of an index that makes its names unique: pandas styles no others."""
+    return [str(i) for i in range(count)]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _symbols(text: object) -> str:
+    """Return text, escaped by pandas, with the remaining special characters in LaTeX's own notation."""
+    return str(text).translate(_LATEX)
 
 
 def to_csv(table: Table) -> str:
@@ -134,15 +118,11 @@ def to_csv(table: Table) -> str:
 
     Text that a spreadsheet would interpret as a formula is prefixed with an apostrophe.
     """
-    names = dict.fromkeys(name for record in table.records for name in record)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _not_a_formula(value) for name, value in record.items()} for record in table.records)
-    return buffer.getvalue()
+    lines = [{name: _not_a_formula(value) for name, value in record.items()} for record in table.records]
+    return pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
-def _not_a_formula(value: object) -> object:
+def _not_a_formula(value: Value) -> Value:
     """Return a value that a spreadsheet shows literally, as OWASP advises on "CSV injection"; numbers stay numbers."""
     if not isinstance(value, str):
         return value
@@ -152,23 +132,3 @@ def _not_a_formula(value: object) -> object:
     except ValueError:
         return "'" + text if value.startswith(_FORMULA) else text
     return text
-
-
-def amount(value: float | None, unit: str) -> str:
-    """Return an amount with three digits and a decimal prefix, a dash if unknown."""
-    if value is None:
-        return "–"
-    size, prefix = next(((s, p) for s, p in _UNITS if abs(value) >= 0.9995 * s), (1.0, ""))
-    scaled = value / size
-    digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
-    return f"{scaled:.{0 if size == 1 and scaled == round(scaled) else digits}f} {prefix}{unit}"
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time in a suitable unit, a dash if unknown."""
-    if seconds is None:
-        return "–"
-    _, size, unit = next((each for each in _DURATIONS if seconds >= each[0]), _DURATIONS[-1])
-    scaled = seconds / size
-    digits = 2 if 0 < scaled < 10 and size <= 1 else 1
-    return "0 s" if seconds == 0 else f"{scaled:.{digits}f} {unit}"

@@ -36,6 +36,7 @@ FLOORS = {
     "lookup": 1,
     "facts": 1,
     "startup": 1,
+    "units": 1,
     "wording": 1,
     "yaml_text": 1,
     "seeding": 1,

@@ -101,7 +101,7 @@ def test_lanes_show_work_waiting_and_learning():
     uploads = made_uploads(4, rounds=2)
     axes = draw_lanes(uploads, 4, "virtual").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["server", *(f"client {i}" for i in range(4))]
-    assert axes.get_xlabel() == "virtual seconds since the start"
+    assert axes.get_xlabel() == "virtual time since the start, s"
     assert sum(map(len, spans_of(axes, 0).values())) == 8  # one flush per upload
     first = [span for spans in spans_of(axes, 1).values() for span in spans]
     own = by_client(uploads)[0]
@@ -114,7 +114,7 @@ def test_lanes_of_many_clients_and_rounds_are_the_first():
     uploads = made_uploads(100, rounds=6)
     axes = draw_lanes(uploads, 100, "real").axes[0]
     assert len(axes.get_yticklabels()) == 31
-    assert axes.get_xlabel() == "real minutes since the start"
+    assert axes.get_xlabel() == "real time since the start, min"
     assert axes.get_xlim()[1] * 60 == pytest.approx(max(u.answered_s for u in uploads if u.round < 3))
 
 

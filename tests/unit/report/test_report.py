@@ -16,12 +16,11 @@ from gkt_mpi.report.page import render
 from gkt_mpi.report.run_figures import (
     accuracy_figure,
     events_of,
-    rounds,
     shown_round,
     timeline_figure,
-    uploaded_mb,
 )
 from gkt_mpi.report.run_folder import Run
+from gkt_mpi.report.scales import BY_BYTES, BY_ROUND
 from tests.conftest import ROOT, run_in_threads
 from tests.launch import run as run_program
 from tests.made_runs import make_run, make_study
@@ -80,12 +79,14 @@ def test_the_curves_are_those_of_the_metrics(folder):
     run = Run.load(folder)
     expected = [record["test_accuracy"] for record in run.records if "test_accuracy" in record]
     assert len(expected) == 2  # evaluated after rounds 2 and 3
-    server, edge = accuracy_figure(run, "round", rounds).axes[0].lines
+    server, edge = accuracy_figure(run, BY_ROUND).axes[0].lines
     assert list(server.get_ydata()) == expected
     assert list(server.get_xdata()) == [2, 3]
     assert list(edge.get_ydata()) == [r["client_test_accuracy"] for r in run.records if "test_accuracy" in r]
-    by_bytes = accuracy_figure(run, "MB", uploaded_mb).axes[0].lines[0]
-    assert by_bytes.get_xdata()[-1] == pytest.approx(sum(r["upload_bytes"] for r in run.records) / 1e6)
+    by_bytes = accuracy_figure(run, BY_BYTES).axes[0]
+    sent = sum(r["upload_bytes"] + r["download_bytes"] for r in run.records)
+    assert 1e3 < sent < 1e6 and by_bytes.get_xlabel() == "uploaded and downloaded, kB"
+    assert by_bytes.lines[0].get_xdata()[-1] == pytest.approx(sent / 1e3)
 
 
 def test_clients_and_classes_are_drawn_as_the_run_has_them(folder):
@@ -108,9 +109,9 @@ def test_clients_and_classes_are_drawn_as_the_run_has_them(folder):
 def test_the_accuracy_of_one_model_for_everybody_is_drawn_if_it_differs(tmp_path):
     figures = {"global_test_accuracy": 0.25}
     run = Run.load(make_run(tmp_path / "shared", figures=figures))
-    assert list(accuracy_figure(run, "round", rounds).axes[0].lines[2].get_ydata()) == [0.25, 0.25]
+    assert list(accuracy_figure(run, BY_ROUND).axes[0].lines[2].get_ydata()) == [0.25, 0.25]
     same = Run.load(make_run(tmp_path / "same", accuracy=(0.25, 0.25), figures=figures))
-    assert len(accuracy_figure(same, "round", rounds).axes[0].lines) == 2
+    assert len(accuracy_figure(same, BY_ROUND).axes[0].lines) == 2
 
 
 def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder, tmp_path):
