@@ -18,7 +18,7 @@ SEEDS ?= 0
 RUN ?=
 
 python = "$(VENV)/bin/python"
-env = PYTHON="$(PYTHON)" CONSTRAINTS="$(CONSTRAINTS)" sh launch/make_env.sh "$(VENV)"
+env = PYTHON="$(PYTHON)" CONSTRAINTS="$(CONSTRAINTS)" sh launch/make_env.sh "$(VENV)" report
 mpirun = VENV="$(VENV)" MPIRUN="$(MPIRUN)" sh launch/mpirun.sh -np $(NP) $(MPIFLAGS)
 program = python -m gkt_mpi.main --config "$(CONFIG)" --out "$(OUT)"
 has_config = test -n "$(CONFIG)" || { echo "gkt_mpi: choose a configuration: CONFIG=launch/configs/paper/cifar10_homo_resnet56.yaml" >&2; exit 2; }

@@ -17,7 +17,8 @@ if [ -d "$venv" ] && [ ! -e "$made" ]; then
 import importlib.util, sys
 
 venv, *extras = sys.argv[1:]
-needed = "torch torchvision numpy h5py mpi4py yaml jsonargparse rich jinja2 matplotlib pandas tensorboard".split()
+needed = "torch torchvision numpy h5py mpi4py yaml jsonargparse rich tensorboard".split()
+needed += "jinja2 matplotlib pandas".split() if "report" in extras else []
 needed += "hypothesis mypy onnx onnxruntime onnxscript pytest pytest_timeout ruff safetensors sklearn".split() if "dev" in extras else []
 missing = [name for name in needed if importlib.util.find_spec(name) is None]
 if missing:
@@ -51,10 +52,10 @@ touch "$made" # first, so that an interrupted setup is continued later
 # Containers often disable Python's bytecode cache; each rank would then compile torch again, for three seconds.
 PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c '
 import contextlib, importlib
-import gkt_mpi.program, gkt_mpi.report.page, matplotlib.pyplot, torch.utils.tensorboard
+import gkt_mpi.program, torch.utils.tensorboard
 from gkt_mpi.data.torchvision_import import import_torchvision_datasets
 import_torchvision_datasets()
-for name in ("pytest", "hypothesis", "xdist", "sklearn.datasets"):
+for name in ("gkt_mpi.report.page", "pytest", "hypothesis", "xdist", "sklearn.datasets"):
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
 '

@@ -179,9 +179,9 @@ def _write_report(config: RunConfig, folder: Path) -> list[Path]:
     if config.log.report == "never":
         return []
     try:
-        from gkt_mpi.report.page import write_report  # workers, and runs without a report, do not need its libraries
+        from gkt_mpi.report import load_writer
 
-        report = write_report([folder])
+        report = load_writer()([folder])
         logger.info(f"report: {report}")
         return [report]
     except GktError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gkt_mpi.errors import DataError, GktError
 from gkt_mpi.log.output import never_fail_on_encoding
+from gkt_mpi.report import load_writer
 
 _INTERRUPTED = 130  # as shells report a program ended by SIGINT
 
@@ -45,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        from gkt_mpi.report.page import write_report
-
-        path = write_report(_run_folders(options.run), options.out, _say)
+        path = load_writer()(_run_folders(options.run), options.out, _say)
     except GktError as error:
         _say(str(error))
         return error.exit_status

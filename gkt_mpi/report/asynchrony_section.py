@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from gkt_mpi.log.csv_log import UploadRecord
 from gkt_mpi.log.timeline import Span, clip_spans, merge_spans
@@ -25,10 +28,6 @@ from gkt_mpi.report.asynchrony import (
 from gkt_mpi.report.figures import COLOURS, new_figure, svg
 from gkt_mpi.report.run_folder import Run
 from gkt_mpi.units import UNKNOWN, duration, unit_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _MOST_WHISKERS = 40  # clients with a line each; more are drawn in order of their mean
 _MOST_LANES = 30
@@ -134,12 +133,12 @@ def _clients(clients: Sequence[int]) -> str:
     return text if len(clients) <= 10 else f"{text} and {len(clients) - 10:,} more"
 
 
-def draw_staleness(found: dict[int, Staleness], num_clients: int) -> "Figure":
+def draw_staleness(found: dict[int, Staleness], num_clients: int) -> Figure:
     """Draw mean, minimum and maximum by client with the number of uploads; many clients as a band, by their mean."""
     return _draw_whiskers(found, num_clients) if num_clients <= _MOST_WHISKERS else _draw_band(found, num_clients)
 
 
-def _draw_whiskers(found: dict[int, Staleness], num_clients: int) -> "Figure":
+def _draw_whiskers(found: dict[int, Staleness], num_clients: int) -> Figure:
     figure = new_figure(6.4, max(2.6, 1.0 + 0.26 * num_clients))
     axes = figure.add_subplot()
     for client in range(num_clients):
@@ -160,7 +159,7 @@ def _draw_whiskers(found: dict[int, Staleness], num_clients: int) -> "Figure":
     return figure
 
 
-def _draw_band(found: dict[int, Staleness], num_clients: int) -> "Figure":
+def _draw_band(found: dict[int, Staleness], num_clients: int) -> Figure:
     figure = new_figure(6.4, 4.2)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     own = sorted(found.values(), key=lambda each: each.mean)
@@ -186,7 +185,7 @@ def _draw_band(found: dict[int, Staleness], num_clients: int) -> "Figure":
     return figure
 
 
-def draw_lanes(uploads: Sequence[UploadRecord], num_clients: int, clock: str) -> "Figure":
+def draw_lanes(uploads: Sequence[UploadRecord], num_clients: int, clock: str) -> Figure:
     """Draw when clients worked and waited and when the server learnt, one lane each, in the first rounds."""
     shown = 0.0, end_s([upload for upload in uploads if upload.round < _SHOWN_ROUNDS]) or end_s(uploads)
     size, unit = unit_of(shown[1], "s")
@@ -199,8 +198,6 @@ def draw_lanes(uploads: Sequence[UploadRecord], num_clients: int, clock: str) ->
     for client, own in enumerate(lanes):
         for spans, look in ((own.work, _WORK), (own.waiting, _WAITING), (own.open, _OPEN)):
             _fill(axes, 1 + client, spans, look, shown[1], size)
-    from matplotlib.patches import Patch
-
     looks = {"server learns from uploads": _LEARNING, "client at work": _WORK, "client waits for its answer": _WAITING}
     if any(own.open for own in lanes):
         looks["asked, not answered by the end of the run"] = _OPEN
@@ -214,7 +211,7 @@ def draw_lanes(uploads: Sequence[UploadRecord], num_clients: int, clock: str) ->
     return figure
 
 
-def _fill(axes: "Axes", lane: int, spans: Sequence[Span], look: tuple[str, str], until_s: float, size: float) -> None:
+def _fill(axes: Axes, lane: int, spans: Sequence[Span], look: tuple[str, str], until_s: float, size: float) -> None:
     """Draw spans into a lane; white edges separate uploads, and short spans stay visible."""
     if len(spans) > _MOST_SPANS:
         spans = merge_spans(spans, until_s / _MOST_SPANS)

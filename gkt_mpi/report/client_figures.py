@@ -1,14 +1,12 @@
 """Figures of a run's page (page.py) by client and class."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from gkt_mpi.report.figures import COLOURS, new_figure, whole_numbers
 from gkt_mpi.report.run_folder import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _DRIFT = (
     ("feature_spread", "between clients", "-", "o"),
@@ -16,7 +14,7 @@ _DRIFT = (
 )
 
 
-def clients_figure(run: Run) -> "Figure":
+def clients_figure(run: Run) -> Figure:
     """Draw the accuracy of every client in the last evaluation, in ascending order."""
     figure = new_figure()
     axes = figure.add_subplot()
@@ -37,7 +35,7 @@ def clients_figure(run: Run) -> "Figure":
     return figure
 
 
-def drift_figure(run: Run) -> "Figure":
+def drift_figure(run: Run) -> Figure:
     """Draw by round the spread of the clients' features, and their drift since the last upload."""
     figure = new_figure()
     axes = figure.add_subplot()
@@ -56,12 +54,12 @@ def drift_figure(run: Run) -> "Figure":
     return figure
 
 
-def partition_figure(run: Run) -> "Figure":
+def partition_figure(run: Run) -> Figure:
     """Draw the training images of each client by class as a map."""
     return _map_of_counts(run.counts, run.classes, list(map(str, range(len(run.counts)))), "class", "client", "images")
 
 
-def confusion_figure(run: Run) -> "Figure":
+def confusion_figure(run: Run) -> Figure:
     """Draw the test images by true class and by the final model's prediction, as a map."""
     count, classes = run.confusion
     return _map_of_counts(count, classes, classes, "predicted class", "true class", "test images")
@@ -69,7 +67,7 @@ def confusion_figure(run: Run) -> "Figure":
 
 def _map_of_counts(
     count: np.ndarray, columns: list[str], rows: list[str], x_label: str, y_label: str, unit: str
-) -> "Figure":
+) -> Figure:
     """Draw counts, int64 (rows, columns), as a map; names and numbers are written in it while they fit."""
     num_rows, num_columns = count.shape
     figure = new_figure(6.4, min(9.0, max(2.2, 0.8 + 0.28 * num_rows)))

@@ -6,20 +6,19 @@ figures.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from gkt_mpi.report.figures import COLOURS, MARKERS, add_legend, new_figure
 from gkt_mpi.report.groups import Column, Comparison, Row
 from gkt_mpi.report.measures import Curve, curve, final_accuracy
 from gkt_mpi.report.run_folder import Run
 from gkt_mpi.report.scales import BY_BYTES, BY_FLOPS, BY_ROUND, BY_VIRTUAL_TIME, Scale
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 # Five dashes and seven markers: with up to 35 rows no two have both in common.
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
@@ -45,7 +44,7 @@ class Style:
 class Drawn:
     """A figure, the rows that lie at zero in it, and the runs that lack positions."""
 
-    figure: "Figure | None"
+    figure: Figure | None
     at_zero: list[Row]
     unknown: list[Run]
 
@@ -98,7 +97,7 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
     return Drawn(figure, at_zero, unknown)
 
 
-def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> None:
+def _draw(axes: Axes, found: Curve, style: Style, size: float, index: int) -> None:
     """Draw one curve, thinned if it has many rounds, to keep the page small."""
     look: dict[str, Any] = {"color": style.colour, "linestyle": style.dashes, "linewidth": 1.3, "marker": style.marker}
     look |= {"markersize": _size(style), "markeredgecolor": "white", "markeredgewidth": 0.4}
@@ -116,10 +115,8 @@ def _draw(axes: "Axes", found: Curve, style: Style, size: float, index: int) -> 
         axes.fill_between(x, mean - deviation, mean + deviation, color=style.colour, alpha=0.16, linewidth=0)
 
 
-def _label_log_axis(axes: "Axes") -> None:
+def _label_log_axis(axes: Axes) -> None:
     """Label 1, 2 and 5 of each decade if there are few decades, else the decades; matplotlib's labels may overlap."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     least, most = axes.get_xlim()
     are_few = most < _FEW_DECADES * least
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if are_few else (1.0,)))
@@ -127,10 +124,8 @@ def _label_log_axis(axes: "Axes") -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _dress(axes: "Axes", scale: Scale, is_log: bool) -> None:
+def _dress(axes: Axes, scale: Scale, is_log: bool) -> None:
     """Set up a panel's axes and grid."""
-    from matplotlib.ticker import MaxNLocator
-
     if is_log:
         axes.set_xscale("log")
         _label_log_axis(axes)
@@ -143,7 +138,7 @@ def _dress(axes: "Axes", scale: Scale, is_log: bool) -> None:
         axes.set_ylabel("test accuracy, %")
 
 
-def _align(panels: dict[Column, "Axes"]) -> None:
+def _align(panels: dict[Column, Axes]) -> None:
     """Give the panels of one data set a common horizontal axis, so that partitions can be compared."""
     for label in {column.data_label for column in panels}:
         own = [axes for column, axes in panels.items() if column.data_label == label]
@@ -152,7 +147,7 @@ def _align(panels: dict[Column, "Axes"]) -> None:
             axes.set_xlim(low, high)
 
 
-def draw_final(comparison: Comparison) -> "Figure | None":
+def draw_final(comparison: Comparison) -> Figure | None:
     """Draw the final accuracies: mean with whiskers of one sample standard deviation, and each seed as a ring."""
     found = {key: cell for key, cell in comparison.cells.items() if cell.runs}
     if not found:
@@ -192,9 +187,7 @@ def draw_final(comparison: Comparison) -> "Figure | None":
     return figure
 
 
-def _panels(
-    columns: Sequence[Column], height: float, label_width: float = 0.0
-) -> tuple["Figure", dict[Column, "Axes"]]:
+def _panels(columns: Sequence[Column], height: float, label_width: float = 0.0) -> tuple[Figure, dict[Column, Axes]]:
     """Return a figure with a panel for each column, one or more lines for each data set."""
     lines: list[list[Column]] = []
     for label in dict.fromkeys(column.data_label for column in columns):
@@ -222,14 +215,12 @@ def _size(style: Style) -> float:
     return {"*": 8.5, "P": 6.5, "^": 6.0, "v": 6.0}.get(style.marker, 5.0)
 
 
-def _is_leftmost(axes: "Axes") -> bool:
+def _is_leftmost(axes: Axes) -> bool:
     place = axes.get_subplotspec()
     return place is None or place.is_first_col()
 
 
-def _handle(style: Style, label: str) -> "Line2D":
-    from matplotlib.lines import Line2D
-
+def _handle(style: Style, label: str) -> Line2D:
     look: dict[str, Any] = {
         "markersize": _size(style),
         "markeredgecolor": "white",

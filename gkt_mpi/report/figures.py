@@ -1,16 +1,16 @@
 """Common appearance of all reports' figures, and their conversion to SVG."""
 
 import io
-import logging
 import re
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Colours distinguishable for colour-blind readers (Okabe and Ito 2008); markers and dashes distinguish them in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -19,12 +19,8 @@ _LONG = re.compile(r"(\d\.\d\d)\d+")
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # not even when escaped
 
 
-def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -> "Figure":
+def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -> Figure:
     """Return an empty figure of this size in inches, whose text stays text in SVG."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # an unwritable home folder does not matter here
-    import matplotlib
-    from matplotlib.figure import Figure
-
     style: dict[str, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "gkt_mpi",
@@ -36,14 +32,12 @@ def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def whole_numbers(axes: "Axes") -> None:
+def whole_numbers(axes: Axes) -> None:
     """Show only integers on a horizontal axis of rounds or clients."""
-    from matplotlib.ticker import MaxNLocator
-
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def add_legend(figure: "Figure", handles: "Sequence[Artist]") -> None:
+def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """Place a legend above the panels, in as many columns as fit, and make the figure taller by its height."""
     for columns in range(min(4, len(handles)), 0, -1):
         look: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8, "handlelength": 3.6}
@@ -56,7 +50,7 @@ def add_legend(figure: "Figure", handles: "Sequence[Artist]") -> None:
     figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
 
 
-def svg(figure: "Figure") -> str:
+def svg(figure: Figure) -> str:
     """Return a figure as an SVG element, to stand inside HTML."""
     buffer = io.StringIO()
     with warnings.catch_warnings():

@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import yaml
+from matplotlib.figure import Figure
 
 from gkt_mpi import __version__
 from gkt_mpi.errors import GktError
@@ -27,9 +28,6 @@ from gkt_mpi.report.run_files import utf8
 from gkt_mpi.report.run_folder import Run, model_label, partition_parameter
 from gkt_mpi.report.scales import BY_BYTES, BY_ROUND, BY_WALL_TIME
 from gkt_mpi.units import UNKNOWN, amount, duration
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def render(run: Run) -> str:
@@ -59,7 +57,7 @@ def render(run: Run) -> str:
     )
 
 
-def _of_clients(run: Run) -> list[tuple[str, "Figure"]]:
+def _of_clients(run: Run) -> list[tuple[str, Figure]]:
     """Return the figures by client and class that the run has, with their captions."""
     figures = []
     if len(run.last_evaluation) > 1:

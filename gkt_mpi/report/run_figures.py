@@ -1,16 +1,15 @@
 """The figures of a run's page (page.py): curves, bars, the timeline. See also client_figures.py."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from gkt_mpi.log.timeline import Span, clip_spans, idle_shares
 from gkt_mpi.report.figures import COLOURS, new_figure, whole_numbers
 from gkt_mpi.report.run_folder import Run
 from gkt_mpi.report.scales import BY_ROUND, Scale
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _PHASES = (
     ("client_s", "clients train and extract", "#E69F00", ""),
@@ -36,7 +35,7 @@ _OTHER_SPAN = ("#DDDDDD", "..")
 _MOST_LANES, _MOST_SPANS = 33, 4000
 
 
-def accuracy_figure(run: Run, scale: Scale) -> "Figure":
+def accuracy_figure(run: Run, scale: Scale) -> Figure:
     """Draw the test accuracy of the algorithm's result (solid) and of the edge models alone (dashed)."""
     figure = new_figure()
     axes = figure.add_subplot()
@@ -65,7 +64,7 @@ def accuracy_figure(run: Run, scale: Scale) -> "Figure":
     return figure
 
 
-def loss_figure(run: Run) -> "Figure":
+def loss_figure(run: Run) -> Figure:
     """Draw the training losses of both sides by round, as far as the algorithm has them."""
     figure = new_figure()
     axes = figure.add_subplot()
@@ -89,7 +88,7 @@ def loss_figure(run: Run) -> "Figure":
     return figure
 
 
-def time_figure(run: Run) -> "Figure":
+def time_figure(run: Run) -> Figure:
     """Draw the composition of each round's wall time, as stacked bars."""
     figure = new_figure()
     axes = figure.add_subplot()
@@ -141,7 +140,7 @@ def events_of(run: Run, round: int) -> tuple[list[dict[str, Any]], Span]:
     return [e for e in events if clip_spans([(e["ts"], e["ts"] + e["dur"])], shown)], shown
 
 
-def timeline_figure(run: Run, round: int) -> "Figure":
+def timeline_figure(run: Run, round: int) -> Figure:
     """Draw what each rank did in a round, one lane per rank, with its idle share."""
     events, (began, ended) = events_of(run, round)
     idle = idle_shares(events, (began, ended))
@@ -154,8 +153,6 @@ def timeline_figure(run: Run, round: int) -> "Figure":
         place = ((event["ts"] - began) / 1e6, event["dur"] / 1e6)
         axes.broken_barh([place], (event["tid"] - 0.4, 0.8), color=colour, hatch=hatch, edgecolor="white", linewidth=0)
     seen = {event["name"] for event in longest_first}
-    from matplotlib.patches import Patch
-
     patches = [Patch(facecolor=c, hatch=h, edgecolor="white", label=n) for n, (c, h) in _SPANS.items() if n in seen]
     figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), frameon=False, fontsize=8)
     names = ["server", *(f"worker {rank}" for rank in range(1, ranks))]

@@ -21,7 +21,7 @@ from gkt_mpi.report.run_figures import (
 )
 from gkt_mpi.report.run_folder import Run
 from gkt_mpi.report.scales import BY_BYTES, BY_ROUND
-from tests.conftest import ROOT, run_in_threads
+from tests.conftest import ROOT, arguments, run_in_threads
 from tests.launch import run as run_program
 from tests.made_runs import make_run, make_study
 
@@ -48,7 +48,6 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     from gkt_mpi.config import parse
-    from tests.conftest import arguments
 
     path = tmp_path_factory.mktemp("report")
     config = parse(arguments(path, name="first", data__partition="hetero", rounds=3, evaluate__every=2))
@@ -132,7 +131,6 @@ def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder,
 
 def test_in_asynchronous_training_the_timeline_shows_one_round_of_the_server(tmp_path):
     from gkt_mpi.config import parse
-    from tests.conftest import arguments
 
     run_in_threads(parse(arguments(tmp_path, name="async", algorithm="fedgkt_async", rounds=3)), 3)
     run = Run.load(tmp_path / "runs" / "async")
@@ -220,7 +218,7 @@ def test_a_timeline_of_impossible_times_is_drawn_without_them(tmp_path):
     assert Page(render(run)).pictures == 7
 
 
-@pytest.mark.parametrize("error", [ValueError("first\nsecond"), MemoryError(), ImportError("no jinja2")])
+@pytest.mark.parametrize("error", [ValueError("first\nsecond"), MemoryError()])
 def test_any_error_in_the_report_of_a_complete_run_is_one_line(error, tiny, monkeypatch, capsys):
     def fail(*arguments, **options):
         raise error
@@ -229,9 +227,25 @@ def test_any_error_in_the_report_of_a_complete_run_is_one_line(error, tiny, monk
     run_in_threads(tiny(algorithm="standalone", rounds=1, log__report="auto"), 2)  # which looks at the statuses: 0
     out = capsys.readouterr().out
     said = [line for line in out.splitlines() if "no report" in line]
-    reason = {ValueError: "ValueError: first second", MemoryError: "MemoryError", ImportError: "no jinja2"}[type(error)]
+    reason = {ValueError: "ValueError: first second", MemoryError: "MemoryError"}[type(error)]
     assert len(said) == 1 and reason in said[0]
     assert "completed after 1 rounds" in out
+
+
+def test_without_its_libraries_a_run_trains_and_the_report_names_the_extra(tmp_path):
+    """Python imports sitecustomize first; None in sys.modules is how it marks a module that cannot be imported."""
+    hidden = "import sys\nsys.modules.update(dict.fromkeys(('jinja2', 'matplotlib', 'pandas')))\n"
+    (tmp_path / "sitecustomize.py").write_text(hidden)
+    program = "from tests.conftest import *\nrun_in_threads(parse(sys.argv[1:]), 2)"
+    words = arguments(tmp_path, name="x", algorithm="standalone", rounds=1, log__report="auto")
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = run_program([sys.executable, "-c", f"import sys\n{program}", *words], timeout_s=120, env=environment)
+    said = "jinja2 is not installed; try: pip install 'gkt_mpi[report]'"
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines()[-1] == f"no report: {said}"
+    command = [sys.executable, "-m", "gkt_mpi.report", str(tmp_path / "runs" / "x")]
+    done = run_program(command, timeout_s=60, env=environment)
+    assert (done.status, done.out, done.err) == (1, "", f"gkt_mpi: {said}\n")
 
 
 @pytest.mark.parametrize("module", ["numpy", "matplotlib.figure"])
