@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from gkt_mpi.config import RunConfig
+from gkt_mpi.facts import FEDGKT
 from gkt_mpi.log.csv_log import CsvLog, UploadRecord
 from gkt_mpi.log.run_log import RunLog
 
@@ -36,12 +38,13 @@ def make_run(
     partitioned: bool = True,
     lacking: tuple = (),
     uploads: Sequence[UploadRecord] = (),
+    start: dict | None = None,
     **changes,
 ) -> Path:
     """Write a run folder with these test accuracies, None for a round without, and return it.
 
     `figures` apply to every round, and replace the defaults; `lacking` are keys that the records do not have; `uploads`
-    are the lines of uploads.csv. `status` None omits summary.json.
+    are the lines of uploads.csv, `start` the contents of run.json. `status` None omits summary.json.
     """
     config = configuration(folder.name, algorithm, seed, **({"rounds": len(accuracy)} | changes))
     log = RunLog(folder, config, "made for a test")
@@ -51,6 +54,8 @@ def make_run(
     records = [_record(round, value, figures or {}, lacking) for round, value in enumerate(accuracy)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     CsvLog(folder / "uploads.csv", UploadRecord).append(uploads)
+    if start is not None:
+        (folder / "run.json").write_text(json.dumps(start, indent=2) + "\n")
     if status is not None:
         sums = {
             key: sum(r[key] for r in records)
@@ -145,6 +150,14 @@ def make_study(root: Path, seeds: int = 3, rounds: int = 60, columns: tuple = ()
                     )
                 )
     return folders
+
+
+def made_start(algorithm: str, title: str, **changes) -> dict:
+    """Return the contents of run.json of a user's own algorithm, which has the facts of FedGKT otherwise."""
+    facts = asdict(FEDGKT) | {"name": algorithm, "title": title} | changes
+    noted = {"command": "mpirun -np 3 python -m gkt_mpi.main --name x", "host": "node7", "commit": "0123abc"}
+    noted |= {"versions": "gkt_mpi 0.1.0, torch 2.13.0", "started": "2026-11-27T18:00:00+00:00"}
+    return {**noted, "algorithm": facts, "titles": {"my_nets:TINY": "TinyNet", "resnet8": "ResNet-8"}}
 
 
 def change_config(folder: Path, **changes) -> None:

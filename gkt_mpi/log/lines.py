@@ -52,12 +52,13 @@ def parse_lines(lines: Sequence[str], parse: Callable[[str], Item], first: int =
     return Found(numbered, damaged)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file atomically: it is never visible with partial contents. Raises `OSError`."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8", errors="surrogateescape")
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -20,5 +20,6 @@ def load_writer() -> Callable[..., Path]:
     try:
         from gkt_mpi.report.page import write_report
     except ModuleNotFoundError as error:
-        raise GktError(f"{error.name} is not installed; try: pip install 'gkt_mpi[report]'") from error
+        library = (error.name or "a library").partition(".")[0]
+        raise GktError(f"{library} is not installed; try: pip install 'gkt_mpi[report]'") from error
     return write_report

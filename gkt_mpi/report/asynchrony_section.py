@@ -25,7 +25,8 @@ from gkt_mpi.report.asynchrony import (
     staleness_by_client,
     waiting_share,
 )
-from gkt_mpi.report.figures import COLOURS, new_figure, svg
+from gkt_mpi.report.figures import COLOURS, new_figure
+from gkt_mpi.report.plots import Plot
 from gkt_mpi.report.run_folder import Run
 from gkt_mpi.units import UNKNOWN, duration, unit_of
 
@@ -39,12 +40,10 @@ _WORK, _WAITING, _OPEN, _LEARNING = ("#E69F00", ""), ("#999999", "//"), ("#FBE3B
 
 @dataclass(frozen=True)
 class AsynchronySection:
-    """The section's contents: figures as SVG, table rows with values, notes below."""
+    """The section's contents: figures, table rows with values, notes below."""
 
-    staleness: str
-    staleness_caption: str
-    lanes: str
-    lanes_caption: str
+    staleness: Plot
+    lanes: Plot
     saved: list[tuple[str, str]]
     notes: list[str]
 
@@ -53,13 +52,14 @@ def describe_asynchrony(run: Run) -> AsynchronySection:
     """Return the section of a run that has uploads."""
     uploads, num_clients = run.uploads, run.num_clients or 1 + max(upload.client for upload in run.uploads)
     estimate = estimate_synchronous(uploads)
-    staleness = draw_staleness(staleness_by_client(uploads), num_clients)
+    staleness = (
+        f"{run.name}: staleness of each client's uploads, in rounds from when it was asked to when the server began to "
+        "learn from it: mean, and minimum to maximum."
+    )
+    lanes = f"{run.name}: {_lanes_caption(num_clients, estimate.num_rounds)}"
     return AsynchronySection(
-        staleness=svg(staleness),
-        staleness_caption="staleness of each client's uploads, in rounds from when it was asked to when the server "
-        "began to learn from it: mean, and minimum to maximum",
-        lanes=svg(draw_lanes(uploads, num_clients, _clock_name(run))),
-        lanes_caption=_lanes_caption(num_clients, estimate.num_rounds),
+        staleness=Plot("staleness", staleness, draw_staleness(staleness_by_client(uploads), num_clients)),
+        lanes=Plot("activity", lanes, draw_lanes(uploads, num_clients, _clock_name(run)), is_wide=True),
         saved=saved_rows(run, estimate),
         notes=[_estimate_note(estimate, run.has_real_clock), *missing_notes(uploads, num_clients)],
     )
@@ -74,7 +74,7 @@ def _lanes_caption(num_clients: int, num_rounds: int) -> str:
     rounds = f"in the first {_SHOWN_ROUNDS} of {num_rounds:,} rounds" if num_rounds > _SHOWN_ROUNDS else "in all rounds"
     return (
         f"activity over time, {clients} {rounds}; where the server's lane is white it trained without "
-        "new uploads, evaluated, or was idle."
+        "new uploads, evaluated, or was idle. uploads.csv in the run folder has all uploads."
     )
 
 

@@ -1,11 +1,12 @@
 """Figures of a run's page (page.py) by client and class."""
 
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from gkt_mpi.report.figures import COLOURS, new_figure, whole_numbers
+from gkt_mpi.report.figures import COLOURS, fit_accuracy, new_figure, whole_numbers
 from gkt_mpi.report.run_folder import Run
 
 _DRIFT = (
@@ -29,9 +30,33 @@ def clients_figure(run: Run) -> Figure:
     axes.set_xlabel("clients, by ascending accuracy")
     whole_numbers(axes)
     axes.set_ylabel("test accuracy")
-    axes.set_ylim(0, 1.02)
+    fit_accuracy(axes)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="best", frameon=False)
+    return figure
+
+
+def spread_figure(run: Run) -> Figure:
+    """Draw by round the mean of the clients' accuracies, with a band from the lowest to the highest."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    models = [("test_accuracy", run.facts.evaluated_model, "-", COLOURS[0])]
+    if not run.facts.has_edges_alone:
+        models.append(("client_test_accuracy", "edge models alone", "--", COLOURS[1]))
+    for key, name, dashes, colour in models:
+        by_round: dict[int, list[float]] = {}
+        for record in run.evaluations:
+            if not record.is_final:  # the final one is on other images
+                by_round.setdefault(record.round + 1, []).append(getattr(record, key))
+        x, values = list(by_round), list(by_round.values())
+        axes.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, linewidth=0)
+        axes.plot(x, [fmean(v) for v in values], dashes, color=colour, label=f"{name}, mean of the clients")
+    axes.set_xlabel("round")
+    whole_numbers(axes)
+    axes.set_ylabel("test accuracy")
+    fit_accuracy(axes)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", frameon=False)
     return figure
 
 

@@ -1,38 +1,23 @@
 """The page that compares runs: `python -m gkt_mpi.report RUN RUN...` writes report.html, figures and tables.
 
-report.html is self-contained; figures/*.svg and tables/*.csv and *.tex, for a paper, are written beside it.
+report.html is self-contained; figures/ (SVG, PDF) and tables/ (CSV, LaTeX), for a paper, are written beside it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from gkt_mpi import __version__
 from gkt_mpi.errors import GktError
 from gkt_mpi.log.lines import write_whole
 from gkt_mpi.report.comparison_figures import SCALES, Drawn, draw_curves, draw_final
 from gkt_mpi.report.comparison_tables import accuracy_table, cost_table, fields_table, left_out_lines, runs_table
-from gkt_mpi.report.figures import svg
 from gkt_mpi.report.groups import Comparison, Row, compare
+from gkt_mpi.report.html import render_page
+from gkt_mpi.report.plots import FOLDER, Plot, write_plots
 from gkt_mpi.report.run_files import utf8
 from gkt_mpi.report.run_folder import Run
 from gkt_mpi.report.scales import Scale
 from gkt_mpi.report.tables import Table, to_csv, to_latex
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure with its caption and notes; `svg` is None if there is nothing to draw."""
-
-    name: str
-    caption: str
-    svg: str | None
-    notes: list[str]
-    folded: str = ""
 
 
 def write_comparison(runs: list[Run], page: Path) -> None:
@@ -41,15 +26,9 @@ def write_comparison(runs: list[Run], page: Path) -> None:
     plots, tables = _plots(comparison), _tables(comparison, page.parent)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        for name in ("figures", "tables"):
-            (page.parent / name).mkdir(exist_ok=True)
+        (page.parent / "tables").mkdir(exist_ok=True)
         write_whole(page, _render(comparison, plots, tables))
-        for plot in plots:
-            path = page.parent / "figures" / f"{plot.name}.svg"
-            if plot.svg is None:
-                path.unlink(missing_ok=True)  # of an earlier comparison
-            else:
-                write_whole(path, plot.svg)
+        write_plots(plots, page.parent / FOLDER)
         for table in tables.values():
             path = page.parent / "tables" / table.name
             write_whole(path.with_suffix(".csv"), to_csv(table))
@@ -69,9 +48,8 @@ def _tables(comparison: Comparison, page_folder: Path) -> dict[str, Table]:
 
 
 def _plots(comparison: Comparison) -> list[Plot]:
-    final = draw_final(comparison)
-    caption = "final test accuracy: mean, one sample standard deviation, and each seed as a ring"
-    plots = [Plot("accuracy_final", caption, svg(final) if final else None, [])]
+    caption = "Final test accuracy: mean, one sample standard deviation, and each seed as a ring."
+    plots = [Plot("accuracy_final", caption, draw_final(comparison))]
     return plots + [_plot(scale, draw_curves(comparison, scale)) for scale in SCALES]
 
 
@@ -93,7 +71,8 @@ def _plot(scale: Scale, drawn: Drawn) -> Plot:
         else:
             notes[-1] += f"{len(names)} runs."
             folded = ", ".join(names)
-    return Plot(scale.name, scale.caption, svg(drawn.figure) if drawn.figure else None, notes, folded)
+    caption = f"Test accuracy {scale.caption}: mean over seeds, band of one sample standard deviation."
+    return Plot(scale.name, caption, drawn.figure, notes, folded)
 
 
 def _names(rows: Sequence[Row]) -> str:
@@ -101,21 +80,18 @@ def _names(rows: Sequence[Row]) -> str:
 
 
 def _render(comparison: Comparison, plots: list[Plot], tables: dict[str, Table]) -> str:
-    template = resources.files("gkt_mpi.report").joinpath("comparison.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    facts: dict[str, Any] = {
-        "title": f"Comparison of {len(comparison.runs)} runs",
-        "version": __version__,
-        "what": _what(comparison),
-        "damaged": [utf8(line) for run in comparison.runs for line in run.damaged],
-        "final": plots[0],
-        "plots": plots[1:],
-        "tables": tables,
-        "left_out": left_out_lines(comparison),
-        "has_centralized": any(not row.facts.has_clients for row in comparison.rows),
-        "has_narrow_plots": len(comparison.columns) == 1,
-    }
-    return environment.from_string(template).render(facts)
+    return render_page(
+        "comparison.html.j2",
+        title=f"Comparison of {len(comparison.runs)} runs",
+        what=_what(comparison),
+        damaged=[utf8(line) for run in comparison.runs for line in run.damaged],
+        final=plots[0],
+        plots=plots[1:],
+        tables=tables,
+        left_out=left_out_lines(comparison),
+        has_centralized=any(not row.facts.has_clients for row in comparison.rows),
+        has_narrow_plots=len(comparison.columns) == 1,
+    )
 
 
 def _what(comparison: Comparison) -> str:

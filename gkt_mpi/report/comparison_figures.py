@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from gkt_mpi.report.figures import COLOURS, MARKERS, add_legend, new_figure
+from gkt_mpi.report.figures import COLOURS, MARKERS, add_legend, fit_accuracy, new_figure
 from gkt_mpi.report.groups import Column, Comparison, Row
 from gkt_mpi.report.measures import Curve, curve, final_accuracy
 from gkt_mpi.report.run_folder import Run
@@ -88,7 +88,7 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
         for index, row in enumerate(rows):
             if (row, column) in curves:
                 _draw(axes, curves[row, column], look[row], size, index)
-        axes.set_ylim(0, _top([each for (_, c), each in curves.items() if c.data_label == column.data_label]))
+        fit_accuracy(axes, 100)
         _dress(axes, scale, is_log)
     _align(panels)
     figure.supxlabel(label, fontsize=9)
@@ -139,12 +139,14 @@ def _dress(axes: Axes, scale: Scale, is_log: bool) -> None:
 
 
 def _align(panels: dict[Column, Axes]) -> None:
-    """Give the panels of one data set a common horizontal axis, so that partitions can be compared."""
+    """Give the panels of one data set common axes, so that partitions can be compared."""
     for label in {column.data_label for column in panels}:
         own = [axes for column, axes in panels.items() if column.data_label == label]
-        low, high = min(axes.get_xlim()[0] for axes in own), max(axes.get_xlim()[1] for axes in own)
+        left, right = min(axes.get_xlim()[0] for axes in own), max(axes.get_xlim()[1] for axes in own)
+        low, high = min(axes.get_ylim()[0] for axes in own), max(axes.get_ylim()[1] for axes in own)
         for axes in own:
-            axes.set_xlim(low, high)
+            axes.set_xlim(left, right)
+            axes.set_ylim(low, high)
 
 
 def draw_final(comparison: Comparison) -> Figure | None:
@@ -234,9 +236,3 @@ def _name(comparison: Comparison, row: Row) -> str:
     """Return a row's label, marked if only unfinished runs are drawn."""
     done = any(comparison.cell(row, column).runs for column in comparison.columns)
     return row.label if done else f"{row.label} (not completed)"
-
-
-def _top(curves: Sequence[Curve]) -> float:
-    """Return the upper end of the accuracy axis: slightly above the highest band, common to a data set."""
-    highest = max(float((each.mean + (0 if each.deviation is None else each.deviation)).max()) for each in curves)
-    return 100 * min(1.02, 1.08 * highest) if highest > 0 else 1.0

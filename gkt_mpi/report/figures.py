@@ -24,6 +24,7 @@ def new_figure(width: float = 6.4, height: float = 3.6, font_size: float = 10) -
     style: dict[str, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "gkt_mpi",
+        "pdf.fonttype": 42,  # TrueType, which publishers accept
         "font.family": "sans-serif",
         "font.size": font_size,
         "text.parse_math": False,  # a name may have a $ in it
@@ -52,10 +53,27 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
 
 def svg(figure: Figure) -> str:
     """Return a figure as an SVG element, to stand inside HTML."""
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the reader's fonts render it
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue())
+    drawn = _saved(figure, "svg", {"Date": None}).decode("utf-8")
+    text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn)
     # A hundredth of a point is finer than any screen or printer, and makes the page a quarter smaller.
     return re.sub(r' (?:d|x|y)="[^"]*"', lambda place: _LONG.sub(r"\1", place[0]), text[text.index("<svg") :])
+
+
+def pdf(figure: Figure, title: str) -> bytes:
+    """Return a figure as a PDF file; its title is for those who meet it without its page."""
+    return _saved(figure, "pdf", {"CreationDate": None, "Title": title})
+
+
+def _saved(figure: Figure, form: str, metadata: dict[str, str | None]) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in SVG text stays text, which the reader's fonts render
+        figure.savefig(buffer, format=form, metadata=metadata)
+    return buffer.getvalue()
+
+
+def fit_accuracy(axes: Axes, whole: float = 1.0) -> None:
+    """Zoom a vertical axis of accuracy, from 0 to `whole`, to what is drawn, so that close curves are told apart."""
+    axes.margins(y=0.08)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(-0.02 * whole, low), min(1.02 * whole, high))

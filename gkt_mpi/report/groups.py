@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -16,8 +16,8 @@ import yaml
 
 from gkt_mpi.data.partition import PARTITIONS
 from gkt_mpi.data.sources import DATA_SOURCES
-from gkt_mpi.facts import ALGORITHM_FACTS, AlgorithmFacts, facts_of
-from gkt_mpi.report.run_folder import Run, model_label, partition_label, partition_parameter
+from gkt_mpi.facts import ALGORITHM_FACTS, AlgorithmFacts
+from gkt_mpi.report.run_folder import Run, partition_label, partition_parameter
 
 NOT_SET = "not set"  # value of a field that the run's version did not have
 # Fields that affect where and how a run computes, but not its result; a run may be resumed with others.
@@ -38,7 +38,7 @@ _PARTITIONS = ("", *PARTITIONS)
 class Row:
     """An algorithm with its models, and the field values that distinguish it from similar rows."""
 
-    algorithm: str
+    facts: AlgorithmFacts
     name: str
     models: str
     variant: str = ""
@@ -49,9 +49,9 @@ class Row:
         return ", ".join(filter(None, (self.name, self.models, self.variant)))
 
     @property
-    def facts(self) -> AlgorithmFacts:
-        """The facts about its algorithm."""
-        return facts_of(self.algorithm)
+    def algorithm(self) -> str:
+        """The algorithm's name in configurations."""
+        return self.facts.name
 
 
 @dataclass(frozen=True)
@@ -206,9 +206,11 @@ def _columns(runs: list[Run], texts: list[dict[str, str]]) -> list[Column]:
 
 def _rows(runs: list[Run], texts: list[dict[str, str]], columns: list[Column]) -> list[Row]:
     """Return the row of each run."""
-    plain = [_method(run) for run in runs]
+    algorithms = {run.facts for run in runs}
+    twins = {its for its in algorithms if any(its != other and its.title == other.title for other in algorithms)}
+    plain = [_method(run, run.facts in twins) for run in runs]
     deciding = [
-        {name: text for name, text in fields.items() if _decides(name, method.algorithm)}
+        {name: text for name, text in fields.items() if _decides(name, method.facts)}
         for method, fields in zip(plain, texts, strict=True)
     ]
     rows = list(plain)
@@ -218,32 +220,36 @@ def _rows(runs: list[Run], texts: list[dict[str, str]], columns: list[Column]) -
         pairs = [(deciding[i], deciding[k]) for i, k in combinations(distinct, 2) if columns[i] == columns[k]]
         apart = _telling_fields(pairs)
         for i in own:
-            rows[i] = Row(method.algorithm, method.name, method.models, _variant(deciding[i], apart))
+            rows[i] = replace(method, variant=_variant(deciding[i], apart))
     return rows
 
 
-def _method(run: Run) -> Row:
-    """Return the algorithm of a run and the models it trains, as named in the papers."""
-    config = run.config
-    algorithm = str(config["algorithm"])
-    edge, large = (model_label(run.group(side).get("model", "?")) for side in ("client", "server"))
+def _method(run: Run, has_twin: bool) -> Row:
+    """Return the algorithm of a run and the models it trains, as named in the papers.
+
+    `has_twin`: another algorithm has the same title.
+    """
+    edge, large = run.model_label("client"), run.model_label("server")
     facts, title, models = run.facts, run.facts.title, large
-    if facts.variant and (value := flatten(config).get(facts.variant.field)):
+    if facts.variant and (value := flatten(run.config).get(facts.variant.field)):
         title = facts.variant.label.format(value_text(value))
+    if has_twin and title != facts.name:
+        title = f"{title} ({facts.name})"
     if facts.has_server_model or facts.has_edges_alone:
         models = f"{edge} / {large}" if facts.has_server_model else edge
-    return Row(algorithm, title, models)
+    return Row(facts, title, models)
 
 
-def _decides(name: str, algorithm: str) -> bool:
+def _decides(name: str, algorithm: AlgorithmFacts) -> bool:
     """Whether a field, apart from those of column and label, affects the result of this algorithm."""
-    ignored = name in _IGNORED | _COLUMN_FIELDS | _LABEL_FIELDS or not concerns(name, algorithm)
+    named = {algorithm.variant.field} if algorithm.variant else set()
+    ignored = name in _IGNORED | _COLUMN_FIELDS | _LABEL_FIELDS | named or not concerns(name, algorithm)
     return not ignored and not name.startswith((*_SIZE_FIELDS, *_IGNORED_GROUPS))
 
 
-def concerns(name: str, algorithm: str) -> bool:
+def concerns(name: str, algorithm: AlgorithmFacts) -> bool:
     """Whether a field applies to an algorithm; only clock and async.* are specific to one."""
-    return not facts_of(algorithm).is_synchronous or not (name == "clock" or name.startswith("async."))
+    return not algorithm.is_synchronous or not (name == "clock" or name.startswith("async."))
 
 
 def _telling_fields(pairs: Iterable[tuple[dict[str, str], dict[str, str]]]) -> list[str]:

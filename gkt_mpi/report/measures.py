@@ -121,7 +121,7 @@ def differing_fields(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[int]
     Each has its values as text, each with the indices (from 0) of the runs that have it, without runs of algorithms to
     which the field does not apply.
     """
-    algorithms = [str(run.config["algorithm"]) for run in runs]
+    algorithms = [run.facts for run in runs]
     configs = [flatten(run.config) for run in runs]
     names = dict.fromkeys(name for config in configs for name in config)
     differing = {}

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from gkt_mpi.log.timeline import Span, clip_spans, idle_shares
-from gkt_mpi.report.figures import COLOURS, new_figure, whole_numbers
+from gkt_mpi.report.figures import COLOURS, fit_accuracy, new_figure, whole_numbers
 from gkt_mpi.report.run_folder import Run
 from gkt_mpi.report.scales import BY_ROUND, Scale
 
@@ -57,10 +57,10 @@ def accuracy_figure(run: Run, scale: Scale) -> Figure:
     if scale is BY_ROUND:
         whole_numbers(axes)
     axes.set_ylabel("test accuracy")
-    axes.set_ylim(0, 1.02)
+    fit_accuracy(axes)
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="best", frameon=False)
     return figure
 
 
@@ -85,6 +85,21 @@ def loss_figure(run: Run) -> Figure:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+    return figure
+
+
+def rate_figure(run: Run) -> Figure:
+    """Draw the server's learning rate by round."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    points = [(record["round"] + 1, record["server_lr"]) for record in run.records if "server_lr" in record]
+    size = 4 if len(points) <= 60 else 0
+    axes.plot(*zip(*points, strict=True), "-o", color=COLOURS[0], markersize=size)
+    axes.set_xlabel("round")
+    whole_numbers(axes)
+    axes.set_ylabel("learning rate")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
     return figure
 
 

@@ -11,12 +11,13 @@ import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import yaml
 
 from gkt_mpi.errors import DataError
+from gkt_mpi.facts import ClientPart, ServerPart
 from gkt_mpi.log.lines import Found, name_lines
 from gkt_mpi.log.records import find_records
 
@@ -58,6 +59,19 @@ def _are_models(value: object) -> bool:
     return all(isinstance(name, str) for name in value) if isinstance(value, list) else isinstance(value, str)
 
 
+def _are_titles(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(title, str) for title in value.values())
+
+
+def _is_parameter(value: object) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("field", "label")):
+        return False
+    return value["label"].count("{}") == 1 and not {"{", "}"} & set(value["label"].replace("{}", ""))
+
+
+_FLAG: Check = ("true or false", lambda value: isinstance(value, bool))
 _TEXT: Check = ("text", lambda value: isinstance(value, str))
 _TEXT_OR_NONE: Check = ("text or null", lambda value: value is None or isinstance(value, str))
 _GROUP: Check = ("a group of fields", lambda value: value is None or isinstance(value, dict))
@@ -98,6 +112,7 @@ _RECORD: dict[str, Check] = {
     **dict.fromkeys(("test_accuracy", "client_test_accuracy", "global_test_accuracy"), _SHARE),
     **dict.fromkeys(
         (
+            "server_lr",
             "server_train_loss",
             "client_train_loss",
             "client_cross_entropy",
@@ -119,6 +134,20 @@ _SUMMARY: dict[str, Check] = {
 }
 
 
+_START: dict[str, Check] = {
+    **dict.fromkeys(("command", "host", "versions", "started"), _TEXT),
+    "commit": _TEXT_OR_NONE,
+    "algorithm": _GROUP,
+    "titles": ("a mapping of names to titles", _are_titles),
+    "algorithm.name": _TEXT,
+    "algorithm.title": _TEXT,
+    "algorithm.client_part": ("edge, whole or stem", lambda value: value in get_args(ClientPart)),
+    "algorithm.server_part": ("rest, whole or none", lambda value: value in get_args(ServerPart)),
+    "algorithm.variant": ("null, or a field and a label with {} in it", _is_parameter),
+    **{f"algorithm.{name}": _FLAG for name in ("is_synchronous", "is_federated", "has_clients")},
+}
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the configuration of a run, which has at least name and algorithm. Raises `DataError`."""
     path = folder / "config.yaml"
@@ -134,8 +163,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _plain(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - whatever YAML may be
-    """Return a parsed YAML value, with text encodable in UTF-8. Raises `ValueError` for an invalid configuration."""
+def _plain(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - whatever YAML or JSON may be
+    """Return a parsed YAML or JSON value, with text encodable in UTF-8. Raises `ValueError` for an invalid one."""
     if depth > _DEEPEST:
         raise ValueError(f"more than {_DEEPEST} groups within groups")
     if isinstance(value, dict):
@@ -235,18 +264,26 @@ def lines_of(find: Callable[[Path], Found[Any]], path: Path, damaged: list[str])
 
 def read_summary(folder: Path, damaged: list[str]) -> dict[str, Any] | None:
     """Return summary.json; None if it is missing or unusable."""
-    path = folder / "summary.json"
+    return _read_json(folder / "summary.json", _SUMMARY, damaged)
+
+
+def read_start(folder: Path, damaged: list[str]) -> dict[str, Any]:
+    """Return run.json, written when the run started; empty if it is missing, as in an older version, or unusable."""
+    return _read_json(folder / "run.json", _START, damaged) or {}
+
+
+def _read_json(path: Path, checks: Mapping[str, Check], damaged: list[str]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(summary, dict):
+        content = _plain(json.loads(path.read_text(encoding="utf-8")))
+        if not isinstance(content, dict):
             raise ValueError("expected a mapping")
-        _check(summary, _SUMMARY)
+        _check(content, checks)
     except Exception as error:  # a damaged file can raise almost any exception
         damaged.append(f"{path} is damaged, and left out: {_reason(error)}")
         return None
-    return summary
+    return content
 
 
 def read_partition(folder: Path, damaged: list[str]) -> tuple[np.ndarray, list[str]]:

@@ -1,16 +1,18 @@
 """The contents of a run folder, for the reports: the run may be in progress, interrupted, or of an older version."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from gkt_mpi.data.partition import PARTITIONS
 from gkt_mpi.errors import DataError
-from gkt_mpi.facts import AlgorithmFacts, Parameter, facts_of
+from gkt_mpi.facts import ALGORITHM_FACTS, AlgorithmFacts, Parameter, facts_of
 from gkt_mpi.log.csv_log import ClientRecord, UploadRecord, find_records_of
 from gkt_mpi.log.timeline import find_events
 from gkt_mpi.models.resnet import model_title
@@ -20,14 +22,19 @@ from gkt_mpi.report.run_files import (
     read_confusion,
     read_figures,
     read_partition,
+    read_start,
     read_summary,
     utf8,
 )
+
+_NEEDED = {each.name for each in fields(AlgorithmFacts) if each.default is MISSING}
 
 
 @dataclass(frozen=True)
 class Run:
     """One run; `counts` is int64 (clients, classes), (0, 0) where images are not distributed over clients.
+
+    `start` is what was noted when it started (run.json), empty for an older version.
 
     `damaged` has a line for each omitted part of the files that have been read so far.
     """
@@ -37,6 +44,7 @@ class Run:
     config: dict[str, Any]
     records: list[dict[str, Any]]
     summary: dict[str, Any] | None
+    start: dict[str, Any]
     counts: np.ndarray
     classes: list[str]
     damaged: list[str] = field(default_factory=list)
@@ -51,8 +59,8 @@ class Run:
             why = f": {damaged[0]}" if damaged else ""
             raise DataError(f"{folder} has no finished round yet{why}")
         counts, classes = read_partition(folder, damaged)
-        summary = read_summary(folder, damaged)
-        return cls(folder, utf8(str(config["name"])), config, records, summary, counts, classes, damaged)
+        summary, start = read_summary(folder, damaged), read_start(folder, damaged)
+        return cls(folder, utf8(str(config["name"])), config, records, summary, start, counts, classes, damaged)
 
     @cached_property
     def trace(self) -> list[dict[str, Any]]:
@@ -66,9 +74,14 @@ class Run:
         return lines_of(partial(find_records_of, UploadRecord), self.folder / "uploads.csv", self.damaged)
 
     @cached_property
+    def evaluations(self) -> list[ClientRecord]:
+        """All evaluations of each client, in their order; empty if the algorithm has no client models."""
+        return lines_of(partial(find_records_of, ClientRecord), self.folder / "clients.csv", self.damaged)
+
+    @property
     def last_evaluation(self) -> list[ClientRecord]:
-        """The last evaluation of each client; empty if the algorithm has no client models."""
-        records = lines_of(partial(find_records_of, ClientRecord), self.folder / "clients.csv", self.damaged)
+        """The last evaluation of each client."""
+        records = self.evaluations
         return [r for r in records if (r.round, r.is_final) == (records[-1].round, records[-1].is_final)]
 
     @cached_property
@@ -90,8 +103,16 @@ class Run:
 
     @property
     def facts(self) -> AlgorithmFacts:
-        """What is known of its algorithm."""
-        return facts_of(str(self.config["algorithm"]))
+        """What is known of its algorithm; of a user's own, what the run noted when it started."""
+        name, noted = str(self.config["algorithm"]), self.start.get("algorithm") or {}
+        if name in ALGORITHM_FACTS or noted.get("name") != name or not noted.keys() >= _NEEDED:
+            return facts_of(name)
+        known = {each.name: noted[each.name] for each in fields(AlgorithmFacts) if each.name in noted}
+        return AlgorithmFacts(**known | {"variant": Parameter(**noted["variant"]) if noted.get("variant") else None})
+
+    def model_label(self, side: str) -> str:
+        """Return the models of a side ("client" or "server") as in the papers, a user's own under their titles."""
+        return model_label(self.group(side).get("model", "?"), self.start.get("titles") or {})
 
     @property
     def is_synchronous(self) -> bool:
@@ -153,8 +174,8 @@ class Run:
 
 def partition_parameter(data: dict[str, Any]) -> Parameter | None:
     """Return the parameter of the partition of a data configuration; None where it has none."""
-    known = PARTITIONS.get(str(data.get("partition")))
-    return known.parameter if known else None
+    name = str(data.get("partition"))
+    return PARTITIONS[name].parameter if name in PARTITIONS else None  # a report imports no user's module
 
 
 def partition_label(data: dict[str, Any]) -> str:
@@ -165,12 +186,17 @@ def partition_label(data: dict[str, Any]) -> str:
     return str(kind) if kind else ""
 
 
-def model_label(model: object) -> str:
-    """Return a model's name in the papers; for a list or mapping, all with their number or share."""
+def model_label(model: object, titles: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return a model's name in the papers; for a list or mapping, all with their number or share.
+
+    `titles` are those of users' own models, module:attribute.
+    """
     if isinstance(model, dict):
-        return " + ".join(f"{share} × {model_label(name)}" for name, share in model.items())
+        return " + ".join(f"{share} × {model_label(name, titles)}" for name, share in model.items())
     if isinstance(model, list):
         counts = {name: model.count(name) for name in dict.fromkeys(model)}
-        each = set(counts.values()) == {1}
-        return " + ".join(model_label(name) if each else f"{n} × {model_label(name)}" for name, n in counts.items())
-    return model_title(str(model))
+        are_single = set(counts.values()) == {1}
+        labels = [(n, model_label(name, titles)) for name, n in counts.items()]
+        return " + ".join(label if are_single else f"{n} × {label}" for n, label in labels)
+    name = str(model)
+    return titles.get(name, name) if ":" in name else model_title(name)

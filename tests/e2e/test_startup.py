@@ -154,7 +154,7 @@ def test_a_server_killed_after_training_is_not_a_success(tmp_path):
     """During the report mpirun would return 0: the workers have ended normally, and it has no status of the server."""
     kill = "import os, signal, sys; os.kill(os.getpid(), signal.SIGKILL)"
     (tmp_path / "kill").mkdir()
-    (tmp_path / "kill" / "jinja2.py").write_text(kill)  # the first module that only the report imports
+    (tmp_path / "kill" / "jinja2.py").write_text(kill)  # a module that only the report imports
     path = f"{tmp_path / 'kill'}:{ROOT}"
     changes = {"log__report": "auto", "rounds": 1}
     done = mpirun(2, ["-m", "gkt_mpi.main", *arguments(tmp_path, **changes)], timeout_s=90, env={"PYTHONPATH": path})

@@ -28,7 +28,9 @@ def words(run):
 def test_the_page_has_the_section_and_its_table(loaded):
     run = loaded()
     page = Page(render(run))
-    assert page.pictures == 8  # accuracy by round, bytes and time; losses; time by phase; partition; two of asynchrony
+    assert (
+        page.pictures == 9
+    )  # accuracy by round, bytes and time; losses; rate; time by phase; partition; two of asynchrony
     assert page.loads == []
     text = words(run)
     assert "Asynchrony" in text
@@ -122,5 +124,5 @@ def test_lanes_of_many_clients_and_rounds_are_the_first():
 def test_a_page_of_a_thousand_clients_is_light(loaded):
     run = loaded(uploads=made_uploads(1000, rounds=3), clients=1000)
     section = describe_asynchrony(run)
-    assert len(section.staleness) + len(section.lanes) < 500_000
-    assert "the first 30 of 1,000 clients in all rounds" in section.lanes_caption
+    assert len(section.staleness.svg) + len(section.lanes.svg) < 500_000
+    assert "the first 30 of 1,000 clients in all rounds" in section.lanes.caption

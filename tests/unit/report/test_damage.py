@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from gkt_mpi.log.csv_log import ClientRecord, CsvLog
 from gkt_mpi.report.__main__ import main
-from tests.made_runs import CLASSES, made_uploads, make_run
+from tests.made_runs import CLASSES, made_start, made_uploads, make_run
 
 NUMBERS = (-1, 10**400, 1e308, -1e308, float("nan"), float("inf"), 0, 10**12, -0.5)
 WRONG = (None, [], {}, "", "x", True, [1, "x"], {"a": {"b": 1}}, *NUMBERS)
@@ -31,7 +31,13 @@ WRONG = (None, [], {}, "", "x", True, [1, "x"], {"a": {"b": 1}}, *NUMBERS)
 def make_folders(root: Path) -> list[Path]:
     """Create a run of a synchronous and one of an asynchronous algorithm, with every file that is read."""
     folders = [
-        make_run(root / "fedgkt", figures={"feature_spread": 0.5, "feature_drift": 0.1}, data__partition="hetero"),
+        make_run(
+            root / "fedgkt",
+            "my_algorithms:OWN",
+            figures={"feature_spread": 0.5, "feature_drift": 0.1},
+            start=made_start("my_algorithms:OWN", "Own", variant={"field": "client.lr", "label": "Own {}"}),
+            data__partition="hetero",
+        ),
         make_run(root / "fedgkt_async", "fedgkt_async", uploads=made_uploads()),
     ]
     for folder in folders:
@@ -42,7 +48,8 @@ def make_folders(root: Path) -> list[Path]:
             for rank in range(3)
         ]
         (folder / "trace.json").write_text("[\n" + "".join(json.dumps(event) + ",\n" for event in events))
-        CsvLog(folder / "clients.csv", ClientRecord).append([ClientRecord(1, 1, k, 20, 0.5, 0.25) for k in range(4)])
+        evaluations = [ClientRecord(r, f, k, 20, 0.5, 0.25) for r, f in ((0, 0), (1, 0), (1, 1)) for k in range(4)]
+        CsvLog(folder / "clients.csv", ClientRecord).append(evaluations)
         rows = [["true class", *CLASSES], *([name, *"3" * 10] for name in CLASSES)]
         (folder / "confusion.csv").write_text("".join(",".join(row) + "\n" for row in rows))
     return folders
@@ -75,7 +82,7 @@ def value_damaged(path: Path, chance: random.Random) -> None:
         path.write_text(yaml.safe_dump(changed(content, chance)))
     elif path.suffix in (".json", ".jsonl"):
         lines = path.read_text().split("\n")
-        if path.name == "summary.json":
+        if path.suffix == ".json" and path.name != "trace.json":
             path.write_text(json.dumps(changed(json.loads("\n".join(lines)), chance)))
         else:
             at = chance.randrange(path.name == "trace.json", len(lines) - 1)
@@ -137,11 +144,11 @@ def damage_and_report(root: Path, num_damages: int, seed: int) -> list[str]:
     return wrong
 
 
-def without_drawing(figure: Figure, file: io.StringIO, **options) -> None:
+def without_drawing(figure: Figure, file: io.BytesIO, **options) -> None:
     """Stand in for `Figure.savefig`: check that all axes have limits that can be drawn."""
     for axes in figure.axes:
         assert all(math.isfinite(limit) and abs(limit) < 1e100 for limit in axes.axis())
-    file.write("<svg></svg>")
+    file.write(b"<svg></svg>")
 
 
 def test_damage_of_any_kind_is_a_line_and_no_traceback(tmp_path, monkeypatch):
@@ -152,9 +159,10 @@ def test_damage_of_any_kind_is_a_line_and_no_traceback(tmp_path, monkeypatch):
 DAMAGES = {
     "metrics.jsonl": (lambda text: text.replace(b'"round": 0', b'"round": "0"'), "metrics.jsonl: line 1 is damaged"),
     "summary.json": (lambda text: b"[1, 2]", "summary.json is damaged, and left out: expected a mapping"),
+    "run.json": (lambda text: text.replace(b'"edge"', b'"edges"'), "expected edge, whole or stem"),
     "partition.npz": (lambda text: text[:-50], "partition.npz is damaged, and left out"),
     "trace.json": (lambda text: text.replace(b'"dur"', b'"dyr"', 1), "trace.json: line 2 is damaged"),
-    "clients.csv": (lambda text: text + b"x\n\xff\n", "clients.csv: lines 6 and 7 are damaged"),
+    "clients.csv": (lambda text: text + b"x\n\xff\n", "clients.csv: lines 14 and 15 are damaged"),
     "confusion.csv": (lambda text: text.replace(b",3\n", b",-3\n", 1), "confusion.csv is damaged, and left out"),
     "uploads.csv": (lambda text: text.replace(b"round", b"r\0und"), "uploads.csv: line 1 is damaged"),
 }

@@ -4,7 +4,7 @@ import pytest
 
 from gkt_mpi.report.groups import compare, flatten
 from gkt_mpi.report.run_folder import Run, model_label
-from tests.made_runs import change_config, make_run
+from tests.made_runs import change_config, made_start, make_run
 
 
 @pytest.fixture
@@ -147,6 +147,26 @@ def test_rows_name_algorithm_and_models_as_the_paper_does(loaded):
         "edge alone, ResNet-4",
         "centralized, ResNet-56",
     ]
+
+
+def test_algorithms_and_models_of_ones_own_have_the_titles_noted_at_the_start(loaded):
+    """Their modules are not there: a report imports nobody's code."""
+    own = {f"my_algs:{name}": made_start(f"my_algs:{name}", title) for name, title in (("A", "Mine"), ("B", "Other"))}
+    own["my_algs:C"] = made_start("my_algs:C", "Mine", is_federated=False, client_part="whole", server_part="none")
+    runs = [loaded(name[-1], algorithm=name, start=start, client__model="my_nets:TINY") for name, start in own.items()]
+    assert labels(runs[:2]) == ["Mine, TinyNet / ResNet-56", "Other, TinyNet / ResNet-56"]
+    assert labels(runs) == [
+        "Mine (my_algs:A), TinyNet / ResNet-56",
+        "Other, TinyNet / ResNet-56",
+        "Mine (my_algs:C), ResNet-56",
+    ]
+    twin = loaded("twin", algorithm="my_algs:A", start=own["my_algs:A"] | {"titles": {"nets:X": "TinyNet"}})
+    twin.config["client"] |= {"model": "nets:X"}
+    assert labels([runs[0], twin]) == [
+        f"Mine, TinyNet / ResNet-56, client.model {model}" for model in ("my_nets:TINY", "nets:X")
+    ]
+    older = loaded("older", algorithm="my_algs:A", client__model="my_nets:TINY", data__partition="my_data:SPLIT")
+    assert labels([older]) == ["my_algs:A, my_nets:TINY / ResNet-56"]
 
 
 def test_a_list_of_models_is_counted():

@@ -1,17 +1,19 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from gkt_mpi.log.timeline import idle_shares
 from gkt_mpi.report.__main__ import main
-from gkt_mpi.report.client_figures import clients_figure, confusion_figure, drift_figure
+from gkt_mpi.report.client_figures import clients_figure, confusion_figure, drift_figure, spread_figure
 from gkt_mpi.report.page import render
 from gkt_mpi.report.run_figures import (
     accuracy_figure,
@@ -23,7 +25,7 @@ from gkt_mpi.report.run_folder import Run
 from gkt_mpi.report.scales import BY_BYTES, BY_ROUND
 from tests.conftest import ROOT, arguments, run_in_threads
 from tests.launch import run as run_program
-from tests.made_runs import make_run, make_study
+from tests.made_runs import made_start, make_run, make_study
 
 
 class Page(HTMLParser):
@@ -60,8 +62,9 @@ def test_the_report_shows_the_run_and_loads_nothing(folder, capsys):
     assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
     page = Page((folder / "report.html").read_text())
     text = " ".join(" ".join(page.words).split())
-    # Accuracy by round, bytes and time; losses; time by phase; partition; timeline; accuracy by client, classes, drift.
-    assert page.pictures == 10
+    # Accuracy by round, bytes and time; losses; rate; time by phase; partition; timeline; accuracy by client, over
+    # clients by round, classes, drift.
+    assert page.pictures == 12
     assert page.loads == []
     for expected in (
         "hetero, alpha 0.5",
@@ -92,7 +95,8 @@ def test_clients_and_classes_are_drawn_as_the_run_has_them(folder):
     """The clients' accuracies in ascending order, and the classes of all test images, each once per client."""
     run = Run.load(folder)
     with open(folder / "clients.csv") as file:
-        final = [row for row in csv.DictReader(file) if row["is_final"] == "1"]
+        rows = list(csv.DictReader(file))
+    final = [row for row in rows if row["is_final"] == "1"]
     server, edge = clients_figure(run).axes[0].lines
     assert list(server.get_ydata()) == sorted(float(row["test_accuracy"]) for row in final)
     assert list(edge.get_ydata()) == sorted(float(row["client_test_accuracy"]) for row in final)
@@ -100,9 +104,48 @@ def test_clients_and_classes_are_drawn_as_the_run_has_them(folder):
     numbers = np.array([int(text.get_text()) for text in axes.texts]).reshape(10, 10)
     assert numbers.sum() == 4 * 20
     assert np.trace(numbers) / numbers.sum() == pytest.approx(run.final_accuracy)
+    axes = spread_figure(run).axes[0]
+    means = axes.lines[0]
+    lowest = [band.get_paths()[0].vertices[:, 1].min() for band in axes.collections]
+    between = [row for row in rows if row["is_final"] == "0"]
+    assert list(means.get_xdata()) == [2, 3]
+    last = [float(row["test_accuracy"]) for row in between if row["round"] == "2"]
+    assert means.get_ydata()[-1] == pytest.approx(sum(last) / 4)
+    assert lowest[1] == min(float(row["client_test_accuracy"]) for row in between)
     spread, drift = drift_figure(run).axes[0].lines
     assert list(spread.get_xdata()) == [1, 2, 3]
     assert list(drift.get_ydata()) == [record["feature_drift"] for record in run.records[1:]]
+
+
+def test_close_curves_are_told_apart_by_the_accuracy_axis(tmp_path):
+    run = Run.load(make_run(tmp_path / "close", "fedavg", accuracy=(0.90, 0.92), lacking=("client_test_accuracy",)))
+    low, high = accuracy_figure(run, BY_ROUND).axes[0].get_ylim()
+    assert 0.89 < low < 0.90 and 0.92 < high < 0.93
+    whole = Run.load(make_run(tmp_path / "whole", "fedavg", accuracy=(0.0, 1.0), lacking=("client_test_accuracy",)))
+    assert accuracy_figure(whole, BY_ROUND).axes[0].get_ylim() == pytest.approx((-0.02, 1.02))
+
+
+def test_the_page_says_where_the_run_comes_from_and_folds_its_configuration(tmp_path):
+    folder = make_run(tmp_path / "own", "my_algs:A", start=made_start("my_algs:A", "Mine"))
+    assert main([str(folder)]) == 0
+    html = (folder / "report.html").read_text()
+    text = " ".join(" ".join(Page(html).words).split())
+    assert "Mine on cifar10" in text
+    assert "command mpirun -np 3 python -m gkt_mpi.main --name x started 2026-11-27T18:00:00+00:00 host node7" in text
+    assert "commit 0123abc versions gkt_mpi 0.1.0, torch 2.13.0" in text
+    assert "<details>" in html and "<details open>" not in html
+
+
+def test_every_figure_is_also_a_file_for_a_paper_and_linked(folder, tmp_path):
+    page = tmp_path / "page.html"
+    assert main([str(folder), "--out", str(page)]) == 0
+    links = set(re.findall(r'href="(figures/[^"]+)"', page.read_text()))
+    files = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "figures").iterdir()}
+    assert links == files and len(files) == 2 * 12
+    for path in (tmp_path / "figures").iterdir():
+        beginning = path.read_bytes()[:5]
+        assert beginning == (b"%PDF-" if path.suffix == ".pdf" else b"<svg ")
+    assert ElementTree.parse(tmp_path / "figures" / "loss_by_round.svg").getroot().tag.endswith("svg")
 
 
 def test_the_accuracy_of_one_model_for_everybody_is_drawn_if_it_differs(tmp_path):
@@ -126,7 +169,7 @@ def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder,
     without = tmp_path / "without"
     shutil.copytree(folder, without)
     (without / "trace.json").unlink()  # a run of an earlier version
-    assert Page(render(Run.load(without))).pictures == 9
+    assert Page(render(Run.load(without))).pictures == 11
 
 
 def test_in_asynchronous_training_the_timeline_shows_one_round_of_the_server(tmp_path):
@@ -141,16 +184,16 @@ def test_in_asynchronous_training_the_timeline_shows_one_round_of_the_server(tmp
     assert all(e["ts"] < ended and e["ts"] + e["dur"] > began for e in events)
     assert sum(e["tid"] == 0 for e in events) >= sum((e["args"]["round"], e["tid"]) == (1, 0) for e in run.trace)
     assert timeline_figure(run, 1).axes[0].get_xlim() == pytest.approx((0, (ended - began) / 1e6))
-    assert Page(render(run)).pictures == 12
+    assert Page(render(run)).pictures == 14
 
 
 def test_a_run_of_each_algorithm_has_a_page(tmp_path):
-    pictures = {"fedgkt": 6, "fedgkt_async": 6, "fedavg": 6, "split_learning": 6, "standalone": 5, "centralized": 4}
+    pictures = {"fedgkt": 7, "fedgkt_async": 7, "fedavg": 7, "split_learning": 7, "standalone": 5, "centralized": 5}
     for folder in make_study(tmp_path, seeds=1, rounds=4, columns=(("digits", "homo", 0.5),)):
         page = Page(render(Run.load(folder)))
         text = " ".join(" ".join(page.words).split())
         algorithm = Run.load(folder).config["algorithm"]
-        # Without uploads no curve by bytes, without a partition no map; none of these runs has a timeline.
+        # Without bytes no curve by bytes, without a partition no map; none of these runs has a timeline.
         assert page.pictures == pictures[algorithm]
         assert ("server model" in text.split("Test accuracy")[0]) == algorithm.startswith("fedgkt")
         assert ("with 40 training images" in text) == (algorithm != "centralized")
@@ -215,7 +258,7 @@ def test_a_timeline_of_impossible_times_is_drawn_without_them(tmp_path):
     (folder / "trace.json").write_text("[\n" + lines, encoding="utf-8")
     run = Run.load(folder)
     assert run.trace == [event]
-    assert Page(render(run)).pictures == 7
+    assert Page(render(run)).pictures == 8
 
 
 @pytest.mark.parametrize("error", [ValueError("first\nsecond"), MemoryError()])
@@ -240,7 +283,7 @@ def test_without_its_libraries_a_run_trains_and_the_report_names_the_extra(tmp_p
     words = arguments(tmp_path, name="x", algorithm="standalone", rounds=1, log__report="auto")
     environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = run_program([sys.executable, "-c", f"import sys\n{program}", *words], timeout_s=120, env=environment)
-    said = "jinja2 is not installed; try: pip install 'gkt_mpi[report]'"
+    said = "matplotlib is not installed; try: pip install 'gkt_mpi[report]'"
     assert (done.status, done.err) == (0, "")
     assert done.out.splitlines()[-1] == f"no report: {said}"
     command = [sys.executable, "-m", "gkt_mpi.report", str(tmp_path / "runs" / "x")]
