@@ -51,7 +51,7 @@ def make_run(
     if partitioned:
         shards = [np.arange(5) + 5 * client for client in range(4)]
         log.save_partition(shards, np.full((4, 10), 1 + seed, np.int64), CLASSES)
-    records = [_record(round, value, figures or {}, lacking) for round, value in enumerate(accuracy)]
+    records = [_record(round, value, figures or {}, lacking) for round, value in enumerate(accuracy, 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     CsvLog(folder / "uploads.csv", UploadRecord).append(uploads)
     if start is not None:
@@ -65,7 +65,7 @@ def make_run(
         summary = {"rounds": len(records), **sums, "total_s": 10.0 * len(records), "status": status}
         final = next((value for value in reversed(accuracy) if value is not None), None)
         if status == "completed":
-            summary |= {"final_test_accuracy": final, "best_test_accuracy": final, "best_round": len(records) - 1}
+            summary |= {"final_test_accuracy": final, "best_test_accuracy": final, "best_round": len(records)}
             if "client_test_accuracy" in records[-1]:
                 summary["final_client_test_accuracy"] = records[-1]["client_test_accuracy"]
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -74,7 +74,7 @@ def make_run(
 
 def _record(round: int, accuracy: float | None, figures: dict, lacking: tuple) -> dict:
     record = {"round": round, "refused_messages": 0, "lost_workers": 0, "dropped_clients": 0, "participants": 4}
-    record |= {"client_train_loss": 2.3 / (round + 1), "server_train_loss": 2.0 / (round + 1), "server_lr": 0.003}
+    record |= {"client_train_loss": 2.3 / round, "server_train_loss": 2.0 / round, "server_lr": 0.003}
     record |= {"upload_bytes": 4_000_000, "download_bytes": 40_000, "simulation_bytes": 700_000}
     record |= {"edge_flops": 8e9, "virtual_s": 90.0, "client_s": 5.0, "wire_s": 0.5, "server_s": 3.0}
     record |= {"evaluate_s": 1.0, "checkpoint_s": 0.5, "round_s": 10.0, "server_peak_mib": 300.0}
@@ -112,7 +112,7 @@ def made_uploads(num_clients: int = 4, rounds: int = 2, slow_s: float = 5.0) -> 
         now = begun + 1.0
         age = (taken - based_on[client]) / num_clients
         uploads.append(
-            UploadRecord(taken // num_clients, client, number[client], asked[client], done, begun, now, age, 1)
+            UploadRecord(1 + taken // num_clients, client, number[client], asked[client], done, begun, now, age, 1)
         )
         asked[client], based_on[client] = now, taken + 1
         number[client] += 1

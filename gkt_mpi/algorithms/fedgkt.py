@@ -82,7 +82,7 @@ def run_client(worker: Worker, client: Client, request: TrainRequest | ModelStat
 def train(worker: Worker, client: Client, request: TrainRequest) -> None:
     """Train a client on its own images, with the server's logits as a second teacher."""
     # DIFFERS: matched by sample id; the released code matches by batch number, though every pass reshuffles.
-    server_logit_NC = client.align(request.sample_id, request.logit)  # None in round 0
+    server_logit_NC = client.align(request.sample_id, request.logit)  # None in the first round
     weight_C = fpkd_weight(client.class_count(request.logit.shape[1]), worker.distill)  # None without distill.fpkd
     with worker.timed("client train"):
         for epoch in range(client.config.epochs):

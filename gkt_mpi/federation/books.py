@@ -44,9 +44,9 @@ class RoundBooks:
         self._clients_began = 0.0
 
     def begin(self, round: int) -> None:
-        """Begin a round."""
+        """Begin a round (numbers from 0; from 1 in the log)."""
         self._bytes_before = self.bytes()
-        self._record = {"round": round} | self._record
+        self._record = {"round": round + 1} | self._record
         self._taking_part = {}
 
     def bytes(self) -> list[int]:

@@ -23,7 +23,7 @@ from gkt_mpi.training.schedule import FIXED_LENGTH
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"round-(\d{5,})\.pt")
-FORMAT = 7  # version of the checkpoint's contents
+FORMAT = 8  # version of the checkpoint's contents
 # Fields that may change on resume: they do not affect the completed rounds.
 MAY_CHANGE = (
     *("name", "out", "rounds", "checkpoint", "placement", "faults", "log"),

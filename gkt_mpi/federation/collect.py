@@ -246,7 +246,7 @@ class Uploads:
 
 def _fault(report: ClientReport, inbox: Inbox, num_samples: int) -> str | None:
     """Return why a client that has reported is bad, or None; `num_samples` is the size of its shard."""
-    where = f"client {report.client} in round {report.round}"
+    where = f"client {report.client} in round {report.round + 1}"
     missing = inbox.missing(report.client)
     if missing:
         return f"{where} reported with {missing} missing from its upload"

@@ -48,6 +48,6 @@ class ModelInbox:
 
 
 def _refusal(message: ModelState, why: str) -> WireError:
-    error = WireError(f"client {message.client} in round {message.round} {why}")
+    error = WireError(f"client {message.client} in round {message.round + 1} {why}")
     error.client = message.client
     return error

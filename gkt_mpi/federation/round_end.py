@@ -64,13 +64,13 @@ class RoundEnd:
 
     def end(self, finished: FinishedRound) -> None:
         """Evaluate and save, if they are due, and log after a round. Raises `GktError`."""
-        record, num_done, clients = finished.record, finished.record["round"] + 1, list[ClientRecord]()
+        record, num_done, clients = finished.record, finished.record["round"], list[ClientRecord]()
         is_last = num_done == self.num_rounds
         if is_last or num_done % self._config.every == 0:
             began = time.perf_counter()
             accuracy = self._evaluate(self._config.mode, "evaluation")
             record |= named(accuracy)
-            clients = by_client(accuracy, record["round"])
+            clients = by_client(accuracy, num_done)
             record["evaluate_s"] = self._timeline.add("evaluate", began)
         self._save_after(finished, clients, is_last)
         spans = {rank: torch.cat(parts) for rank, parts in finished.spans.items()}
@@ -81,7 +81,7 @@ class RoundEnd:
     def _save_after(self, finished: FinishedRound, clients: list[ClientRecord], is_last: bool) -> None:
         """Save the state after a round, if it is due; add the time this took to the round's record."""
         record, began = finished.record, time.perf_counter()
-        num_done = record["round"] + 1
+        num_done = record["round"]
         record["server_peak_mib"] = peak_mib()
         # The line is logged after the checkpoint, whose time it contains; the checkpoint has all but these two figures.
         record |= {"checkpoint_s": 0.0, "round_s": began - self._round_began}
@@ -101,7 +101,7 @@ class RoundEnd:
         """Evaluate every stem on the whole test set, and write the summary. Raises `GktError`."""
         accuracy = self._evaluate("full", "final evaluation")
         self._watch.progress.end_run()
-        clients = by_client(accuracy, self.num_rounds - 1, is_final=True)
+        clients = by_client(accuracy, self.num_rounds, is_final=True)
         self._log.finish(named(accuracy), asdict(self._learner.compute), clients, accuracy.confusion)
 
     def save(self) -> int:

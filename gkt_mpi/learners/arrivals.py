@@ -186,7 +186,7 @@ class Arrivals:
             times = asked_s, done_s, self._taken_s, self._clock.now
             is_used = client in self._landed & fresh
             self._records.append(
-                UploadRecord(self._round, client, self._number[client], *times, ages[client], int(is_used))
+                UploadRecord(self._round + 1, client, self._number[client], *times, ages[client], int(is_used))
             )
             self._round_flops += self._edge_flops[client]
             self._round_bytes = [a + b for a, b in zip(self._round_bytes, self._bytes_of[client], strict=True)]

@@ -110,7 +110,7 @@ class Bank:
         """
         # With numpy: for a few values, torch's calls take up to a tenth of the time of receiving a block.
         rows = self._block_rows(header.client, header.first, header.num_samples)
-        where = f"client {header.client} in round {header.round}"
+        where = f"client {header.client} in round {header.round + 1}"
         if self.arrived.numpy()[rows].any():
             raise WireError(f"{where} sent {header.num_samples} rows from {header.first} on twice")
         if not np.array_equal(sample_id.numpy(), self.sample_id.numpy()[rows]):
@@ -138,7 +138,7 @@ class Bank:
         if not self.codec.is_finite(self.feature.slice(rows)):
             self.arrived[rows] = False
             error = WireError(
-                f"client {block.client} in round {block.round} sent features that are not finite; its training has "
+                f"client {block.client} in round {block.round + 1} sent features that are not finite; its training has "
                 "diverged, lower client.lr"
             )
             error.client = block.client

@@ -158,7 +158,7 @@ class Turn:
         """Return memory for a batch's features. Raises `WireError` unless it is the next of its client's epoch."""
         shard = self._site.images.shards[header.client]
         epoch, first = divmod(self._seen[header.client], len(shard))
-        where = f"client {header.client} in round {header.round}"
+        where = f"client {header.client} in round {header.round + 1}"
         if epoch >= self._site.config.client.epochs or header.first != first:
             raise WireError(f"{where} sent a batch out of order, from sample {header.first} on")
         if len(np.unique(sample_id.numpy())) < len(sample_id) or not np.isin(sample_id.numpy(), shard).all():
@@ -170,7 +170,7 @@ class Turn:
 
     def claim(self, message: FeatureBlock | ModelState) -> int:
         """Train on a batch and send its gradient back, or keep a stem; return the number of samples."""
-        where = f"client {message.client} in round {message.round}"
+        where = f"client {message.client} in round {message.round + 1}"
         if isinstance(message, ModelState):
             if message.client in self._stems or not bool(message.weights.view(torch.float32).isfinite().all()):
                 raise _blamed(WireError(f"{where} sent a second stem, or one that is not finite"), message.client)

@@ -15,7 +15,7 @@ from gkt_mpi.log.lines import Found, parse_lines, split_lines, write_whole
 class UploadRecord(NamedTuple):
     """One upload of a client; seconds are on the run's clock, virtual or real, from the start of the run."""
 
-    round: int  # of the run, in which the server learnt from it
+    round: int  # of the run, from 1, in which the server learnt from it
     client: int
     upload: int  # number of earlier uploads of this client
     asked_s: float  # when the upload was requested
@@ -29,7 +29,7 @@ class UploadRecord(NamedTuple):
 class ClientRecord(NamedTuple):
     """One client's part of an evaluation."""
 
-    round: int  # the preceding round
+    round: int  # the preceding round, from 1
     is_final: int  # 1 for the evaluation at the end of the run, which is on the whole test set
     client: int
     images: int  # test images classified with its stem

@@ -195,7 +195,7 @@ def summary_table(summary: dict[str, Any], name: str, algorithm: str) -> Table:
         *((name, f"{value:.4f}") for name, value in final.items()),
         (
             "best test accuracy between rounds",
-            f"{summary['best_test_accuracy']:.4f} (round {summary['best_round'] + 1})",
+            f"{summary['best_test_accuracy']:.4f} (round {summary['best_round']})",
         ),
         ("uploaded", decimal(summary["upload_bytes"])),
         ("downloaded", decimal(summary["download_bytes"])),

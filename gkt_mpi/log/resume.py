@@ -72,15 +72,17 @@ def _agree_on_records(path: Path, known: Known) -> list[dict[str, Any]]:
     saved_rounds = set(agreed)
     for number, record in found.numbered:
         round = record["round"]
-        if round >= known.rounds_done:
+        if round > known.rounds_done:
             continue
-        if round not in saved_rounds:
+        if round < 1:
+            wrong.append(number)
+        elif round not in saved_rounds:
             agreed.setdefault(round, record)
-        elif round == known.rounds_done - 1 and _is_completed(agreed[round], record):
+        elif round == known.rounds_done and _is_completed(agreed[round], record):
             agreed[round] = record
         elif not _are_equal(agreed[round], record):
             wrong.append(number)
-    records = [agreed[round] for round in sorted(agreed) if round < known.rounds_done]
+    records = [agreed[round] for round in sorted(agreed) if round <= known.rounds_done]
     is_whole = not known.sealed or digest_of(records[: known.sealed]) == known.digest
     if is_whole:
         _put_aside(path, [*found.damaged, *wrong], "its figures come from the checkpoint")
@@ -110,25 +112,25 @@ def _is_completed(saved: dict[str, Any], record: dict[str, Any]) -> bool:
 
 def _agree_on_lines(kind: type[Record], path: Path, rounds_done: int, last: Sequence[Record]) -> list[Record]:
     found = find_records_of(kind, path)
-    before = rounds_done - (1 if last else 0)
+    kept = rounds_done - (1 if last else 0)  # rounds whose lines come from the log
     known = {*last}
     wrong = [
         number
         for number, record in found.numbered
-        if before <= record.round < rounds_done and record not in known and not getattr(record, "is_final", 0)
+        if kept < record.round <= rounds_done and record not in known and not getattr(record, "is_final", 0)
     ]
     _put_aside(
         path,
         [*found.damaged, *wrong],
         "these are dropped, except for the last round's, which come from the checkpoint",
     )
-    return [*(record for record in found.items if record.round < before), *last]
+    return [*(record for record in found.items if record.round <= kept), *last]
 
 
 def _agree_on_events(path: Path, rounds_done: int) -> list[dict[str, Any]]:
     found = find_events(path)
     _put_aside(path, found.damaged, "these are dropped")
-    return [event for event in found.items if event["ph"] == "X" and event["args"]["round"] < rounds_done]
+    return [event for event in found.items if event["ph"] == "X" and event["args"]["round"] <= rounds_done]
 
 
 def _put_aside(path: Path, lines: Sequence[int], what_else: str) -> None:

@@ -215,7 +215,7 @@ class RunLog:
             **{f"final_{name}": value for name, value in accuracy.items()},
             **_spread([client.test_accuracy for client in clients]),
             "best_test_accuracy": best["test_accuracy"] if best else math.nan,
-            "best_round": best["round"] if best else -1,
+            "best_round": best["round"] if best else 0,
             **self._so_far("completed"),
             **compute,
         }

@@ -121,7 +121,7 @@ def estimate_synchronous(uploads: Sequence[UploadRecord]) -> SynchronousEstimate
         usual = median_s[client] = statistics.median(seconds)
         absent_s = max(absent_s, math.fsum(each - usual for each in seconds if each > _AWAY * usual))
     slowest = max(median_s, key=lambda client: median_s[client])
-    num_rounds = 1 + max(upload.round for upload in uploads)
+    num_rounds = max(upload.round for upload in uploads)
     learning_s = math.fsum(answered - taken for taken, answered in flushes(uploads))
     return SynchronousEstimate(
         num_rounds, slowest, median_s[slowest], absent_s, learning_s / num_rounds, end_s(uploads)

@@ -187,7 +187,7 @@ def _draw_band(found: dict[int, Staleness], num_clients: int) -> Figure:
 
 def draw_lanes(uploads: Sequence[UploadRecord], num_clients: int, clock: str) -> Figure:
     """Draw when clients worked and waited and when the server learnt, one lane each, in the first rounds."""
-    shown = 0.0, end_s([upload for upload in uploads if upload.round < _SHOWN_ROUNDS]) or end_s(uploads)
+    shown = 0.0, end_s([upload for upload in uploads if upload.round <= _SHOWN_ROUNDS]) or end_s(uploads)
     size, unit = unit_of(shown[1], "s")
     num_lanes = min(num_clients, _MOST_LANES)
     figure = new_figure(11.0, min(9.0, 1.6 + 0.3 * (1 + num_lanes)))

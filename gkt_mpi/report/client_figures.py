@@ -47,7 +47,7 @@ def spread_figure(run: Run) -> Figure:
         by_round: dict[int, list[float]] = {}
         for record in run.evaluations:
             if not record.is_final:  # the final one is on other images
-                by_round.setdefault(record.round + 1, []).append(getattr(record, key))
+                by_round.setdefault(record.round, []).append(getattr(record, key))
         x, values = list(by_round), list(by_round.values())
         axes.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, linewidth=0)
         axes.plot(x, [fmean(v) for v in values], dashes, color=colour, label=f"{name}, mean of the clients")
@@ -65,7 +65,7 @@ def drift_figure(run: Run) -> Figure:
     figure = new_figure()
     axes = figure.add_subplot()
     for (key, name, dashes, marker), colour in zip(_DRIFT, COLOURS, strict=False):
-        points = [(record["round"] + 1, record[key]) for record in run.records if key in record]
+        points = [(record["round"], record[key]) for record in run.records if key in record]
         if points:
             size = 4 if len(points) <= 60 else 0
             look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size}

@@ -23,7 +23,7 @@ class Spread:
 class Curve:
     """Mean over seeds of test accuracy and of its position; float64 (points,).
 
-    `round` counts from 0; `deviation` is the sample standard deviation of the accuracy, None for one run.
+    `round` counts from 1; `deviation` is the sample standard deviation of the accuracy, None for one run.
     """
 
     round: np.ndarray

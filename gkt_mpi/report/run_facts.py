@@ -64,9 +64,9 @@ def _accuracy_text(accuracy: float | None) -> str:
 
 
 def _best(summary: dict[str, Any]) -> str:
-    if summary.get("best_round", -1) < 0 or summary.get("best_test_accuracy") is None:
+    if summary.get("best_round", 0) < 1 or summary.get("best_test_accuracy") is None:
         return "not known yet"
-    return f"{summary['best_test_accuracy']:.4f} in round {summary['best_round'] + 1}"
+    return f"{summary['best_test_accuracy']:.4f} in round {summary['best_round']}"
 
 
 def _rates(run: Run) -> Facts:

@@ -76,7 +76,7 @@ def loss_figure(run: Run) -> Figure:
             ("client_distillation", "clients, distillation", ":"),
         ]
     for key, name, dashes in (("server_train_loss", "server", "-"), *clients):
-        points = [(record["round"] + 1, record[key]) for record in run.records if key in record]
+        points = [(record["round"], record[key]) for record in run.records if key in record]
         if points:
             axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=name)
     axes.set_xlabel("round")
@@ -92,7 +92,7 @@ def rate_figure(run: Run) -> Figure:
     """Draw the server's learning rate by round."""
     figure = new_figure()
     axes = figure.add_subplot()
-    points = [(record["round"] + 1, record["server_lr"]) for record in run.records if "server_lr" in record]
+    points = [(record["round"], record["server_lr"]) for record in run.records if "server_lr" in record]
     size = 4 if len(points) <= 60 else 0
     axes.plot(*zip(*points, strict=True), "-o", color=COLOURS[0], markersize=size)
     axes.set_xlabel("round")

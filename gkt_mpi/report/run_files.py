@@ -126,7 +126,7 @@ _RECORD: dict[str, Check] = {
 _SUMMARY: dict[str, Check] = {
     "status": _TEXT,
     "total_s": _TIME,
-    "best_round": ("a whole number", lambda value: _is_count(value) or value == -1),
+    "best_round": _COUNT,
     **dict.fromkeys(("best_test_accuracy", "final_test_accuracy", "final_client_test_accuracy"), _SHARE_OR_NONE),
     "final_global_test_accuracy": _SHARE_OR_NONE,
     **{f"final_test_accuracy_{name}_of_clients": _SHARE_OR_NONE for name in ("min", "max")},

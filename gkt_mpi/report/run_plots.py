@@ -65,7 +65,7 @@ def time_plots(run: Run) -> list[Plot]:
         plots.append(Plot("partition", caption, partition_figure(run)))
     if (shown := shown_round(run)) is not None:
         caption = (
-            f"{run.name}: what each rank did in round {shown + 1}; white is idle. trace.json in the run folder has "
+            f"{run.name}: what each rank did in round {shown}; white is idle. trace.json in the run folder has "
             "all rounds, for chrome://tracing or ui.perfetto.dev."
         )
         plots.append(Plot("timeline", caption, timeline_figure(run, shown), is_wide=True))

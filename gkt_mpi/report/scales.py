@@ -19,7 +19,7 @@ class Scale:
     def position(self, run: Run) -> list[float] | None:
         """Return the position of each round of a run, in `unit`; None if its logs lack it."""
         if not self.keys:
-            return [record["round"] + 1.0 for record in run.records]
+            return [float(record["round"]) for record in run.records]
         return run.cumulated(*self.keys)
 
     def axis(self, largest: float) -> tuple[float, str]:

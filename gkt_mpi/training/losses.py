@@ -107,8 +107,8 @@ def client_loss(
 ) -> Tensor:
     """Return the edge loss, CE(client, label) + alpha * T^2 * KL(server || client), as a scalar.
 
-    `server_logit_BC` is None in round 0, before the server has any logits: cross-entropy only. `weight_C` is the result
-    of `fpkd_weight`.
+    `server_logit_BC` is None in the first round, before the server has any logits: cross-entropy only. `weight_C` is
+    the result of `fpkd_weight`.
     """
     loss = F.cross_entropy(logit_BC, label_B)
     if server_logit_BC is None or not distill.on_client:

@@ -63,7 +63,7 @@ class HostClient:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Server to worker: train this client; here is what the server says of its samples (nothing in round 0).
+    """Server to worker: train this client; here is what the server says of its samples (nothing in the first round).
 
     Where clients share weights, it begins from these, unless it has them already.
     """

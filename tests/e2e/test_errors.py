@@ -123,7 +123,7 @@ def test_a_diverged_client_is_named_in_one_line(tmp_path):
     done = mpirun(2, [*MAIN, *arguments(tmp_path, client__lr=1e30, client__optimizer="sgd", client__epochs=3)])
     assert done.status == 1
     assert re.search(
-        r"client \d in round 0 sent (logits|features) that are not finite; its training has diverged, lower client.lr "
+        r"client \d in round 1 sent (logits|features) that are not finite; its training has diverged, lower client.lr "
         r"\(to continue without such data: --faults.on_bad_client drop\)",
         done.err,
     ), done.err

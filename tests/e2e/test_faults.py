@@ -303,7 +303,7 @@ def test_a_client_that_reports_poisoned_weights_is_named_and_dropped(tmp_path):
     faults = ["2,worker while reporting,2,poison"]
     done = plant(3, faults, tmp_path, rounds=ROUNDS, faults__on_bad_client="drop")
     assert done.status == 0, done.out + done.err
-    assert "dropped in this round: client 3 in round 0 reported weights that are not finite" in done.out
+    assert "dropped in this round: client 3 in round 1 reported weights that are not finite" in done.out
     assert [record["dropped_clients"] for record in read_metrics(tmp_path / "runs/run")] == [1, 0, 0]
 
 
@@ -315,7 +315,7 @@ BAD = ["nan", *(pytest.param(what, marks=pytest.mark.grid) for what in ("labels"
 def test_a_bad_client_stops_the_run(tmp_path, what):
     done = plant(3, [f"2,worker while uploading,3,{what}"], tmp_path, rounds=ROUNDS)
     assert done.status == 1
-    assert "client 1 in round 1 sent" in done.err and "--faults.on_bad_client drop" in done.err
+    assert "client 1 in round 2 sent" in done.err and "--faults.on_bad_client drop" in done.err
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -323,7 +323,7 @@ def test_a_bad_client_is_dropped_if_configured(tmp_path, what):
     """Client 1 is bad in the second of three rounds."""
     done = plant(3, [f"2,worker while uploading,3,{what}"], tmp_path, rounds=ROUNDS, faults__on_bad_client="drop")
     assert done.status == 0, done.err
-    assert "dropped in this round: client 1 in round 1 sent" in done.out
+    assert "dropped in this round: client 1 in round 2 sent" in done.out
     assert [record["dropped_clients"] for record in read_metrics(tmp_path / "runs" / "run")] == [0, 1, 0]
 
 

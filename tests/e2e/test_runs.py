@@ -116,12 +116,13 @@ def test_a_run_leaves_its_folder_with_the_promised_names(whole):
             "checkpoints",
             "tensorboard",
             "report.html",
+            "figures",
             "trace.json",
             ".lock",
         ),
     }
     records = read_metrics(folder)
-    assert [record["round"] for record in records] == [0, 1, 2]
+    assert [record["round"] for record in records] == [1, 2, 3]
     assert all(record.keys() >= METRICS for record in records)
     assert all(not isinstance(value, dict | list) for record in records for value in record.values())
     summary = json.loads((folder / "summary.json").read_text())

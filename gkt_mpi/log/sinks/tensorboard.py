@@ -18,7 +18,7 @@ class _TensorBoard:
         folder = run.folder / "tensorboard"
         if run.rounds_done == 0:
             shutil.rmtree(folder, ignore_errors=True)
-        self._writer = SummaryWriter(self._readable(folder), purge_step=run.rounds_done)
+        self._writer = SummaryWriter(self._readable(folder), purge_step=run.rounds_done + 1)
 
     def _readable(self, folder: Path) -> str:
         """Return the folder under a name that TensorBoard accepts, which it encodes as UTF-8."""

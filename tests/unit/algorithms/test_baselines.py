@@ -173,7 +173,7 @@ def test_a_client_whose_batch_is_refused_is_dropped_and_does_not_hang(tiny, monk
     assert [record["dropped_clients"] for record in records] == [0, 1, 0]
     assert [record["participants"] for record in records] == [4, 3, 4]
     assert all(np.isfinite(record["server_train_loss"]) for record in records)
-    with pytest.raises(WireError, match="client 1 in round 1 sent features that are not finite.*on_bad_client drop"):
+    with pytest.raises(WireError, match="client 1 in round 2 sent features that are not finite.*on_bad_client drop"):
         run_in_threads(tiny(name="stop", **changes), 3)
 
 

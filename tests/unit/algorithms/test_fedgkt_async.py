@@ -367,7 +367,7 @@ def test_a_bad_upload_is_dropped_and_the_last_good_one_stays(skewed, monkeypatch
     assert [u.is_used for u in uploads] == [1, 0, *[1] * (len(uploads) - 2)] and len(uploads) > 2
     assert sum(r["dropped_clients"] for r in records) == 1
     assert sum(r["uploads"] for r in records) == len(uploads_of(config))
-    with pytest.raises(WireError, match="client 0 in round 1 sent features that are not finite.*on_bad_client drop"):
+    with pytest.raises(WireError, match="client 0 in round 2 sent features that are not finite.*on_bad_client drop"):
         run_in_threads(skewed(name="stop", rounds=3), 3)
 
 

@@ -50,7 +50,7 @@ def test_a_round_counts_its_own_bytes_and_its_own_time(books, ledger, priced):
         books.take_part(3, Participant(10))
         move(ledger, up=up, down=1)
         record = books.end(20).record
-        assert (record["round"], record["upload_bytes"], record["download_bytes"]) == (round, up, 1)
+        assert (record["round"], record["upload_bytes"], record["download_bytes"]) == (round + 1, up, 1)
         assert record["virtual_s"] == 2.5
     assert books.virtual_s == 5.0
     assert [(samples, start_s) for _, samples, start_s in priced] == [(20, 0.0), (20, 2.5)]
@@ -88,7 +88,7 @@ def test_reports_are_averaged_over_samples_without_removed_ones(books):
 def test_a_round_without_a_usable_report_is_an_error(books):
     books.begin(4)
     with (
-        pytest.raises(WireError, match="no client has uploaded anything that can be used in round 4"),
+        pytest.raises(WireError, match="no client has uploaded anything that can be used in round 5"),
         books.clients_phase(),
     ):
         pass
@@ -112,4 +112,4 @@ def test_problems_between_two_rounds_count_for_the_next(books):
     books.count("lost_workers")
     books.begin(1)
     record = books.end(None).record
-    assert (record["round"], record["refused_messages"], record["lost_workers"]) == (1, 0, 1)
+    assert (record["round"], record["refused_messages"], record["lost_workers"]) == (2, 0, 1)

@@ -92,7 +92,7 @@ def test_a_client_that_sends_features_that_are_not_finite_is_bad(tmp_path, first
     feature = FEATURE.clone()
     feature[first + 1, 2, 3, 1] = value
     blocks = [block(at, feature) for at in (0, 4, 8)]
-    why = "client 0 in round 0 sent features that are not finite"
+    why = "client 0 in round 1 sent features that are not finite"
     assert is_bad(tmp_path, [*blocks, report()], why, [1])
     if first == 0:  # as soon as the fault is found, the rows may be sent again
         assert is_bad(tmp_path, [*blocks, block(0), report()], why, [1, 2])
@@ -101,16 +101,16 @@ def test_a_client_that_sends_features_that_are_not_finite_is_bad(tmp_path, first
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_client_that_sends_wrong_labels_is_bad(tmp_path, label):
     wrong = replace(block(4), label=torch.tensor([0, label, 1, 2], dtype=torch.int16))
-    assert is_bad(tmp_path, [block(0), wrong, block(8), report()], "client 0 in round 0 sent labels outside 0..2", [1])
+    assert is_bad(tmp_path, [block(0), wrong, block(8), report()], "client 0 in round 1 sent labels outside 0..2", [1])
 
 
 def test_a_client_that_sends_too_many_samples_is_bad(tmp_path):
-    assert is_bad(tmp_path, [*WHOLE, block(4), report()], "client 0 in round 0 sent 4 rows from 4 on twice", [1])
+    assert is_bad(tmp_path, [*WHOLE, block(4), report()], "client 0 in round 1 sent 4 rows from 4 on twice", [1])
 
 
 def test_a_client_that_sends_too_few_samples_is_bad(tmp_path):
     assert is_bad(
-        tmp_path, [block(0), report()], "client 0 in round 0 reported with 8 samples missing from its upload", [0]
+        tmp_path, [block(0), report()], "client 0 in round 1 reported with 8 samples missing from its upload", [0]
     )
 
 
@@ -127,13 +127,13 @@ def test_a_client_that_sends_too_few_samples_is_bad(tmp_path):
     ],
 )
 def test_a_client_that_reports_impossible_metrics_is_bad(tmp_path, metrics):
-    assert is_bad(tmp_path, [*WHOLE, report(metrics)], "client 0 in round 0 reported ClientMetrics", [0])
+    assert is_bad(tmp_path, [*WHOLE, report(metrics)], "client 0 in round 1 reported ClientMetrics", [0])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e30])
 def test_a_client_that_reports_impossible_weights_is_bad(tmp_path, value):
     state = torch.tensor([1.0, value]).view(torch.uint8)
-    why = "client 0 in round 0 reported weights that are not finite or far too large"
+    why = "client 0 in round 1 reported weights that are not finite or far too large"
     assert is_bad(tmp_path, [*WHOLE, replace(report(), state=state)], why, [0])
 
 

@@ -68,7 +68,7 @@ def make(tmp_path):
 
 def finish(end, learner, round, learnt):
     learner.learnt.fill_(learnt)
-    end.end(FinishedRound({"round": round}, {}, [], virtual_s=1.5 * (round + 1)))
+    end.end(FinishedRound({"round": round + 1}, {}, [], virtual_s=1.5 * (round + 1)))
 
 
 def test_evaluation_and_checkpoint_have_own_intervals_and_the_last_round_has_both(make, tmp_path):
@@ -89,7 +89,7 @@ def test_unsaved_state_is_saved_on_request_as_it_was_after_the_round(make):
     assert end.save() == 2
     done, state = store.load()
     assert done == 2 and float(state["learner"]["learnt"]) == 30
-    assert [record["round"] for record in state["log"]["newest"]] == [0, 1]
+    assert [record["round"] for record in state["log"]["newest"]] == [1, 2]
     assert state["virtual_s"] == 3.0
 
 

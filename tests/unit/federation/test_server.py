@@ -18,14 +18,14 @@ def run_and_note(tiny, monkeypatch, wait_s, **changes):
         original(self, client_round, request)
 
     def evaluate(*arguments, original=teacher.evaluate):
-        if not seen:  # the first evaluation, after round 0
+        if not seen:  # the first evaluation, after the first round
             seen.append(at_work_again.wait(wait_s))
         return original(*arguments)
 
     monkeypatch.setattr(worker.Worker, "run_client_round", train)
     monkeypatch.setattr(teacher, "evaluate", evaluate)
     records = run_in_threads(tiny(rounds=3, **changes), 3)
-    assert [record["round"] for record in records] == [0, 1, 2] and all("test_accuracy" in r for r in records)
+    assert [record["round"] for record in records] == [1, 2, 3] and all("test_accuracy" in r for r in records)
     for record in records:
         parts = ("client_s", "wire_s", "server_s", "evaluate_s", "checkpoint_s")
         assert sum(record[part] for part in parts) <= record["round_s"] + 1e-6  # nothing is counted twice

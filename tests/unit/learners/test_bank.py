@@ -125,7 +125,7 @@ def test_a_client_is_complete_when_all_its_samples_have_arrived(bank):
 def test_rows_sent_twice_are_refused_before_they_are_received(bank):
     deliver(bank, block(1, 0, 2))
     again = block(1, 1, 2)
-    with pytest.raises(WireError, match="client 1 in round 0 sent 2 rows from 1 on twice"):
+    with pytest.raises(WireError, match="client 1 in round 1 sent 2 rows from 1 on twice"):
         bank.admit(Header(Kind.BLOCK, 1, first=1, num_samples=2), again.sample_id, again.label, again.logit)
 
 
@@ -141,7 +141,7 @@ def test_rows_sent_twice_are_refused_before_they_are_received(bank):
     ],
 )
 def test_an_invalid_upload_is_refused_by_client_and_round(bank, changes, message):
-    with pytest.raises(WireError, match=f"client 0 in round 0 sent {message}"):
+    with pytest.raises(WireError, match=f"client 0 in round 1 sent {message}"):
         deliver(bank, block(0, 0, 2, **changes))
     assert bank.num_missing(0) == 3
 

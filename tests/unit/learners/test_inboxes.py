@@ -57,7 +57,7 @@ def test_a_repeated_or_non_finite_model_is_refused_and_not_in_the_mean(site):
     average = AveragedModel(site)
     first, second = ModelState(0, 1, weights(average, 2.0)), ModelState(1, 1, weights(average, 5.0))
     assert (average.inbox.claim(first), average.inbox.claim(second)) == (7, 12)
-    with pytest.raises(WireError, match="client 0 in round 1 sent a second model") as caught:
+    with pytest.raises(WireError, match="client 0 in round 2 sent a second model") as caught:
         average.inbox.claim(first)
     assert caught.value.client == 0
     average.inbox.check(first)
@@ -65,7 +65,7 @@ def test_a_repeated_or_non_finite_model_is_refused_and_not_in_the_mean(site):
     broken.view(torch.float32)[17] = float("inf")
     assert average.inbox.reopen(1) == 12 and average.inbox.missing(1) == "its model"
     average.inbox.claim(replace(second, weights=broken))
-    with pytest.raises(WireError, match="client 1 in round 1 sent weights that are not finite"):
+    with pytest.raises(WireError, match="client 1 in round 2 sent weights that are not finite"):
         average.inbox.check(replace(second, weights=broken))
     average.inbox.claim(second)
     average.update()
@@ -127,7 +127,7 @@ def test_the_gradient_is_that_of_the_loss_with_respect_to_the_features(site):
 def test_an_impossible_batch_is_refused_and_changes_nothing(site, wrong, why):
     served = Served(site)
     before = served.model.server_part.memory.clone()
-    with pytest.raises(WireError, match=f"client 0 in round 0 sent .*{why}"):
+    with pytest.raises(WireError, match=f"client 0 in round 1 sent .*{why}"):
         served.take(wrong)
     assert torch.equal(served.model.server_part.memory, before) and not served.sent
     assert served.turn.missing(0) == "14 samples"

@@ -79,7 +79,7 @@ def test_an_edge_loads_shared_weights_and_keeps_the_rest():
 
 @pytest.mark.parametrize("when", ["its weights", "its features"])
 def test_an_unusable_client_is_left_out_and_gets_the_mean_in_the_next_round(tiny, monkeypatch, when):
-    """Client 1 sends NaN in round 1, in the first exchange or in the second; it continues from its own state."""
+    """Client 1 sends NaN in round 2, in the first exchange or in the second; it continues from its own state."""
     adopted = []
     weights, adopt = Client.shared_weights.fget, Client.adopt
 
@@ -115,7 +115,7 @@ def test_an_unusable_client_is_left_out_and_gets_the_mean_in_the_next_round(tiny
     records = run_in_threads(tiny(rounds=3, **changes), 2)
     assert [record["dropped_clients"] for record in records] == [0, 1, 0]
     of_client = [size > 0 for client, size in adopted if client == 1]
-    # Asked to train and answered with the mean: round 0, round 1 (complete or not), round 2, which starts from it.
+    # Asked to train and answered with the mean: round 1, round 2 (complete or not), round 3, which starts from it.
     answered = when == "its features"
     assert of_client == [False, True, False, *[True] * answered, True, True]
     assert sum(size > 0 for client, size in adopted if client == 2) == 3
@@ -130,7 +130,7 @@ def test_a_round_in_which_no_features_can_be_used_is_an_error_also_after_good_we
 
     monkeypatch.setattr(Client, "upload_views", upload_views)
     changes = {"client__share": "stem", "client__extract": "shared", "faults__on_bad_client": "drop"}
-    with pytest.raises(WireError, match="no client has uploaded anything that can be used in round 1"):
+    with pytest.raises(WireError, match="no client has uploaded anything that can be used in round 2"):
         run_in_threads(tiny(rounds=3, **changes), 3)
 
 

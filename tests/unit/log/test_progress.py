@@ -23,7 +23,7 @@ SUMMARY = {
     "final_test_accuracy": 0.97,
     "final_client_test_accuracy": 0.9,
     "best_test_accuracy": 0.98,
-    "best_round": 6,
+    "best_round": 7,
     "upload_bytes": 10**9,
     "download_bytes": 10**6,
     "simulation_bytes": 10**3,

@@ -16,6 +16,7 @@ from tests.conftest import read_metrics, run_in_threads
 from tests.made_runs import made_uploads
 
 ROUNDS = 3
+NUMBERS = range(1, ROUNDS + 1)
 
 
 def record(round):
@@ -28,10 +29,10 @@ def clients_of(round):
 
 
 UPLOADS = made_uploads(rounds=ROUNDS)
-RECORDS = [record(round) for round in range(ROUNDS)]
+RECORDS = [record(round) for round in NUMBERS]
 # The last round's checkpoint is written before its duration is known.
 SAVED = [*RECORDS[:-1], RECORDS[-1] | {"checkpoint_s": 0.0, "round_s": 2.25}]
-KNOWN = Known(ROUNDS, SAVED, [upload for upload in UPLOADS if upload.round == ROUNDS - 1], clients_of(ROUNDS - 1))
+KNOWN = Known(ROUNDS, SAVED, [upload for upload in UPLOADS if upload.round == ROUNDS], clients_of(ROUNDS))
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def folder(tmp_path):
     """The log of three rounds."""
     log = RunLog(tmp_path / "x", {"name": "x"}, "")
     log.begin(0, 2)
-    for round in range(ROUNDS):
+    for round in NUMBERS:
         spans = {rank: torch.tensor([[0, 1e9 + round, 0.5]], dtype=torch.float64) for rank in range(2)}
         uploads = [upload for upload in UPLOADS if upload.round == round]
         log.append(record(round), spans, uploads, clients_of(round))
@@ -54,7 +55,7 @@ def test_an_undamaged_log_is_unchanged(folder, caplog):
     agreed = agree(folder, KNOWN)
     assert agreed.records == RECORDS  # with the times that the checkpoint lacks
     assert agreed.uploads == UPLOADS
-    assert agreed.clients == [line for round in range(ROUNDS) for line in clients_of(round)]
+    assert agreed.clients == [line for round in NUMBERS for line in clients_of(round)]
     assert agreed.events == spans_of(folder) and len(agreed.events) == 2 * ROUNDS
     assert not list(folder.glob("*.damaged*")) and not caplog.messages
 
@@ -65,11 +66,11 @@ def test_lines_beyond_the_checkpoint_are_dropped_and_truncated_ones_restored(fol
         path.write_bytes(path.read_bytes()[:-5])
     agreed = agree(folder, KNOWN)
     assert agreed.records == SAVED and agreed.uploads == UPLOADS
-    assert agreed.clients == [line for round in range(ROUNDS) for line in clients_of(round)]
+    assert agreed.clients == [line for round in NUMBERS for line in clients_of(round)]
     one = Known(1, SAVED[:1], [], [])
     agreed = agree(folder, one)
-    assert agreed.records == RECORDS[:1] and agreed.clients == clients_of(0)
-    assert {upload.round for upload in agreed.uploads} == {0} and len(agreed.events) == 2
+    assert agreed.records == RECORDS[:1] and agreed.clients == clients_of(1)
+    assert {upload.round for upload in agreed.uploads} == {1} and len(agreed.events) == 2
     assert agree(folder, Known(0, [], [], [])).records == []
 
 
@@ -137,7 +138,7 @@ def test_a_run_with_a_damaged_log_continues_and_reports_it(tiny, capsys):
     folder = Path(config.out) / config.name
     before = read_metrics(folder)
     clients = read_records_of(ClientRecord, folder / "clients.csv")
-    flip = {"metrics.jsonl": b'"round": 0', "trace.json": b'"ts"', "clients.csv": b"\n1,0,"}
+    flip = {"metrics.jsonl": b'"round": 1', "trace.json": b'"ts"', "clients.csv": b"\n2,0,"}
     for name, part in flip.items():
         text = (folder / name).read_bytes()
         (folder / name).write_bytes(text.replace(part, part[:-2] + b"\xf5" + part[-1:], 1))
@@ -148,7 +149,7 @@ def test_a_run_with_a_damaged_log_continues_and_reports_it(tiny, capsys):
     for name in flip:
         assert sum(f"{name} is damaged (line " in line for line in out.splitlines()) == 1
         assert (folder / f"{name}.damaged").exists()
-    assert [r for r in read_records_of(ClientRecord, folder / "clients.csv") if r.round < 2] == [
+    assert [r for r in read_records_of(ClientRecord, folder / "clients.csv") if r.round < 3] == [
         r for r in clients if not r.is_final
     ]
     assert all(json.loads(line.rstrip(",")) for line in (folder / "trace.json").read_text().splitlines()[1:])

@@ -57,12 +57,12 @@ def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
     folder = tmp_path / "x"
     log = RunLog(folder, CONFIG, "made by a test", sinks=[TENSORBOARD])
     log.begin(0, 2)
-    for number, accuracy in enumerate([0.5, None, 0.75, 0.7]):
+    for number, accuracy in enumerate([0.5, None, 0.75, 0.7], 1):
         log.append(record(number, accuracy), {})
     log.finish({"test_accuracy": 0.72, "client_test_accuracy": 0.4}, {"precision": "float32"})
     assert (folder / "config.yaml").read_text().startswith("# made by a test\n")
     assert yaml.safe_load((folder / "config.yaml").read_text()) == CONFIG
-    assert [r["round"] for r in lines(folder)] == [0, 1, 2, 3]
+    assert [r["round"] for r in lines(folder)] == [1, 2, 3, 4]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["total_s"] >= 0
     del summary["total_s"]
@@ -70,7 +70,7 @@ def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
         "final_test_accuracy": 0.72,
         "final_client_test_accuracy": 0.4,
         "best_test_accuracy": 0.75,
-        "best_round": 2,
+        "best_round": 3,
         "rounds": 4,
         "upload_bytes": 40,
         "download_bytes": 12,
@@ -82,20 +82,20 @@ def test_a_run_leaves_configuration_metrics_summary_and_scalars(tmp_path):
     }
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     found = [(event.step, round(event.value, 6)) for event in events.Scalars("accuracy/test_accuracy")]
-    assert found == [(0, 0.5), (2, 0.75), (3, 0.7)]
+    assert found == [(1, 0.5), (3, 0.75), (4, 0.7)]
 
 
 def test_a_resume_drops_lines_beyond_the_checkpoint_and_a_truncated_line(tmp_path):
     log = RunLog(tmp_path, CONFIG, "", sinks=[TENSORBOARD])
     log.begin(0, 2)
-    for round in range(3):
+    for round in (1, 2, 3):
         log.append(record(round, 0.1), {})
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"round": 3, "rou')
+        file.write('{"round": 4, "rou')
     again = RunLog(tmp_path, CONFIG, "", sinks=[TENSORBOARD])
     again.begin(2, 2)
-    assert [r["round"] for r in lines(tmp_path)] == [0, 1]
-    again.append(record(2, 0.9), {})
+    assert [r["round"] for r in lines(tmp_path)] == [1, 2]
+    again.append(record(3, 0.9), {})
     again.finish({"test_accuracy": 0.9}, {})
     assert again.summary["rounds"] == 3
     assert again.summary["total_s"] >= 4.0  # the two completed rounds count as well
@@ -104,10 +104,10 @@ def test_a_resume_drops_lines_beyond_the_checkpoint_and_a_truncated_line(tmp_pat
 def test_a_resume_restores_lines_that_the_checkpoint_has_and_the_log_lost(tmp_path):
     log = RunLog(tmp_path, CONFIG, "", sinks=[TENSORBOARD])
     log.begin(0, 2)
-    log.append(record(0, 0.5), {})
+    log.append(record(1, 0.5), {})
     again = RunLog(tmp_path, CONFIG, "", sinks=[TENSORBOARD])
-    again.begin(2, 2, {"newest": [record(0, 0.5), record(1, 0.2)], "sealed": 0, "digest": ""})
-    assert [(r["round"], r["test_accuracy"]) for r in lines(tmp_path)] == [(0, 0.5), (1, 0.2)]
+    again.begin(2, 2, {"newest": [record(1, 0.5), record(2, 0.2)], "sealed": 0, "digest": ""})
+    assert [(r["round"], r["test_accuracy"]) for r in lines(tmp_path)] == [(1, 0.5), (2, 0.2)]
 
 
 def test_a_log_that_cannot_be_written_is_one_error(tmp_path):

@@ -18,7 +18,7 @@ def record(round):
 def log(tmp_path):
     log = RunLog(tmp_path / "run", {}, "")
     log.begin(0, 2)
-    for round in range(ROUNDS):
+    for round in range(1, ROUNDS + 1):
         log.append(record(round), {})
     return log
 
@@ -28,9 +28,9 @@ def lines_of(log):
 
 
 def test_a_checkpoints_size_does_not_grow_with_the_run(log):
-    saved = log.saved(record(ROUNDS))
-    assert [each["round"] for each in saved["newest"]] == list(range(2 * NEWEST, ROUNDS + 1))
-    for round in range(ROUNDS, 7 * NEWEST):
+    saved = log.saved(record(ROUNDS + 1))
+    assert [each["round"] for each in saved["newest"]] == list(range(2 * NEWEST + 1, ROUNDS + 2))
+    for round in range(ROUNDS + 1, 7 * NEWEST + 1):
         log.append(record(round), {})
     assert len(log.saved()["newest"]) == NEWEST
 
@@ -41,7 +41,7 @@ def test_a_resumed_log_is_sealed_like_one_that_was_never_closed(log):
     again.begin(ROUNDS, 2, saved)
     assert lines_of(again) == before
     assert again.saved() == saved
-    assert again.best_accuracy == log.best_accuracy == (ROUNDS - 1) / 10_000
+    assert again.best_accuracy == log.best_accuracy == ROUNDS / 10_000
 
 
 def test_a_change_of_a_new_line_is_repaired(log, said):
@@ -62,7 +62,7 @@ def test_a_change_of_an_old_line_is_reported(log, remove, said):
     assert len(said.messages) == 1 and f"its first {2 * NEWEST} lines have changed" in said.messages[0]
     assert (log.folder / "metrics.jsonl.damaged").exists()
     assert len(lines_of(again)) == ROUNDS - remove
-    assert [json.loads(line)["round"] for line in lines_of(again)][-1] == ROUNDS - 1
+    assert [json.loads(line)["round"] for line in lines_of(again)][-1] == ROUNDS
 
 
 def change(log, line, remove=False):

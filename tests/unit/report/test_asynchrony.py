@@ -20,12 +20,12 @@ from gkt_mpi.report.asynchrony import (
 # Three of four clients in two rounds. Client 0 takes 2 s, client 1 takes 3 s, client 2 takes 9 s, client 3 never
 # uploads. The first flush takes two uploads, 4 s to 5 s; the others one each.
 UPLOADS = [
-    UploadRecord(0, 0, 0, 0.0, 2.0, 4.0, 5.0, 0.0, 1),
-    UploadRecord(0, 1, 0, 0.0, 4.0, 4.0, 5.0, 0.0, 1),
-    UploadRecord(0, 0, 1, 5.0, 7.0, 7.0, 7.5, 0.0, 1),
-    UploadRecord(0, 1, 1, 5.0, 7.0, 7.5, 8.0, 0.25, 1),
-    UploadRecord(1, 2, 0, 0.0, 9.0, 9.0, 10.0, 1.0, 1),
-    UploadRecord(1, 0, 2, 7.5, 9.5, 10.0, 11.0, 0.5, 0),
+    UploadRecord(1, 0, 0, 0.0, 2.0, 4.0, 5.0, 0.0, 1),
+    UploadRecord(1, 1, 0, 0.0, 4.0, 4.0, 5.0, 0.0, 1),
+    UploadRecord(1, 0, 1, 5.0, 7.0, 7.0, 7.5, 0.0, 1),
+    UploadRecord(1, 1, 1, 5.0, 7.0, 7.5, 8.0, 0.25, 1),
+    UploadRecord(2, 2, 0, 0.0, 9.0, 9.0, 10.0, 1.0, 1),
+    UploadRecord(2, 0, 2, 7.5, 9.5, 10.0, 11.0, 0.5, 0),
 ]
 
 
@@ -51,7 +51,7 @@ def test_clients_that_never_uploaded_are_reported():
 
 def test_clients_silent_since_their_last_answer_are_reported():
     assert overdue_clients(UPLOADS) == []  # client 1 has been away for 3 s, and took 5 s once
-    later = UploadRecord(1, 2, 1, 10.0, 17.9, 17.9, 18.0, 0.5, 1)
+    later = UploadRecord(2, 2, 1, 10.0, 17.9, 17.9, 18.0, 0.5, 1)
     assert overdue_clients([*UPLOADS, later]) == []  # 7 s since 11 s, 10 s since 8 s, at most 5 s before: not more
     assert overdue_clients([*UPLOADS, later._replace(answered_s=18.1)]) == [1]  # 10.1 s; client 0 only 7.1 s
 
@@ -94,14 +94,14 @@ def test_an_absence_counts_once_in_the_estimate():
     uploads, start = [], {0: 0.0, 1: 0.0}
     for round, client in [*((k, 0) for k in range(10)), *((k, 1) for k in range(3))]:
         done = start[client] + (34.0 if (client, round) == (1, 1) else 4.0)
-        uploads.append(UploadRecord(round, client, round, start[client], done, done, done, 0.0, 1))
+        uploads.append(UploadRecord(round + 1, client, round, start[client], done, done, done, 0.0, 1))
         start[client] = done
     found = estimate_synchronous(uploads)
     assert (found.slowest_client_s, found.absent_s, found.server_s, found.total_s) == (4.0, 30.0, 0.0, 70.0)
 
 
 def test_a_run_of_no_time_has_no_ratio():
-    assert math.isnan(estimate_synchronous([UploadRecord(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)]).ratio)
+    assert math.isnan(estimate_synchronous([UploadRecord(1, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)]).ratio)
 
 
 def test_the_share_that_a_client_waits_is_a_mean_over_clients():

@@ -44,11 +44,11 @@ def make_folders(root: Path) -> list[Path]:
         events = [
             {"name": "load", "ph": "X", "pid": 0, "tid": rank, "ts": 1e15 + 9 * round, "dur": 5.0 + rank}
             | {"args": {"round": round}}
-            for round in range(2)
+            for round in (1, 2)
             for rank in range(3)
         ]
         (folder / "trace.json").write_text("[\n" + "".join(json.dumps(event) + ",\n" for event in events))
-        evaluations = [ClientRecord(r, f, k, 20, 0.5, 0.25) for r, f in ((0, 0), (1, 0), (1, 1)) for k in range(4)]
+        evaluations = [ClientRecord(r, f, k, 20, 0.5, 0.25) for r, f in ((1, 0), (2, 0), (2, 1)) for k in range(4)]
         CsvLog(folder / "clients.csv", ClientRecord).append(evaluations)
         rows = [["true class", *CLASSES], *([name, *"3" * 10] for name in CLASSES)]
         (folder / "confusion.csv").write_text("".join(",".join(row) + "\n" for row in rows))
@@ -157,7 +157,7 @@ def test_damage_of_any_kind_is_a_line_and_no_traceback(tmp_path, monkeypatch):
 
 
 DAMAGES = {
-    "metrics.jsonl": (lambda text: text.replace(b'"round": 0', b'"round": "0"'), "metrics.jsonl: line 1 is damaged"),
+    "metrics.jsonl": (lambda text: text.replace(b'"round": 1', b'"round": "1"'), "metrics.jsonl: line 1 is damaged"),
     "summary.json": (lambda text: b"[1, 2]", "summary.json is damaged, and left out: expected a mapping"),
     "run.json": (lambda text: text.replace(b'"edge"', b'"edges"'), "expected edge, whole or stem"),
     "partition.npz": (lambda text: text[:-50], "partition.npz is damaged, and left out"),

@@ -109,7 +109,7 @@ def test_clients_and_classes_are_drawn_as_the_run_has_them(folder):
     lowest = [band.get_paths()[0].vertices[:, 1].min() for band in axes.collections]
     between = [row for row in rows if row["is_final"] == "0"]
     assert list(means.get_xdata()) == [2, 3]
-    last = [float(row["test_accuracy"]) for row in between if row["round"] == "2"]
+    last = [float(row["test_accuracy"]) for row in between if row["round"] == "3"]
     assert means.get_ydata()[-1] == pytest.approx(sum(last) / 4)
     assert lowest[1] == min(float(row["client_test_accuracy"]) for row in between)
     spread, drift = drift_figure(run).axes[0].lines
@@ -159,13 +159,13 @@ def test_the_accuracy_of_one_model_for_everybody_is_drawn_if_it_differs(tmp_path
 def test_the_timeline_has_a_lane_a_rank_and_every_span_of_the_last_round(folder, tmp_path):
     run = Run.load(folder)
     axes = timeline_figure(run, shown_round(run)).axes[0]
-    shares = idle_shares(event for event in run.trace if event["args"]["round"] == 2)
+    shares = idle_shares(event for event in run.trace if event["args"]["round"] == 3)
     names = ["server", "worker 1", "worker 2"]
     assert all(0 < shares[rank] < 1 for rank in range(3))
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         f"{name}, {100 * shares[rank]:.0f} % idle" for rank, name in enumerate(names)
     ]
-    assert len(axes.collections) == sum(event["args"]["round"] == 2 for event in run.trace)
+    assert len(axes.collections) == sum(event["args"]["round"] == 3 for event in run.trace)
     without = tmp_path / "without"
     shutil.copytree(folder, without)
     (without / "trace.json").unlink()  # a run of an earlier version
@@ -177,13 +177,13 @@ def test_in_asynchronous_training_the_timeline_shows_one_round_of_the_server(tmp
 
     run_in_threads(parse(arguments(tmp_path, name="async", algorithm="fedgkt_async", rounds=3)), 3)
     run = Run.load(tmp_path / "runs" / "async")
-    assert shown_round(run) == 1
-    events, (began, ended) = events_of(run, 1)
-    ends = {n: max(e["ts"] + e["dur"] for e in run.trace if (e["args"]["round"], e["tid"]) == (n, 0)) for n in (0, 1)}
-    assert (began, ended) == (ends[0], ends[1])
+    assert shown_round(run) == 2
+    events, (began, ended) = events_of(run, 2)
+    ends = {n: max(e["ts"] + e["dur"] for e in run.trace if (e["args"]["round"], e["tid"]) == (n, 0)) for n in (1, 2)}
+    assert (began, ended) == (ends[1], ends[2])
     assert all(e["ts"] < ended and e["ts"] + e["dur"] > began for e in events)
-    assert sum(e["tid"] == 0 for e in events) >= sum((e["args"]["round"], e["tid"]) == (1, 0) for e in run.trace)
-    assert timeline_figure(run, 1).axes[0].get_xlim() == pytest.approx((0, (ended - began) / 1e6))
+    assert sum(e["tid"] == 0 for e in events) >= sum((e["args"]["round"], e["tid"]) == (2, 0) for e in run.trace)
+    assert timeline_figure(run, 2).axes[0].get_xlim() == pytest.approx((0, (ended - began) / 1e6))
     assert Page(render(run)).pictures == 14
 
 
@@ -252,7 +252,7 @@ def test_names_that_look_like_formulas_are_shown_unchanged_in_figures(tmp_path):
 
 def test_a_timeline_of_impossible_times_is_drawn_without_them(tmp_path):
     folder = make_run(tmp_path / "late")
-    event = {"name": "load", "ph": "X", "pid": 0, "tid": 0, "ts": 1e15, "dur": 5e5, "args": {"round": 0}}
+    event = {"name": "load", "ph": "X", "pid": 0, "tid": 0, "ts": 1e15, "dur": 5e5, "args": {"round": 1}}
     late = [event | {"ts": 1e305, "tid": 1}, event | {"dur": 1e308}, event | {"ts": float("nan")}]
     lines = "".join(json.dumps(each) + ",\n" for each in (event, *late))
     (folder / "trace.json").write_text("[\n" + lines, encoding="utf-8")
