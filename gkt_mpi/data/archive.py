@@ -69,5 +69,5 @@ def fingerprint_of(paths: Iterable[Path], root: Path | None = None) -> str:
         if path.exists():
             status = path.stat()
             name = path.relative_to(root) if root else path.name
-            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -16,9 +16,9 @@ def check_decoded(origin: str, decoded: object) -> Decoded:
     """
     if not isinstance(decoded, Decoded):
         raise DataError(f"{origin}: read() returned {_kind(decoded)}; expected an object of class Decoded")
-    named = isinstance(decoded.classes, list) and all(isinstance(name, str) for name in decoded.classes)
-    if not named:
-        raise DataError(f"{origin}: the classes are {decoded.classes!r:.60}; expected a list of names")
+    classes = decoded.classes
+    if not isinstance(classes, list) or not all(_is_text(name) for name in classes):
+        raise DataError(f"{origin}: the classes are {classes!r:.60}; expected a list of names")
     check_classes(origin, decoded.classes)
     if not isinstance(decoded.splits, dict):
         raise DataError(f"{origin}: the splits are {_kind(decoded.splits)}; expected a dictionary of train and test")
@@ -64,6 +64,16 @@ def check_image_shape(origin: str, shape: tuple[int, ...], todo: str = "set data
     raise DataError(
         f"{origin}: images of {height}x{width} do not fit the models, which need multiples of 4 from 8 up; {todo}"
     )
+
+
+def check_statistics(origin: str, mean: object, std: object, channels: int) -> None:
+    """Raise `DataError` unless these are finite numbers for each channel, `std` above 0."""
+    values = [np.asarray(value) for value in (mean, std)]
+    fits = all(value.shape == (channels,) and value.dtype.kind in "iuf" for value in values)
+    if not fits or not np.isfinite(values).all() or not (values[1] > 0).all():
+        raise DataError(
+            f"{origin}: mean {mean} and std {std}; expected {channels} numbers each, one per channel, std > 0"
+        )
 
 
 def check_images(origin: str, images: object, count: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -119,6 +129,11 @@ def _check_some_images(where: str, split: Split) -> None:
         if not np.array_equal(images, split.images(first, last)):
             raise DataError(f"{where}: images {first} to {last - 1} differ when they are read again; draw from a seed")
         shape = images.shape[1:]
+
+
+def _is_text(name: object) -> bool:
+    """Whether a value is text that HDF5 can hold."""
+    return isinstance(name, str) and "\0" not in name and name.encode(errors="ignore").decode() == name
 
 
 def _kind(value: object) -> str:

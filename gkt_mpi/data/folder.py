@@ -1,5 +1,6 @@
 """The data set `folder`: a user's own PNG or JPEG files, `data.dir`/train/CLASS/* and `data.dir`/test/CLASS/*."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,8 @@ def folder(config: "DataConfig") -> Source:
                 )
             return pixels
 
-        return Decoded(classes, {name: split_of(of_split, picture) for name, of_split in files.items()})
+        names = [os.fsencode(name).decode(errors="replace") for name in classes]
+        return Decoded(names, {name: split_of(of_split, picture) for name, of_split in files.items()})
 
     return Source(str(root), read, fingerprint=fingerprint_of(_all_files(root), root))
 

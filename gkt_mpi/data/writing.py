@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gkt_mpi.data import digest
-from gkt_mpi.data.checks import check_decoded, check_images, check_shapes
+from gkt_mpi.data.checks import check_decoded, check_images, check_shapes, check_statistics
 from gkt_mpi.data.hdf5 import Plan, plan
 from gkt_mpi.data.pictures import fitted
 from gkt_mpi.data.source import Decoded, Source, Split, Statistics
@@ -33,6 +33,8 @@ def write_image_file(
         splits = {name: _resized(f"{source.origin}, {name}", split, size) for name, split in decoded.splits.items()}
         decoded = Decoded(decoded.classes, splits, decoded.checksums)
     image_shape = check_shapes(source.origin, decoded)
+    if statistics is not None:
+        check_statistics(source.origin, *statistics, image_shape[-1])
     total = sum(len(split.labels) for split in decoded.splits.values())
     report(0, total)
     arrays = _arrays(decoded, image_shape)

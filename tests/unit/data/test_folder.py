@@ -174,6 +174,14 @@ def test_a_size_that_the_models_cannot_take_is_refused_before_anything_is_writte
     assert "images of 21x30 do not fit the models" in (text := refusal(tmp_path)) and "set data.size" in text
 
 
+def test_class_folders_may_have_any_name(tmp_path):
+    write_folder(tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / split / "dog").rename(tmp_path / split / "chien \udcff, grand")  # a byte that is not UTF-8
+    file = read(tmp_path)
+    assert len(file.classes) == 2 and read(tmp_path).digest == file.digest
+
+
 def test_a_class_without_test_pictures_is_a_note(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "test/dog").rename(tmp_path / "away")

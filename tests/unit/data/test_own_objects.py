@@ -92,6 +92,7 @@ DATA_CHANGES = [
     ("del splits['test']", "has no test images; expected the splits train and test"),
     ("splits['test'] = Split.of(labels[:0], images[:0])", "has no test images"),
     ("classes = ['a']", r"has 1 class \(a\); expected 2 to"),
+    ("classes = ['a', 'b', 'c\\0']", "the classes are .*; expected a list of names"),
     ("classes = 3", "the classes are 3; expected a list of names"),
     ("return splits", r"read\(\) returned of class dict; expected an object of class Decoded"),
     ("1 / 0", "own_data.py:14: ZeroDivisionError: division by zero"),
@@ -123,6 +124,17 @@ def test_a_wrong_shape_in_the_middle_is_found_while_it_is_written(own):
     )
     with pytest.raises(DataError, match=r"train, images 1000 to 1999: images have the shape \(999, 8, 8, 1\)"):
         prepare(own(lines), silent)
+
+
+@pytest.mark.parametrize("wrong", ["((0.5,) * 3, (0.2,) * 3)", "((0.5,), (0.0,))", "((float('nan'),), (0.2,))"])
+def test_statistics_that_do_not_fit_the_channels_are_refused(own, tmp_path, wrong):
+    config = own()
+    code = HEAD.replace("CHANGE", "pass").replace("dots)\n", f"dots, statistics={wrong})\n")
+    (tmp_path / "own_data.py").write_text(code)
+    sys.modules.pop("own_data")
+    with pytest.raises(DataError, match=r"own_data:DOTS \(dots\): mean .* expected 1 numbers each, one per channel"):
+        prepare(config, silent)
+    assert not list(config.folder.glob("*"))
 
 
 def test_a_function_open_that_returns_something_else_is_named(own, tmp_path):
