@@ -21,7 +21,7 @@ from bench import machine
 from rich.console import Console
 from rich.table import Table
 
-from gkt_mpi.models.resnet import build_server_model
+from gkt_mpi.models.networks import build_server_model
 from gkt_mpi.placement import keep_freed_memory
 
 CORES = len(os.sched_getaffinity(0))
@@ -41,7 +41,9 @@ def train(size: int, batch: int, threads: int, seconds: float) -> float:
     """Return the median seconds of a training step of ResNet-56 in this process."""
     keep_freed_memory()
     torch.set_num_threads(threads)
-    model = build_server_model("resnet56", 10, torch.Generator().manual_seed(0), torch.device("cpu")).train()
+    model = build_server_model(
+        "resnet56", (32, 32, 16), 10, torch.Generator().manual_seed(0), torch.device("cpu")
+    ).train()
     feature = torch.rand(batch, 16, size, size).contiguous(memory_format=torch.channels_last)
     label = torch.randint(0, 10, (batch,))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)

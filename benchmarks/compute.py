@@ -36,7 +36,8 @@ from gkt_mpi.federation.client import Client, ClientConfig, build_edge
 from gkt_mpi.learners.bank import Bank
 from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.learners.site import ServerConfig
-from gkt_mpi.models.resnet import PRECISIONS, STEM_CHANNELS, Precision, build_edge_model, build_server_model
+from gkt_mpi.models.networks import PRECISIONS, Precision, build_edge_model, build_server_model
+from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.placement import keep_freed_memory
 from gkt_mpi.training.compute import ComputeConfig, choose
 from gkt_mpi.training.losses import DistillConfig, client_loss, count_correct, server_loss
@@ -64,8 +65,8 @@ def build(side: str) -> nn.Module:
     """Return the network of a side, channels-last."""
     generator = torch.Generator().manual_seed(0)
     if side == "resnet8":
-        return build_edge_model("resnet8", 3, CLASSES, generator, DEVICE)
-    return build_server_model(side, CLASSES, generator, DEVICE)  # type: ignore[arg-type]
+        return build_edge_model("resnet8", (32, 32, 3), CLASSES, generator, DEVICE)
+    return build_server_model(side, (32, 32, 16), CLASSES, generator, DEVICE)  # type: ignore[arg-type]
 
 
 def plain(side: str, batch_size: int) -> Steps:
@@ -111,7 +112,7 @@ def our_server(side: str, batch_size: int, precision: Precision) -> Steps:
     bank.feature.slice(slice(0, len(bank))).copy_(codec.encode(feature.cpu()))
     bank.label.copy_(label)
     bank.claim(FeatureBlock(0, 0, 0, bank.sample_id, label, bank.client_logit, torch.empty(0), codec.shape, 0))
-    model = build_server_model(side, CLASSES, torch.Generator().manual_seed(0), DEVICE)  # type: ignore[arg-type]
+    model = build_server_model(side, (32, 32, 16), CLASSES, torch.Generator().manual_seed(0), DEVICE)  # type: ignore[arg-type]
     _, network = choose(ComputeConfig(precision, compile=False), model, feature[:batch_size], 0)
     optimizer = Optimizer(ServerConfig(), model.parameters())
     loss_sum = torch.zeros((), device=DEVICE)
@@ -132,7 +133,7 @@ def our_client(batch_size: int, precision: Precision, augment: bool = False) -> 
     pipeline = ImagePipeline(torch.full((3,), 0.5, device=DEVICE), torch.full((3,), 0.25, device=DEVICE), policy)
     ids = torch.arange(NUM_IMAGES, device=DEVICE)
     config = ClientConfig(batch_size=batch_size)
-    edge = build_edge(config, 3, CLASSES, 0, DEVICE, "resnet8")
+    edge = build_edge(config, (32, 32, 3), CLASSES, 0, DEVICE, "resnet8")
     edge.model.precision = precision
     client = Client(0, Shard(ids, ids % CLASSES, image, pipeline), edge, config, 0)
     client.model.train()

@@ -18,7 +18,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from gkt_mpi.models.resnet import build_edge_model, build_server_model
+from gkt_mpi.models.networks import build_edge_model, build_server_model
 
 Batches = dict[int, Any]  # of numpy arrays, by the number of the batch
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ class Client:
     """An edge network, its images, and the test set, which every client has."""
 
     def __init__(self, images: int, test: int, batch: int) -> None:
-        model = build_edge_model("resnet8", 3, 10, torch.Generator().manual_seed(0), CPU)
+        model = build_edge_model("resnet8", (32, 32, 3), 10, torch.Generator().manual_seed(0), CPU)
         self.model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.optimizer = adam(self.model)
         self.train_set, self.test_set = (
@@ -77,7 +77,7 @@ class Server:
     """The large network."""
 
     def __init__(self) -> None:
-        model = build_server_model("resnet56", 10, torch.Generator().manual_seed(0), CPU)
+        model = build_server_model("resnet56", (32, 32, 16), 10, torch.Generator().manual_seed(0), CPU)
         self.model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.optimizer = adam(self.model)
 

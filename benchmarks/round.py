@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from gkt_mpi.log.records import read_records
-from gkt_mpi.models.resnet import PRECISIONS, Precision, build_edge_model, build_server_model
+from gkt_mpi.models.networks import PRECISIONS, Precision, build_edge_model, build_server_model
 from gkt_mpi.placement import keep_freed_memory
 
 CLIENTS, IMAGES, TEST, BATCH, EVALUATE_BATCH = 4, 512, 512, 64, 500
@@ -113,14 +113,14 @@ def bare(which: str, precision: Precision, rounds: int) -> dict[str, float]:
     """Return the seconds of bare passes in this process: one core's share of the clients, or the server's."""
     keep_freed_memory()
     cores = len(os.sched_getaffinity(0))
-    edge = build_edge_model("resnet8", 3, 10, torch.Generator().manual_seed(0), CPU)
+    edge = build_edge_model("resnet8", (32, 32, 3), 10, torch.Generator().manual_seed(0), CPU)
     if which == "clients":
         torch.set_num_threads(1)
         share = CLIENTS * IMAGES // cores
         passes = [train(edge, (3, 32, 32), share, precision), forward(edge, (3, 32, 32), share, 128, precision)]
         return timed({"client_s": passes}, rounds)
     torch.set_num_threads(cores)
-    server = build_server_model("resnet56", 10, torch.Generator().manual_seed(0), CPU)
+    server = build_server_model("resnet56", (32, 32, 16), 10, torch.Generator().manual_seed(0), CPU)
     folded, feature, num = server.folded(), (16, 32, 32), CLIENTS * IMAGES
     passes = [train(server, feature, num, precision), forward(folded, feature, num, EVALUATE_BATCH, precision)]
     evaluation = [

@@ -19,11 +19,12 @@ from gkt_mpi.data.image_input import ImageInput
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import ConfigError
-from gkt_mpi.federation.client import build_edges
+from gkt_mpi.federation.client import build_edges, edge_names
 from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.worker import LARGEST_BATCH
 from gkt_mpi.learners.site import Images, LearnerConfig, Machine, Site
-from gkt_mpi.models.resnet import STEM_CHANNELS
+from gkt_mpi.models.family import FeatureShape, ImageShape
+from gkt_mpi.models.networks import edge_feature_shape, whole_feature_shape
 from gkt_mpi.models.weights import digest_of_weights, load_weights
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.training.compute import ComputeConfig
@@ -91,8 +92,26 @@ def pipeline_of(config: RunConfig, file: ImageFile, device: torch.device) -> Ima
 
 def codec_of(config: RunConfig, file: ImageFile) -> Codec:
     """Return the codec for the features of these images."""
-    height, width, _ = file.image_shape
-    return Codec(config.wire.codec, (height, width, STEM_CHANNELS))
+    return Codec(config.wire.codec, feature_shape_of(config, file.image_shape, len(file.classes)))
+
+
+def feature_shape_of(config: RunConfig, image_shape: ImageShape, num_classes: int) -> FeatureShape:
+    """Return the (height, width, channels) of the features that the server learns from.
+
+    Raises `ConfigError` where the clients' edge models disagree and the server learns from all of them.
+    """
+    facts = ALGORITHMS[config.algorithm].facts
+    if facts.client_part != "edge" or not facts.has_clients:
+        return whole_feature_shape(config.server.model, image_shape, config.server.norm)
+    names = dict.fromkeys(edge_names(config.client.model, config.clients or 1))
+    shapes = {name: edge_feature_shape(name, image_shape, num_classes, config.client.norm) for name in names}
+    if facts.has_server_model and len(set(shapes.values())) > 1:
+        found = " and ".join(f"{'x'.join(map(str, shape))} of {name}" for name, shape in shapes.items())
+        raise ConfigError(
+            f"client.model has stems whose features differ in (height, width, channels): {found}; the server's network "
+            "learns from the features of all clients, so choose edge models with one shape"
+        )
+    return next(iter(shapes.values()))
 
 
 def edges_of(config: RunConfig, file: ImageFile | ImageInput, device: torch.device) -> list[AnyEdge]:
@@ -117,6 +136,7 @@ def prices_of(config: RunConfig, file: ImageFile) -> tuple[RoundPricer, Prices]:
         block_rows=min(codec.block_rows(config.wire.block_mib), LARGEST_BATCH),
         server_model=config.server.model,
         server_norm=config.server.norm,
+        server_cut=config.server.cut,
         client_epochs=config.client.epochs,
         client_batch_size=config.client.batch_size,
         client_share=config.client.share,

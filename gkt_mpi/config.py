@@ -30,7 +30,7 @@ from gkt_mpi.learners.site import ServerConfig, SplitConfig
 from gkt_mpi.learners.staleness import AsyncConfig
 from gkt_mpi.log.logger import LogConfig
 from gkt_mpi.lookup import search_beside
-from gkt_mpi.models.resnet import EDGE_FAMILIES
+from gkt_mpi.models.networks import EDGE_FAMILIES
 from gkt_mpi.placement import PlacementConfig
 from gkt_mpi.training.compute import ComputeConfig
 from gkt_mpi.training.evaluate import EvaluateConfig

@@ -14,19 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gkt_mpi.models.resnet import (
-    SERVER_FAMILIES,
-    STEM_CHANNELS,
+from gkt_mpi.models.family import FeatureShape, ImageShape, NormName
+from gkt_mpi.models.networks import (
+    EdgeModel,
     EdgeName,
-    NormName,
     ServerName,
     WholeModel,
     build_edge_model,
     build_server_model,
     build_whole_model,
 )
-
-ImageShape = tuple[int, int, int]  # height, width, channels
 
 _BATCH = 8  # images counted together: a norm keeps a few numbers per batch
 _CPU = torch.device("cpu")
@@ -46,35 +43,52 @@ class NetworkCost:
 @cache
 def edge_cost(name: EdgeName, image_shape: ImageShape, num_classes: int, norm: NormName = "batch") -> NetworkCost:
     """Return the cost of an edge model, stem and head, on images, whose gradient is not computed."""
-    edge = build_edge_model(name, image_shape[2], num_classes, torch.Generator(), _CPU, norm)
+    edge = _edge(name, image_shape, num_classes, norm)
     return count(nn.Sequential(edge.stem, edge.head), image_shape)
 
 
 @cache
-def stem_cost(image_shape: ImageShape, norm: NormName = "batch") -> NetworkCost:
-    """Return the cost of the stem alone, trained from the gradient of its output: its weights' gradients only."""
-    return count(_whole(next(iter(SERVER_FAMILIES)), image_shape, 2, norm).stem, image_shape)
+def edge_stem_cost(name: EdgeName, image_shape: ImageShape, num_classes: int, norm: NormName = "batch") -> NetworkCost:
+    """Return the cost of an edge model's stem alone."""
+    return count(_edge(name, image_shape, num_classes, norm).stem, image_shape)
 
 
 @cache
-def whole_cost(name: ServerName, image_shape: ImageShape, num_classes: int, norm: NormName = "batch") -> NetworkCost:
+def whole_cost(
+    name: ServerName, image_shape: ImageShape, num_classes: int, norm: NormName = "batch", cut: str | None = None
+) -> NetworkCost:
     """Return the cost of a large network with its stem, trained as a whole."""
-    whole = _whole(name, image_shape, num_classes, norm)
+    whole = _whole(name, image_shape, num_classes, norm, cut)
     return count(nn.Sequential(whole.stem, whole.layers), image_shape)
 
 
 @cache
+def whole_stem_cost(name: ServerName, image_shape: ImageShape, norm: NormName = "batch") -> NetworkCost:
+    """Return the cost of a large network's stem alone, trained from its output's gradient: its weights' only."""
+    return count(_whole(name, image_shape, 2, norm, None).stem, image_shape)
+
+
+@cache
 def server_cost(
-    name: ServerName, image_shape: ImageShape, num_classes: int, *, with_input_gradient: bool = False
+    name: ServerName,
+    feature_shape: FeatureShape,
+    num_classes: int,
+    norm: NormName = "batch",
+    cut: str | None = None,
+    *,
+    with_input_gradient: bool = False,
 ) -> NetworkCost:
     """Return the cost of a large network without its stem; split learning also needs the gradient of its input."""
-    server = build_server_model(name, num_classes, torch.Generator(), _CPU)
-    feature_shape = (*image_shape[:2], STEM_CHANNELS)
+    server = build_server_model(name, feature_shape, num_classes, torch.Generator(), _CPU, norm, cut)
     return count(server.layers, feature_shape, with_input_gradient=with_input_gradient)
 
 
-def _whole(name: ServerName, image_shape: ImageShape, num_classes: int, norm: NormName) -> WholeModel:
-    return build_whole_model(name, image_shape[2], num_classes, torch.Generator(), _CPU, norm)
+def _edge(name: EdgeName, image_shape: ImageShape, num_classes: int, norm: NormName) -> EdgeModel:
+    return build_edge_model(name, image_shape, num_classes, torch.Generator(), _CPU, norm)
+
+
+def _whole(name: ServerName, image_shape: ImageShape, num_classes: int, norm: NormName, cut: str | None) -> WholeModel:
+    return build_whole_model(name, image_shape, num_classes, torch.Generator(), _CPU, norm, cut)
 
 
 def count(layers: nn.Module, shape: tuple[int, ...], *, with_input_gradient: bool = False) -> NetworkCost:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gkt_mpi.cost.devices import DeviceProfile, Devices
-from gkt_mpi.models.resnet import EdgeName
+from gkt_mpi.models.networks import EdgeName
 
 Order = Literal["together", "in_turn", "side_by_side"]
 

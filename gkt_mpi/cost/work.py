@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from gkt_mpi.cost import virtual_clock
 from gkt_mpi.cost.devices import Devices
-from gkt_mpi.cost.flops import ImageShape, NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
+from gkt_mpi.cost.flops import NetworkCost, edge_cost, edge_stem_cost, server_cost, whole_cost, whole_stem_cost
 from gkt_mpi.cost.virtual_clock import ClientCost, Order, Participant, Participants, RoundCost, RoundWork
 from gkt_mpi.errors import require
-from gkt_mpi.models.resnet import EdgeName, NormName, ServerName
+from gkt_mpi.models.family import ImageShape, NormName
+from gkt_mpi.models.networks import EdgeName, ServerName
 from gkt_mpi.training.trainable import Extract, Share
 from gkt_mpi.wire.codec import Codec
 from gkt_mpi.wire.header import HEADER_BYTES, Header, Kind
@@ -42,10 +43,11 @@ class Setting:
 
     image_shape: ImageShape  # height, width, channels
     num_classes: int
-    codec: Codec
+    codec: Codec  # of the features of these images
     block_rows: int  # samples in the largest FeatureBlock of FedGKT
     server_model: ServerName = "resnet56"
     server_norm: NormName = "batch"
+    server_cut: str | None = None
     client_norm: NormName = "batch"
     client_epochs: int = 1
     client_batch_size: int = 256
@@ -60,12 +62,25 @@ class Setting:
 
     def shared(self, model: EdgeName) -> NetworkCost:
         """Return the counts of the part of an edge model that clients share."""
-        return self.edge(model) if self.client_share == "edge" else stem_cost(self.image_shape, self.client_norm)
+        if self.client_share == "edge":
+            return self.edge(model)
+        return edge_stem_cost(model, self.image_shape, self.num_classes, self.client_norm)
+
+    def server(self, *, with_input_gradient: bool = False) -> NetworkCost:
+        """Return the counts of the large network without its stem, on features."""
+        return server_cost(
+            self.server_model,
+            self.codec.shape,
+            self.num_classes,
+            self.server_norm,
+            self.server_cut,
+            with_input_gradient=with_input_gradient,
+        )
 
     @property
     def whole(self) -> NetworkCost:
         """The counts of the large network with its stem."""
-        return whole_cost(self.server_model, self.image_shape, self.num_classes, self.server_norm)
+        return whole_cost(self.server_model, self.image_shape, self.num_classes, self.server_norm, self.server_cut)
 
 
 WorkOf = Callable[[Setting, Participants, int], RoundWork]
@@ -130,14 +145,14 @@ def knowledge_transfer(setting: Setting, participants: Participants, server_samp
         else:
             clients[client] = ClientCost(weights, logits, training)
             then[client] = ClientCost(features, weights, extracting)
-    server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
+    server = setting.server()
     passes = setting.server_epochs * server.training_flops + server.forward_flops  # the last term predicts
     return RoundWork(clients, server_samples * passes, then=then)
 
 
 def async_prices(setting: Setting, devices: Devices) -> Prices:
     """Return the costs for the clock of asynchronous training: `knowledge_transfer`, by upload and by sample."""
-    server = server_cost(setting.server_model, setting.image_shape, setting.num_classes)
+    server = setting.server()
 
     def price_of_upload(client: int, participant: Participant) -> ClientCost:
         """Return the work of one upload."""
@@ -166,8 +181,8 @@ def split_training(setting: Setting, participants: Participants, server_samples:
     Raises `ConfigError` for an integer codec, which cannot encode gradients.
     """
     require(setting.codec.is_signed, "wire.codec", setting.codec.name, "a float codec")
-    stem = stem_cost(setting.image_shape, setting.server_norm)
-    server = server_cost(setting.server_model, setting.image_shape, setting.num_classes, with_input_gradient=True)
+    stem = whole_stem_cost(setting.server_model, setting.image_shape, setting.server_norm)
+    server = setting.server(with_input_gradient=True)
     clients = {}
     for client, its in participants.items():
         passes = its.num_samples * setting.client_epochs

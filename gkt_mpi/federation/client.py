@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.errors import WireError, require
 from gkt_mpi.facts import ClientPart
-from gkt_mpi.models.resnet import (
+from gkt_mpi.models.family import ImageShape, NormName
+from gkt_mpi.models.networks import (
     EDGE_FAMILIES,
     EdgeModel,
     EdgeName,
-    NormName,
     ServerName,
     WholeModel,
     build_edge_model,
@@ -102,6 +102,10 @@ class LargeNetwork(Protocol):
     def norm(self) -> NormName:
         """Normalisation."""
 
+    @property
+    def cut(self) -> str | None:
+        """Stage at which the server's part begins; None for the network's own."""
+
 
 def edge_names(choice: EdgeChoice, num_clients: int) -> list[EdgeName]:
     """Return each client's edge model: one for all, a list in turn, or by shares, one model after the other."""
@@ -117,7 +121,7 @@ def build_edges(
     part: ClientPart,
     config: ClientConfig,
     large: LargeNetwork,
-    image_shape: tuple[int, int, int],
+    image_shape: ImageShape,
     num_classes: int,
     num_clients: int,
     seed: int,
@@ -130,29 +134,27 @@ def build_edges(
     """
     if part == "edge":
         names = edge_names(config.model, num_clients)
-        made = {name: build_edge(config, image_shape[2], num_classes, seed, device, name) for name in set(names)}
+        made = {name: build_edge(config, image_shape, num_classes, seed, device, name) for name in set(names)}
         return [made[name] for name in names]
     whole = whole_model(large, image_shape, num_classes, seed, device)
     return [Edge(whole if part == "whole" else whole.cut()[0], config, weights_travel=True)] * num_clients
 
 
 def whole_model(
-    large: LargeNetwork, image_shape: tuple[int, int, int], num_classes: int, seed: int, device: torch.device
+    large: LargeNetwork, image_shape: ImageShape, num_classes: int, seed: int, device: torch.device
 ) -> WholeModel:
     """Return the uncut large network with the initial weights of this seed, the same wherever it is trained."""
     generator = torch_generator(seed, "whole model")
-    return build_whole_model(large.model, image_shape[2], num_classes, generator, device, large.norm)
+    return build_whole_model(large.model, image_shape, num_classes, generator, device, large.norm, large.cut)
 
 
 def build_edge(
-    config: ClientConfig, image_channels: int, num_classes: int, seed: int, device: torch.device, name: EdgeName
+    config: ClientConfig, image_shape: ImageShape, num_classes: int, seed: int, device: torch.device, name: EdgeName
 ) -> Edge[EdgeModel]:
     """Return an edge with the model `name` and its initial weights, the same for every client with this model."""
     # Every client begins with the same weights, as in the released code. DIFFERS: they are random; the released edge
     # models once began from weights trained centrally on the same data set.
-    model = build_edge_model(
-        name, image_channels, num_classes, torch_generator(seed, "edge model"), device, config.norm
-    )
+    model = build_edge_model(name, image_shape, num_classes, torch_generator(seed, "edge model"), device, config.norm)
     shared = {"none": (), "stem": (model.stem,), "edge": (model.stem, model.head)}[config.share]
     return Edge(model, config, shared=shared)
 
@@ -212,6 +214,7 @@ class Client:
         """Put the model in training mode; yield (rows of the shard, augmented images, labels) of an epoch, shuffled."""
         self.model.train()
         generator = torch_generator(self.seed, "client epoch", self.id, round, epoch, device=self._device)
+        self.model.draw_from(self.seed, "client network", self.id, round, epoch)
         done, due = epoch * len(self.shard), self.config.epochs * len(self.shard)
         for row_B, image in self.shard.train_batches(self.config.batch_size, generator):
             self.on_batch()

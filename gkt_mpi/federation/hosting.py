@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gkt_mpi.cost.virtual_clock import Participant
 from gkt_mpi.federation.roster import Roster
-from gkt_mpi.models.resnet import EdgeName
+from gkt_mpi.models.networks import EdgeName
 from gkt_mpi.training.trainable import AnyEdge
 from gkt_mpi.wire.messages import ClientReport, Gradient, HostClient, Request, TrainRequest
 from gkt_mpi.wire.transport import Transport

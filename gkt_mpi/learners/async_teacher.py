@@ -156,6 +156,8 @@ class AsyncTeacher(Teacher):
 
     def _next_batch(self) -> BankBatch:
         row = self.bank.row_of(self._next_samples())
+        # By batch, as an interruption may be in the middle of a pass.
+        self._model.draw_from(self._site.config.seed, "server network", self._num_passes, len(self._pass))
         self._pass.pop(0)
         if self._pass:
             self.bank.feature.prefetch(self.bank.row_of(self._pass[0]))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.federation.learner import State
-from gkt_mpi.models.resnet import EdgeModel
+from gkt_mpi.models.networks import EdgeModel
 from gkt_mpi.training.trainable import Edge, weights_of
 
 NUM_IMAGES = 32

@@ -28,7 +28,7 @@ class GlobalModel:
         shape, num_classes = site.images.file.image_shape, site.images.num_classes
         whole = whole_model(site.config.server, shape, num_classes, site.config.seed, site.device)
         site.start_large(whole)
-        example = site.example(shape[2], side.batch_size)
+        example = site.example(shape, side.batch_size)
         self.compute, self.model = choose(site.config.compute, whole, example, site.steps_left(side))
         self._trained = Trainable(whole, site.config.server)
 
@@ -89,6 +89,7 @@ class CentralModel(GlobalModel):
     def batches(self, round: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (augmented images, labels) of one epoch, shuffled: identical to a FedAvg client with all images."""
         self._trained.model.train()
+        self._trained.model.draw_from(self._site.config.seed, "client network", 0, round, epoch)
         generator = torch_generator(self._site.config.seed, "client epoch", 0, round, epoch, device=self._site.device)
         for row_B, image in self._shard.train_batches(self.config.batch_size, generator):
             yield image, self._shard.label[row_B]

@@ -19,7 +19,7 @@ from torch import Tensor
 from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.model_inbox import ModelInbox
 from gkt_mpi.learners.bank import Bank
-from gkt_mpi.models.resnet import EdgeModel
+from gkt_mpi.models.networks import EdgeModel
 from gkt_mpi.training.trainable import Edge, weighted_mean, weights_of
 from gkt_mpi.wire.contract import Accepts
 from gkt_mpi.wire.header import Header

@@ -28,7 +28,8 @@ from gkt_mpi.learners.bank import BatchOrder
 from gkt_mpi.learners.event_clock import ClockName
 from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.learners.staleness import AsyncConfig
-from gkt_mpi.models.resnet import SERVER_FAMILIES, NormName, ServerName
+from gkt_mpi.models.family import NormName
+from gkt_mpi.models.networks import SERVER_FAMILIES, ServerName, layers_builder
 from gkt_mpi.models.weights import load_weights
 from gkt_mpi.placement import Placement
 from gkt_mpi.seeding import torch_generator
@@ -54,6 +55,9 @@ class ServerConfig(OptimizerConfig):
     weights: str | None = None
     """File of safetensors that it starts from, such as server.safetensors of an export; null for random weights. Where
     it is trained with its stem, the file may have the stem, too (model.safetensors). Read on the server."""
+    cut: str | None = None
+    """Stage at which the server's part of the network begins, where the network has several such places (torchvision's,
+    see docs/own_model.md); null for its first."""
     epochs: int = 20
     """Passes over the feature bank (centralized: over all images) that the server trains each round; at least 1."""
     schedule: ScheduleName = "plateau"
@@ -66,6 +70,7 @@ class ServerConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         SERVER_FAMILIES.find(self.model)
+        layers_builder(self.model, self.cut)
         require(self.epochs >= 1, "server.epochs", self.epochs, "at least 1")
 
 
@@ -152,11 +157,10 @@ class Site:
         """Number of rounds in which features are uploaded."""
         return math.ceil(self.config.rounds / self.config.client.upload_every)
 
-    def example(self, channels: int, batch_size: int) -> Tensor:
-        """Return a random batch with this many channels, in the images' size and the memory layout of training."""
-        height, width, _ = self.images.file.image_shape
-        shape = (min(batch_size, self.images.num_samples), height, width, channels)
-        return torch.rand(shape, generator=torch_generator(0, "example batch")).permute(0, 3, 1, 2).to(self.device)
+    def example(self, shape: tuple[int, int, int], batch_size: int) -> Tensor:
+        """Return a random batch of images or features (height, width, channels) in the memory layout of training."""
+        size, generator = min(batch_size, self.images.num_samples), torch_generator(0, "example batch")
+        return torch.rand(size, *shape, generator=generator).permute(0, 3, 1, 2).to(self.device)
 
     def start_large(self, network: nn.Module) -> None:
         """Load `server.weights`, if set, into the large network. Raises `ConfigError` if they do not fit."""

@@ -12,7 +12,6 @@ from gkt_mpi.federation.client import whole_model
 from gkt_mpi.federation.learner import State
 from gkt_mpi.learners.saved import Parts, SavedRun
 from gkt_mpi.learners.site import Site, Training
-from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.training.compute import choose
 from gkt_mpi.training.evaluate import Accuracy, EvaluateMode
 from gkt_mpi.training.trainable import Trainable, weighted_mean
@@ -39,7 +38,7 @@ class SplitModel:
         self.whole = whole_model(site.config.server, shape, num_classes, site.config.seed, site.device)
         site.start_large(self.whole)
         stem, rest = self.whole.cut()
-        example = site.example(STEM_CHANNELS, site.config.client.batch_size)
+        example = site.example(site.codec.shape, site.config.client.batch_size)
         self.compute, self.rest = choose(site.config.compute, rest, example, site.steps_left(site.config.client))
         self._stem, self.server_part = Trainable(stem, site.config.client), Trainable(rest, site.config.server)
         self._training = Training(self.server_part.optimizer, site.config.server, site.config.rounds, site.device)
@@ -61,6 +60,10 @@ class SplitModel:
     def begin_batch(self, part: float) -> None:
         """Set the learning rate for a batch whose midpoint is at this fraction of its client's turn."""
         self._training.set_rate(part)
+
+    def draw_from(self, client: int, round: int, samples_seen: int) -> None:
+        """Draw the rest's random numbers for a client's batch from the run's seed, whatever came before it."""
+        self.server_part.model.draw_from(self.site.config.seed, "server network", client, round, samples_seen)
 
     def step(self, loss: Tensor, samples: int) -> None:
         """Take one optimizer step along the gradient of `loss`. Raises `GktError` when the training has diverged."""
@@ -186,6 +189,7 @@ class Turn:
             self._hold(message.client)
             due = self.passes * len(self._site.images.shards[message.client])
             self._model.begin_batch((self._seen[message.client] + len(label) / 2) / due)
+            self._model.draw_from(message.client, message.round, self._seen[message.client])
             gradient = self._site.codec.encode(self._train_batch(self._model, feature, label))
         self._seen[message.client] += len(label)
         self._loss_sum[message.client] = self._loss_sum[message.client] + self._model.loss_sum

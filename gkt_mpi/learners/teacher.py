@@ -15,7 +15,7 @@ from gkt_mpi.learners.drift import StemDrift
 from gkt_mpi.learners.saved import Parts, SavedRun
 from gkt_mpi.learners.sharing import FeaturesAndWeights, SharedEdges
 from gkt_mpi.learners.site import Site, Training
-from gkt_mpi.models.resnet import STEM_CHANNELS, build_server_model
+from gkt_mpi.models.networks import build_server_model
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.compute import choose
 from gkt_mpi.training.evaluate import Accuracy, EvaluateMode, evaluate, evaluate_model, num_evaluated
@@ -34,9 +34,17 @@ class Teacher:
         self._site = site
         self.config, self.distill, shards = site.config.server, site.config.distill, site.images.shards
         num_classes, generator = site.images.num_classes, torch_generator(site.config.seed, "server model")
-        self._model = build_server_model(self.config.model, num_classes, generator, site.device, self.config.norm)
+        self._model = build_server_model(
+            self.config.model,
+            site.codec.shape,
+            num_classes,
+            generator,
+            site.device,
+            self.config.norm,
+            self.config.cut,
+        )
         site.start_large(self._model)
-        example = site.example(STEM_CHANNELS, self.config.batch_size)
+        example = site.example(site.codec.shape, self.config.batch_size)
         self.compute, self.model = choose(site.config.compute, self._model, example, site.steps_left(self.config))
         bank, folder = site.config.bank, site.machine.folder
         self.bank = bank_class(shards, num_classes, site.codec, site.device, bank, folder, site.block_rows)
@@ -119,6 +127,7 @@ class Teacher:
     def batches(self, round: int, epoch: int) -> Iterator[BankBatch]:
         """Yield the training batches of one server epoch."""
         self._model.train()
+        self._model.draw_from(self._site.config.seed, "server network", round, epoch)
         generator = torch_generator(self._site.config.seed, "server epoch", round, epoch)
         for batch in self.bank.train_batches(self.config.batch_order, self.config.batch_size, generator):
             yield batch

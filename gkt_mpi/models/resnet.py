@@ -4,51 +4,20 @@
     server                                  feature (B, 16, 32, 32) -> 3, 18 or 36 bottlenecks -> logits (B, C)
 
 The edge keeps stem and head; the server model is a ResNet-56 or -110 that begins where the stem ends, or a ResNet-11,
-the smallest of the family, for tests and first experiments. Initial values come from an explicit generator; the global
-random state is not used.
+the smallest of the family, for tests and first experiments. Initial values come from an explicit generator.
 """
 
-import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gkt_mpi.lookup import Lookup, ModuleAttribute
+from gkt_mpi.models.family import EdgeFamily, FeatureShape, ImageShape, NormName, ServerFamily
 
 STEM_CHANNELS = 16
-Precision = Literal["float32", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-NormName = Literal["batch", "group"]
-Model = TypeVar("Model", bound=nn.Module)
 _GROUP_CHANNELS = 8  # channels per group of GroupNorm
-
-
-@dataclass(frozen=True)
-class EdgeFamily:
-    """The specification of an edge model."""
-
-    name: str
-    build: Callable[[int, int, NormName], tuple[nn.Module, nn.Module]]
-    """Returns the stem, which computes the feature, and the head, which computes logits from it, given the number of
-    channels of an image, the number of classes and the normalisation. Weights are initialised later."""
-    title: str  # in reports
-
-
-@dataclass(frozen=True)
-class ServerFamily:
-    """The specification of a large network."""
-
-    name: str
-    build: Callable[[int, int, NormName], nn.Module]
-    """Returns the layers after the stem, given the number of channels of a feature, the number of classes and the
-    normalisation. Weights are initialised later."""
-    title: str  # in reports
 
 
 def _norm(name: NormName, channels: int) -> nn.Module:
@@ -125,18 +94,17 @@ def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module:
     return fuse_conv_bn_eval(conv, norm)
 
 
-def _computing_in(precision: Precision, device: torch.device) -> torch.autocast:
-    """Return a context in which convolutions and matrix products are computed in `precision`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+class ConvStem(nn.Sequential):
+    """The layers that compute the feature: a 3x3 convolution to 16 channels, a normalisation and a ReLU."""
 
+    def __init__(self, image_shape: ImageShape, norm: NormName) -> None:
+        conv = nn.Conv2d(image_shape[2], STEM_CHANNELS, 3, padding=1, bias=False)
+        super().__init__(conv, _norm(norm, STEM_CHANNELS), nn.ReLU(inplace=True))
 
-def _stem(image_channels: int, norm: NormName) -> nn.Sequential:
-    """Return the layers that compute the feature."""
-    return nn.Sequential(
-        nn.Conv2d(image_channels, STEM_CHANNELS, 3, padding=1, bias=False),
-        _norm(norm, STEM_CHANNELS),
-        nn.ReLU(inplace=True),
-    )
+    def fold(self) -> None:
+        """Fold a BatchNorm into the convolution; afterwards only evaluation is meaningful."""
+        if isinstance(self[1], nn.BatchNorm2d):
+            self[0], self[1] = _fused(self[0], self[1]), nn.Identity()
 
 
 def _classifier(in_channels: int, num_classes: int) -> list[nn.Module]:
@@ -144,21 +112,22 @@ def _classifier(in_channels: int, num_classes: int) -> list[nn.Module]:
 
 
 def _edge_of_basic_blocks(
-    num_blocks: int, image_channels: int, num_classes: int, norm: NormName
+    num_blocks: int, image_shape: ImageShape, num_classes: int, norm: NormName
 ) -> tuple[nn.Module, nn.Module]:
     """Return stem and head of an edge model of basic blocks of 16 channels."""
     blocks = [BasicBlock(STEM_CHANNELS, norm) for _ in range(num_blocks)]
-    return _stem(image_channels, norm), nn.Sequential(*blocks, *_classifier(STEM_CHANNELS, num_classes))
+    return ConvStem(image_shape, norm), nn.Sequential(*blocks, *_classifier(STEM_CHANNELS, num_classes))
 
 
-def _edge_of_bottlenecks(image_channels: int, num_classes: int, norm: NormName) -> tuple[nn.Module, nn.Module]:
+def _edge_of_bottlenecks(image_shape: ImageShape, num_classes: int, norm: NormName) -> tuple[nn.Module, nn.Module]:
     """Return stem and head of an edge model of two bottlenecks of width 16."""
     blocks = Bottleneck(STEM_CHANNELS, 16, 1, norm), Bottleneck(64, 16, 1, norm)
-    return _stem(image_channels, norm), nn.Sequential(*blocks, *_classifier(64, num_classes))
+    return ConvStem(image_shape, norm), nn.Sequential(*blocks, *_classifier(64, num_classes))
 
 
-def _server_layers(stage_blocks: int, in_channels: int, num_classes: int, norm: NormName) -> nn.Module:
+def _server_layers(stage_blocks: int, feature_shape: FeatureShape, num_classes: int, norm: NormName) -> nn.Module:
     """Return the layers of a large network after its stem: three stages of `stage_blocks` bottlenecks each."""
+    in_channels = feature_shape[2]
     blocks: list[nn.Module] = []
     for stage, width in enumerate((16, 32, 64)):
         for position in range(stage_blocks):
@@ -167,171 +136,8 @@ def _server_layers(stage_blocks: int, in_channels: int, num_classes: int, norm: 
     return nn.Sequential(*blocks, *_classifier(in_channels, num_classes))
 
 
-# The number in a name counts weighted layers, including the stem and the classifier. Of the edge models the paper
-# defines only ResNet-8; 4 and 6 are interpreted as one and two basic blocks.
-EDGE_FAMILIES = Lookup(
-    "client.model",
-    EdgeFamily,
-    EdgeFamily("resnet4", partial(_edge_of_basic_blocks, 1), "ResNet-4"),
-    EdgeFamily("resnet6", partial(_edge_of_basic_blocks, 2), "ResNet-6"),
-    EdgeFamily("resnet8", _edge_of_bottlenecks, "ResNet-8"),
-)
-SERVER_FAMILIES = Lookup(
-    "server.model",
-    ServerFamily,
-    ServerFamily("resnet11", partial(_server_layers, 1), "ResNet-11"),
-    ServerFamily("resnet56", partial(_server_layers, 6), "ResNet-56"),
-    ServerFamily("resnet110", partial(_server_layers, 12), "ResNet-110"),
-)
-
-if TYPE_CHECKING:
-    EdgeName = str
-    ServerName = str
-else:
-    EdgeName = Literal[tuple(EDGE_FAMILIES)] | ModuleAttribute
-    ServerName = Literal[tuple(SERVER_FAMILIES)] | ModuleAttribute
-
-
-def model_title(name: str) -> str:
-    """Return a model's name in reports; an unknown model keeps its name."""
-    family = EDGE_FAMILIES.get(name) or SERVER_FAMILIES.get(name)
-    return family.title or family.name if family else name
-
-
-class EdgeModel(nn.Module):
-    """The client's network: `stem` computes the feature that is uploaded, `head` the client's own logits."""
-
-    def __init__(self, name: EdgeName, image_channels: int, num_classes: int, norm: NormName) -> None:
-        super().__init__()
-        self.stem, self.head = EDGE_FAMILIES[name].build(image_channels, num_classes, norm)
-        self.precision: Precision = "float32"
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images (B, channels, H, W) to the feature (B, 16, H, W) and the logits (B, C), all float32."""
-        with _computing_in(self.precision, image.device):
-            feature = self.stem(image)
-            logit = self.head(feature)
-        return feature.float(), logit.float()
-
-
-class ServerModel(nn.Module):
-    """A large network without its stem."""
-
-    def __init__(self, layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = layers
-        self.precision: Precision = "float32"
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Map features (B, 16, H, W) to logits (B, C), all float32."""
-        with _computing_in(self.precision, feature.device):
-            logit = self.layers(feature)
-        return logit.float()
-
-    def folded(self) -> "ServerModel":
-        """Return a copy for evaluation, a quarter faster: each BatchNorm is folded into the convolution before it.
-
-        Its logits equal those of this model in evaluation mode, up to rounding. With GroupNorm it is a plain copy.
-        """
-        copied = copy.deepcopy(self).eval()
-        for block in copied.modules():
-            if isinstance(block, Bottleneck):
-                block.fold()
-        return copied
-
-
-class StemModel(nn.Module):
-    """The part of a large network that stays on the edge in split learning."""
-
-    def __init__(self, stem: nn.Sequential) -> None:
-        super().__init__()
-        self.stem = stem
-        self.precision: Precision = "float32"
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Map images (B, channels, H, W) to the feature (B, 16, H, W), float32."""
-        with _computing_in(self.precision, image.device):
-            feature = self.stem(image)
-        return feature.float()
-
-
-class WholeModel(nn.Module):
-    """A large network with its stem, trained as a whole."""
-
-    def __init__(self, name: ServerName, image_channels: int, num_classes: int, norm: NormName) -> None:
-        super().__init__()
-        self.stem = _stem(image_channels, norm)
-        self.layers = SERVER_FAMILIES[name].build(STEM_CHANNELS, num_classes, norm)
-        self.precision: Precision = "float32"
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Map images (B, channels, H, W) to logits (B, C), float32."""
-        with _computing_in(self.precision, image.device):
-            logit = self.layers(self.stem(image))
-        return logit.float()
-
-    def cut(self) -> tuple[StemModel, ServerModel]:
-        """Return the parts before and after the feature, sharing these weights.
-
-        Their composition computes the same as the whole, up to rounding.
-        """
-        return StemModel(self.stem), ServerModel(self.layers)
-
-    def folded(self) -> "WholeModel":
-        """Return a copy for evaluation; see `ServerModel.folded`."""
-        copied = copy.deepcopy(self).eval()
-        conv, norm, relu = copied.stem
-        if isinstance(norm, nn.BatchNorm2d):
-            copied.stem = nn.Sequential(_fused(conv, norm), relu)
-        for block in copied.modules():
-            if isinstance(block, Bottleneck):
-                block.fold()
-        return copied
-
-
-def build_edge_model(
-    name: EdgeName,
-    image_channels: int,
-    num_classes: int,
-    generator: torch.Generator,
-    device: torch.device,
-    norm: NormName = "batch",
-) -> EdgeModel:
-    """Return an initialised edge model on `device`, in channels-last layout."""
-    with torch.random.fork_rng(devices=()):
-        model = EdgeModel(name, image_channels, num_classes, norm)
-    return _initialise(model, generator, device)
-
-
-def build_server_model(
-    name: ServerName,
-    num_classes: int,
-    generator: torch.Generator,
-    device: torch.device,
-    norm: NormName = "batch",
-) -> ServerModel:
-    """Return an initialised server model on `device`, in channels-last layout."""
-    with torch.random.fork_rng(devices=()):
-        model = ServerModel(SERVER_FAMILIES[name].build(STEM_CHANNELS, num_classes, norm))
-    return _initialise(model, generator, device)
-
-
-def build_whole_model(
-    name: ServerName,
-    image_channels: int,
-    num_classes: int,
-    generator: torch.Generator,
-    device: torch.device,
-    norm: NormName = "batch",
-) -> WholeModel:
-    """Return an initialised large network with its stem on `device`, in channels-last layout."""
-    with torch.random.fork_rng(devices=()):
-        model = WholeModel(name, image_channels, num_classes, norm)
-    return _initialise(model, generator, device)
-
-
-def _initialise(model: Model, generator: torch.Generator, device: torch.device) -> Model:
-    """Initialise a model with values drawn on the CPU, so that they are the same on every device."""
+def _initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Initialise convolutions as He et al. (2015) and linear layers as torch does, with numbers from a generator."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -339,4 +145,24 @@ def _initialise(model: Model, generator: torch.Generator, device: torch.device) 
             bound = 1 / math.sqrt(module.in_features)
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Fold every BatchNorm of these networks into the convolution before it; other layers are unchanged."""
+    for block in list(model.modules()):
+        if isinstance(block, Bottleneck | ConvStem):
+            block.fold()
+
+
+# The number in a name counts weighted layers, including the stem and the classifier. Of the edge models the paper
+# defines only ResNet-8; 4 and 6 are interpreted as one and two basic blocks.
+EDGES = (
+    EdgeFamily("resnet4", partial(_edge_of_basic_blocks, 1), "ResNet-4", _initialise),
+    EdgeFamily("resnet6", partial(_edge_of_basic_blocks, 2), "ResNet-6", _initialise),
+    EdgeFamily("resnet8", _edge_of_bottlenecks, "ResNet-8", _initialise),
+)
+SERVERS = (
+    ServerFamily("resnet11", partial(_server_layers, 1), "ResNet-11", _initialise),
+    ServerFamily("resnet56", partial(_server_layers, 6), "ResNet-56", _initialise),
+    ServerFamily("resnet110", partial(_server_layers, 12), "ResNet-110", _initialise),
+)

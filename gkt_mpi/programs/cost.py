@@ -18,19 +18,28 @@ from rich.table import Table
 
 from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.cost.devices import Devices, load_profile, packaged_profiles
-from gkt_mpi.cost.flops import NetworkCost, edge_cost, server_cost, stem_cost, whole_cost
+from gkt_mpi.cost.flops import NetworkCost, edge_cost, edge_stem_cost, server_cost, whole_cost
 from gkt_mpi.cost.virtual_clock import Participant, RoundWork, round_s
 from gkt_mpi.cost.work import Setting, round_work
 from gkt_mpi.data.source import DataSize
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import GktError
 from gkt_mpi.federation.worker import LARGEST_BATCH
-from gkt_mpi.models.resnet import EDGE_FAMILIES, SERVER_FAMILIES, STEM_CHANNELS, EdgeName, ServerName
+from gkt_mpi.models import resnet
+from gkt_mpi.models.networks import (
+    EDGE_FAMILIES,
+    SERVER_FAMILIES,
+    EdgeName,
+    ServerName,
+    edge_feature_shape,
+    whole_feature_shape,
+)
 from gkt_mpi.wire.codec import CODECS, SIGNED_CODECS, Codec, WireConfig
 
 _PAPER = "The paper: 54 and 105 times fewer parameters (for an edge of 11 thousand), 9 and 17 times fewer operations."
 
 
+_RESNETS = [its.name for its in resnet.SERVERS]
 DATA = {its.name: its.size for its in DATA_SOURCES.values() if its.size is not None}
 
 
@@ -43,14 +52,15 @@ class Case:
 
 
 def network_costs(data: DataSize) -> dict[str, NetworkCost]:
-    """Return the cost of every network for images of a data set."""
+    """Return the cost of every ResNet for images of a data set."""
     shape, classes = data.image_shape, data.classes
     costs = {f"{name}, edge": edge_cost(name, shape, classes) for name in EDGE_FAMILIES}
-    for large in SERVER_FAMILIES:
+    for large in _RESNETS:
+        feature = whole_feature_shape(large, shape, "batch")
         costs[f"{large}, whole"] = whole_cost(large, shape, classes)
-        costs[f"{large}, server's part"] = server_cost(large, shape, classes)
-        costs[f"{large}, server's, split"] = server_cost(large, shape, classes, with_input_gradient=True)
-    return costs | {"stem alone": stem_cost(shape)}
+        costs[f"{large}, server's part"] = server_cost(large, feature, classes)
+        costs[f"{large}, server's, split"] = server_cost(large, feature, classes, with_input_gradient=True)
+    return costs | {"stem alone": edge_stem_cost(next(iter(EDGE_FAMILIES)), shape, classes)}
 
 
 def edge_savings(large: ServerName, data: DataSize) -> dict[str, float]:
@@ -85,7 +95,7 @@ def model_table(data: DataSize) -> Table:
     for name, cost in network_costs(data).items():
         flops = (f"{number / 1e6:,.2f}" for number in (cost.forward_flops, cost.training_flops))
         table.add_row(name, f"{cost.parameters:,}", *flops, decimal(cost.activation_bytes))
-    for large in SERVER_FAMILIES:
+    for large in _RESNETS:
         times = edge_savings(large, data)
         columns = ("parameters", "forward_flops", "training_flops", "activation_bytes")
         table.add_row(f"{large} / resnet8", *(f"{times[name]:.1f} times" for name in columns), style="bold")
@@ -169,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = DATA[options.data]
     size = options.size or data.image_shape[0]
     data = DataSize(options.images or data.train, options.classes or data.classes, (size, size, data.image_shape[2]))
-    codec = Codec(options.codec, (size, size, STEM_CHANNELS))
+    codec = Codec(options.codec, edge_feature_shape(options.edge, data.image_shape, data.classes, "batch"))
     setting = Setting(
         image_shape=data.image_shape,
         num_classes=data.classes,

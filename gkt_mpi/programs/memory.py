@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gkt_mpi.algorithms import ALGORITHMS
+from gkt_mpi.build import feature_shape_of
 from gkt_mpi.config import RunConfig
 from gkt_mpi.cost.flops import NetworkCost, edge_cost, server_cost, whole_cost
 from gkt_mpi.data.source import DataSize
-from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.wire.codec import Codec
 
 _MIB = 2**20
@@ -77,24 +77,30 @@ def _limits(environment: Mapping[str, str], proc: Path, groups: Path) -> Iterato
 
 def _on_server(config: RunConfig, images: DataSize) -> tuple[NetworkCost | None, int]:
     """Return the network that the server trains, and its batch size in images."""
-    model, norm = config.server.model, config.server.norm
     facts = ALGORITHMS[config.algorithm].facts
     if facts.server_part == "none":
         return None, 0
     if facts.server_part == "whole":
-        return whole_cost(model, images.image_shape, images.classes, norm), config.server.batch_size
+        return _whole(config, images), config.server.batch_size
     batch = config.client.batch_size if facts.sends_gradients else config.server.batch_size
-    return server_cost(model, images.image_shape, images.classes, with_input_gradient=facts.sends_gradients), batch
+    large, shape = config.server, _codec(config, images).shape
+    gradient = facts.sends_gradients
+    return server_cost(large.model, shape, images.classes, large.norm, large.cut, with_input_gradient=gradient), batch
 
 
 def _on_worker(config: RunConfig, images: DataSize) -> tuple[NetworkCost | None, int]:
     """Return the largest network that a worker trains, and in batches of how many images."""
     part, batch = ALGORITHMS[config.algorithm].facts.client_part, config.client.batch_size
     if part == "whole":
-        return whole_cost(config.server.model, images.image_shape, images.classes, config.server.norm), batch
+        return _whole(config, images), batch
     names = [config.client.model] if isinstance(config.client.model, str) else list(config.client.model)
     costs = [edge_cost(name, images.image_shape, images.classes, config.client.norm) for name in names]
     return max(costs, key=lambda cost: cost.activation_bytes), batch
+
+
+def _whole(config: RunConfig, images: DataSize) -> NetworkCost:
+    large = config.server
+    return whole_cost(large.model, images.image_shape, images.classes, large.norm, large.cut)
 
 
 def _used(config: RunConfig, images: DataSize) -> int:
@@ -107,7 +113,7 @@ def _image_bytes(images: DataSize) -> int:
 
 
 def _codec(config: RunConfig, images: DataSize) -> Codec:
-    return Codec(config.wire.codec, (*images.image_shape[:2], STEM_CHANNELS))
+    return Codec(config.wire.codec, feature_shape_of(config, images.image_shape, images.classes))
 
 
 def _lines(path: Path) -> list[str]:

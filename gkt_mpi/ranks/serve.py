@@ -33,7 +33,7 @@ from gkt_mpi.log.logger import logging_to
 from gkt_mpi.log.progress import Progress, make_console, partition_table, summary_table
 from gkt_mpi.log.run_log import RunLog, hold_folder
 from gkt_mpi.log.sinks import SINKS
-from gkt_mpi.models.resnet import PRECISIONS, model_title
+from gkt_mpi.models.networks import PRECISIONS, model_title
 from gkt_mpi.placement import Placement
 from gkt_mpi.programs.prepare import open_data
 from gkt_mpi.wire.messages import Setup

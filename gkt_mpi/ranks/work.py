@@ -10,7 +10,7 @@ from gkt_mpi.data.partition import natural_clients
 from gkt_mpi.errors import GktError
 from gkt_mpi.federation.worker import Worker, WorkerConfig, receive_setup
 from gkt_mpi.log.logger import logging_to
-from gkt_mpi.models.resnet import PRECISIONS
+from gkt_mpi.models.networks import PRECISIONS
 from gkt_mpi.placement import place
 from gkt_mpi.wire.transport import Transport
 

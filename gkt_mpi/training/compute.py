@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gkt_mpi.models.resnet import Precision, ServerModel, WholeModel
+from gkt_mpi.models.networks import Precision, ServerModel, WholeModel
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.errors import require
-from gkt_mpi.models.resnet import ServerModel
+from gkt_mpi.models.networks import ServerModel
 from gkt_mpi.training.losses import count_correct
 from gkt_mpi.training.trainable import AnyEdge
 

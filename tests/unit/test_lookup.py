@@ -7,10 +7,11 @@ import pytest
 from gkt_mpi import lookup
 from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.errors import ConfigError
-from gkt_mpi.models.resnet import EDGE_FAMILIES
+from gkt_mpi.models.networks import EDGE_FAMILIES
 
 NETS = """
-from gkt_mpi.models.resnet import EDGE_FAMILIES, EdgeFamily
+from gkt_mpi.models.family import EdgeFamily
+from gkt_mpi.models.networks import EDGE_FAMILIES
 TINY = EdgeFamily("tiny", EDGE_FAMILIES["resnet4"].build, "Tiny net")
 LARGE = EDGE_FAMILIES["resnet8"]
 class Net: ...

@@ -96,10 +96,10 @@ def test_freed_memory_is_kept_for_the_next_tensor():
     """
     program = (
         "import resource, sys, torch\n"
-        "from gkt_mpi.models.resnet import build_server_model\n"
+        "from gkt_mpi.models.networks import build_server_model\n"
         "from gkt_mpi.placement import keep_freed_memory\n"
         "if sys.argv[1] == 'ours': keep_freed_memory()\n"
-        "model = build_server_model('resnet11', 10, torch.Generator(), torch.device('cpu')).train()\n"
+        "model = build_server_model('resnet11', (8, 8, 16), 10, torch.Generator(), torch.device('cpu')).train()\n"
         "for step in range(6):\n"
         "    if step == 4: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    model(torch.zeros(8, 16, 32, 32)).sum().backward()\n"

@@ -8,7 +8,7 @@ from gkt_mpi.data.datasets import prepare
 from gkt_mpi.data.partition import partition
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.data.sources import DATA_SOURCES
-from gkt_mpi.models.resnet import build_whole_model
+from gkt_mpi.models.networks import build_whole_model
 from gkt_mpi.seeding import torch_generator
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def shards_of(config):
 
 def new_model(config):
     """The large network with a run's initial weights."""
-    return build_whole_model(config.server.model, 3, 10, torch_generator(config.seed, "whole model"), CPU)
+    return build_whole_model(config.server.model, (8, 8, 3), 10, torch_generator(config.seed, "whole model"), CPU)
 
 
 def adam(model, lr):

@@ -21,7 +21,7 @@ from gkt_mpi.errors import ConfigError, GktError
 from gkt_mpi.federation.client import Client
 from gkt_mpi.learners.teacher import Teacher
 from gkt_mpi.log.csv_log import ClientRecord, read_records_of
-from gkt_mpi.models.resnet import build_edge_model, build_server_model
+from gkt_mpi.models.networks import build_edge_model, build_server_model
 from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.losses import distil_loss
@@ -44,8 +44,8 @@ def plain_fedgkt(config):
     )
     parts = partition(file.labels("train"), config.clients, config.data, config.seed)
     shards = [Shard.load(file, "train", part, pipeline, CPU) for part in parts]
-    edges = [build_edge_model("resnet8", 3, 10, torch_generator(config.seed, "edge model"), CPU) for _ in parts]
-    server = build_server_model(config.server.model, 10, torch_generator(config.seed, "server model"), CPU)
+    edges = [build_edge_model("resnet8", (8, 8, 3), 10, torch_generator(config.seed, "edge model"), CPU) for _ in parts]
+    server = build_server_model(config.server.model, (8, 8, 16), 10, torch_generator(config.seed, "server model"), CPU)
 
     def augmented(image, generator):
         return pipeline.varied(image, pipeline.draw(image, generator))

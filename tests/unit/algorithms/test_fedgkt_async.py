@@ -19,7 +19,7 @@ from gkt_mpi.federation.worker import Worker
 from gkt_mpi.learners.async_teacher import AsyncTeacher
 from gkt_mpi.learners.bank import Bank
 from gkt_mpi.log.csv_log import UploadRecord, read_records_of
-from gkt_mpi.models.resnet import build_edge_model, build_server_model
+from gkt_mpi.models.networks import build_edge_model, build_server_model
 from gkt_mpi.ranks import serve
 from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.seeding import torch_generator
@@ -64,11 +64,13 @@ def plain_fedgkt_async(config):
     speed = [SPEED[name] for name in "abac"]
     shards = shards_of(config)
     num_clients, total = len(shards), sum(map(len, shards))
-    edges = [build_edge_model("resnet8", 3, 10, torch_generator(config.seed, "edge model"), CPU) for _ in shards]
-    server = build_server_model(config.server.model, 10, torch_generator(config.seed, "server model"), CPU)
+    edges = [
+        build_edge_model("resnet8", (8, 8, 3), 10, torch_generator(config.seed, "edge model"), CPU) for _ in shards
+    ]
+    server = build_server_model(config.server.model, (8, 8, 16), 10, torch_generator(config.seed, "server model"), CPU)
     optimizers = [adam(edge, config.client.lr) for edge in edges]
     server_optimizer = adam(server, config.server.lr)
-    edge_flops, server_flops = edge_cost("resnet8", (8, 8, 3), 10), server_cost(config.server.model, (8, 8, 3), 10)
+    edge_flops, server_flops = edge_cost("resnet8", (8, 8, 3), 10), server_cost(config.server.model, (8, 8, 16), 10)
     step_s, look_s = server_flops.training_flops / SERVER_SPEED, server_flops.forward_flops / SERVER_SPEED
     sample = {k: torch.arange(total).split([len(s) for s in shards])[k] for k in range(num_clients)}
     label = torch.cat([shard.label for shard in shards])

@@ -8,7 +8,7 @@ from gkt_mpi.algorithms import ALGORITHMS, client_side, fedgkt
 from gkt_mpi.data.partition import PARTITIONS
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.facts import ALGORITHM_FACTS, facts_of
-from gkt_mpi.models.resnet import EDGE_FAMILIES, SERVER_FAMILIES
+from gkt_mpi.models.networks import EDGE_FAMILIES, SERVER_FAMILIES
 from gkt_mpi.wire.codec import CODECS
 
 

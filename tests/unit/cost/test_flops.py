@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gkt_mpi.cost.flops import count, edge_cost, server_cost, stem_cost, whole_cost
-from gkt_mpi.models.resnet import build_edge_model, build_server_model
+from gkt_mpi.cost.flops import count, edge_cost, edge_stem_cost, server_cost, whole_cost
+from gkt_mpi.models.networks import build_edge_model, build_server_model
 from tests.conftest import ROOT
 
 IMAGE = (32, 32, 3)
+FEATURE = (32, 32, 16)
 STEM = 3 * 16 * 9 * 32 * 32  # multiply-adds
 BASIC = 2 * 16 * 16 * 9 * 32 * 32
 FIRST_OF_SERVER = 16 * 16 * 32 * 32 + 16 * 64 * 32 * 32  # the two convolutions on the server's input
@@ -45,12 +46,12 @@ EDGE8 = STEM + bottleneck(16, 16, 32) + bottleneck(64, 16, 32) + 64 * 10
         (lambda: edge_cost("resnet4", IMAGE, 10), STEM + BASIC + 160, STEM, None),
         (lambda: edge_cost("resnet6", IMAGE, 10), STEM + 2 * BASIC + 160, STEM, None),
         (lambda: whole_cost("resnet11", IMAGE, 10), STEM + large(1), STEM, 127_642),
-        (lambda: server_cost("resnet56", IMAGE, 10), large(6), FIRST_OF_SERVER, 590_858),
+        (lambda: server_cost("resnet56", FEATURE, 10), large(6), FIRST_OF_SERVER, 590_858),
         (lambda: whole_cost("resnet56", IMAGE, 10), STEM + large(6), STEM, 591_322),
-        (lambda: server_cost("resnet110", IMAGE, 10), large(12), FIRST_OF_SERVER, 1_147_274),
+        (lambda: server_cost("resnet110", FEATURE, 10), large(12), FIRST_OF_SERVER, 1_147_274),
         (lambda: whole_cost("resnet110", IMAGE, 10), STEM + large(12), STEM, 1_147_738),
-        (lambda: stem_cost(IMAGE), STEM, STEM, 464),
-        (lambda: server_cost("resnet56", IMAGE, 10, with_input_gradient=True), large(6), 0, 590_858),
+        (lambda: edge_stem_cost("resnet8", IMAGE, 10), STEM, STEM, 464),
+        (lambda: server_cost("resnet56", FEATURE, 10, with_input_gradient=True), large(6), 0, 590_858),
     ],
 )
 def test_operations_and_parameters_are_those_derived_by_hand(cost, macs, without_gradient, parameters):
@@ -64,13 +65,13 @@ def test_operations_and_parameters_are_those_derived_by_hand(cost, macs, without
 def test_the_state_is_the_parameters_and_two_statistics_of_every_normalised_channel():
     channels_56 = 16 + 6 * (16 + 32 + 64) * (1 + 1 + 4) + (16 + 32 + 64) * 4  # stem, blocks, shortcuts
     assert whole_cost("resnet56", IMAGE, 10).state_bytes == 4 * (591_322 + 2 * channels_56)
-    assert stem_cost(IMAGE).state_bytes == 4 * (464 + 2 * 16)
+    assert edge_stem_cost("resnet8", IMAGE, 10).state_bytes == 4 * (464 + 2 * 16)
 
 
 @pytest.mark.parametrize("size", [8, 32])
 def test_counts_are_those_of_torchs_own_counter(size):
-    edge = build_edge_model("resnet6", 1, 7, torch.Generator(), torch.device("cpu"))
-    server = build_server_model("resnet56", 7, torch.Generator(), torch.device("cpu"))
+    edge = build_edge_model("resnet6", (32, 32, 1), 7, torch.Generator(), torch.device("cpu"))
+    server = build_server_model("resnet56", (32, 32, 16), 7, torch.Generator(), torch.device("cpu"))
     layers = nn.Sequential(edge.stem, server.layers)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         layers(torch.zeros(3, 1, size, size))
@@ -88,7 +89,7 @@ def test_activations_are_what_the_backward_pass_needs():
 
 def test_the_stem_keeps_the_image_its_norms_input_and_its_relus_output():
     """Plus, for the norm, two numbers per channel and batch of 8 images."""
-    assert stem_cost(IMAGE).activation_bytes == 4 * (3 * 32 * 32 + 2 * 16 * 32 * 32 + 2 * 16 // 8)
+    assert edge_stem_cost("resnet8", IMAGE, 10).activation_bytes == 4 * (3 * 32 * 32 + 2 * 16 * 32 * 32 + 2 * 16 // 8)
 
 
 def test_a_network_is_counted_once():

@@ -13,7 +13,6 @@ from gkt_mpi.data.datasets import ImageFile, file_path
 from gkt_mpi.data.partition import partition
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.federation.worker import LARGEST_BATCH
-from gkt_mpi.models.resnet import STEM_CHANNELS
 from gkt_mpi.wire.codec import Codec
 from tests.conftest import run_in_threads
 
@@ -159,7 +158,7 @@ RUNS = [
 
 def setting_of(config):
     """The setting of a tiny run."""
-    codec = Codec(config.wire.codec, (8, 8, STEM_CHANNELS))
+    codec = Codec(config.wire.codec, (8, 8, 16))
     return Setting(
         image_shape=(8, 8, 3),
         num_classes=10,

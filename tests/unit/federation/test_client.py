@@ -25,7 +25,7 @@ def make_shard(num=10, size=8, classes=10, first_id=0):
 
 def make_client(shard=None, **changes):
     config = ClientConfig(**({"batch_size": 4} | changes))
-    edge = build_edge(config, 1, 10, 0, CPU, "resnet8")
+    edge = build_edge(config, (8, 8, 1), 10, 0, CPU, "resnet8")
     return Client(0, shard or make_shard(), edge, config, seed=0), edge
 
 
@@ -62,7 +62,7 @@ def test_a_client_learns_the_synthetic_classes(tmp_path):
     file = prepare(DataConfig(name="synthetic", dir=str(tmp_path), synthetic=made), lambda done, total: None)
     pipeline = ImagePipeline(torch.from_numpy(file.mean), torch.from_numpy(file.std), Augmentation())
     config = ClientConfig(lr=0.003, batch_size=32)
-    edge = build_edge(config, 3, 10, 0, CPU, "resnet8")
+    edge = build_edge(config, (8, 8, 3), 10, 0, CPU, "resnet8")
     client = Client(0, Shard.load(file, "train", np.arange(1000), pipeline, CPU), edge, config, 0)
     for round in range(3):
         train(client, round)
@@ -73,7 +73,7 @@ def test_a_client_learns_the_synthetic_classes(tmp_path):
 
 
 def test_every_client_begins_with_the_same_weights_and_a_seed_of_its_own_run():
-    states = [build_edge(ClientConfig(), 1, 10, seed, CPU, "resnet8").state() for seed in (0, 0, 1)]
+    states = [build_edge(ClientConfig(), (8, 8, 1), 10, seed, CPU, "resnet8").state() for seed in (0, 0, 1)]
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
 

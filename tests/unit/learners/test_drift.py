@@ -23,11 +23,14 @@ def images():
 def new_edges():
     """Three clients, two of which have the same kind of edge model, and their states."""
     config = ClientConfig()
-    large, small = build_edge(config, 3, 10, 0, CPU, "resnet8"), build_edge(config, 3, 10, 0, CPU, "resnet4")
+    large, small = (
+        build_edge(config, (8, 8, 3), 10, 0, CPU, "resnet8"),
+        build_edge(config, (8, 8, 3), 10, 0, CPU, "resnet4"),
+    )
     edges = [large, small, large]
     states = []
     for seed, name in enumerate(("resnet8", "resnet4", "resnet8")):
-        states.append(build_edge(config, 3, 10, seed, CPU, name).state())
+        states.append(build_edge(config, (8, 8, 3), 10, seed, CPU, name).state())
     return edges, states
 
 

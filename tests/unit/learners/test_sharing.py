@@ -14,7 +14,7 @@ STEM = 4 * (464 + 2 * 16)  # bytes: parameters, means and variances
 
 
 def edges(*names, share="edge"):
-    made = {name: build_edge(ClientConfig(share=share), 3, 10, 0, CPU, name) for name in set(names)}
+    made = {name: build_edge(ClientConfig(share=share), (8, 8, 3), 10, 0, CPU, name) for name in set(names)}
     return [made[name] for name in names]
 
 
@@ -66,7 +66,7 @@ def test_a_client_that_has_the_mean_is_not_sent_it_again():
 
 
 def test_an_edge_loads_shared_weights_and_keeps_the_rest():
-    sender, receiver = (build_edge(ClientConfig(share="stem"), 3, 10, seed, CPU, "resnet8") for seed in (0, 1))
+    sender, receiver = (build_edge(ClientConfig(share="stem"), (8, 8, 3), 10, seed, CPU, "resnet8") for seed in (0, 1))
     head = receiver.model.head[-1].weight.detach().clone()
     sender.model.stem[1].running_var.fill_(3)
     receiver.adopt(sender.shared_weights)

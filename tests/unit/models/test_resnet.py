@@ -1,21 +1,23 @@
-from typing import get_args
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gkt_mpi.models.resnet import EdgeName, build_edge_model, build_server_model, build_whole_model
+from gkt_mpi.models.networks import EDGE_FAMILIES, build_edge_model, build_server_model, build_whole_model
 from gkt_mpi.seeding import torch_generator
 
 CPU = torch.device("cpu")
 
 
 def edge(name="resnet8", classes=10, channels=3, seed=0, norm="batch"):
-    return build_edge_model(name, channels, classes, torch_generator(seed, "test"), CPU, norm)
+    return build_edge_model(name, (32, 32, channels), classes, torch_generator(seed, "test"), CPU, norm)
 
 
 def server(name="resnet56", classes=10, seed=0, norm="batch"):
-    return build_server_model(name, classes, torch_generator(seed, "test"), CPU, norm)
+    return build_server_model(name, (32, 32, 16), classes, torch_generator(seed, "test"), CPU, norm)
+
+
+def whole(name):
+    return build_whole_model(name, (32, 32, 3), 10, torch_generator(0, "w"), CPU)
 
 
 def parameters(model):
@@ -81,7 +83,7 @@ def test_an_edge_model_gives_feature_and_logits(name, classes):
 
 @pytest.mark.parametrize("name", ["resnet4", "resnet6", "resnet8", "resnet11", "resnet56", "resnet110"])
 def test_the_number_in_a_models_name_counts_its_weighted_layers(name):
-    model = edge(name) if name in get_args(EdgeName) else build_whole_model(name, 3, 10, torch_generator(0, "w"), CPU)
+    model = edge(name) if name in EDGE_FAMILIES else whole(name)
     weighted = (torch.nn.Conv2d, torch.nn.Linear)
     counted = [m for key, m in model.named_modules() if isinstance(m, weighted) and "shortcut" not in key]
     assert len(counted) == int(name.removeprefix("resnet"))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gkt_mpi.errors import Interrupted
-from gkt_mpi.models.resnet import build_edge_model, build_server_model
+from gkt_mpi.models.networks import build_edge_model, build_server_model
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training import compute
 from gkt_mpi.training.compute import Compute, ComputeConfig, choose
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def model():
-    return build_server_model("resnet11", 10, torch_generator(0, "server"), CPU)
+    return build_server_model("resnet11", (8, 8, 16), 10, torch_generator(0, "server"), CPU)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_measuring_does_not_change_the_model(monkeypatch, model, feature, said):
 @pytest.mark.parametrize("side", ["edge", "server"])
 def test_bfloat16_computes_the_same_up_to_its_precision_and_returns_float32(side, model, feature):
     if side == "edge":
-        model = build_edge_model("resnet8", 3, 10, torch_generator(0, "edge"), CPU)
+        model = build_edge_model("resnet8", (8, 8, 3), 10, torch_generator(0, "edge"), CPU)
         feature = feature[:, :3]
     exact, rough = {}, {}
     for precision, found in (("float32", exact), ("bfloat16", rough)):

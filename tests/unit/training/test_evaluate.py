@@ -7,7 +7,7 @@ from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.data.datasets import prepare
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.federation.client import ClientConfig, build_edge
-from gkt_mpi.models.resnet import build_server_model
+from gkt_mpi.models.networks import build_server_model
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.evaluate import count_pairs, evaluate, num_evaluated
 
@@ -19,8 +19,8 @@ def setting(tmp_path):
     file = prepare(DataConfig(name="digits", dir=str(tmp_path)), lambda done, total: None)
     pipeline = ImagePipeline(torch.from_numpy(file.mean), torch.from_numpy(file.std), Augmentation())
     test = Shard.load(file, "test", np.arange(50), pipeline, CPU)
-    edges = [build_edge(ClientConfig(), 1, 10, seed, CPU, "resnet8") for seed in range(3)]
-    return test, edges, build_server_model("resnet11", 10, torch_generator(0, "server"), CPU)
+    edges = [build_edge(ClientConfig(), (8, 8, 1), 10, seed, CPU, "resnet8") for seed in range(3)]
+    return test, edges, build_server_model("resnet11", (8, 8, 16), 10, torch_generator(0, "server"), CPU)
 
 
 def accuracy_by_hand(test, edge, server_model, rows):
@@ -44,7 +44,7 @@ def test_every_stem_is_followed_by_the_server_model_on_its_part_or_on_all(settin
     total = num_evaluated(mode, 3, 50)
     assert total == sum(map(len, parts))
     advanced = []
-    spare = build_edge(ClientConfig(), 1, 10, 9, CPU, "resnet8")
+    spare = build_edge(ClientConfig(), (8, 8, 1), 10, 9, CPU, "resnet8")
     found = evaluate(server_model, [spare] * 3, [e.state() for e in edges], test, mode, 7, advanced.append)
     assert found.result == pytest.approx(sum(right[0] for right in by_hand) / total)
     assert found.client == pytest.approx(sum(right[1] for right in by_hand) / total)
@@ -56,7 +56,7 @@ def test_clients_with_the_same_model_are_evaluated_once_and_each_counts(setting,
     test, edges, server_model = setting
     states = [edges[k].state() for k in (0, 1, 0, 0)]
     images, advanced = [], []
-    spare = build_edge(ClientConfig(), 1, 10, 9, CPU, "resnet8")
+    spare = build_edge(ClientConfig(), (8, 8, 1), 10, 9, CPU, "resnet8")
     spare.model.register_forward_hook(lambda model, inputs, output: images.append(len(inputs[0])))
     found = evaluate(server_model, [spare] * 4, states, test, "full", 7, advanced.append)
     assert sum(images) == 2 * 50 and sum(advanced) == 4 * 50
