@@ -26,10 +26,11 @@ from gkt_mpi.learners.site import Images, LearnerConfig, Machine, Site
 from gkt_mpi.models.family import FeatureShape, ImageShape
 from gkt_mpi.models.networks import edge_feature_shape, whole_feature_shape
 from gkt_mpi.models.weights import digest_of_weights, load_weights
+from gkt_mpi.models.trial import try_edge, try_server, try_whole
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.training.compute import ComputeConfig
 from gkt_mpi.training.trainable import AnyEdge
-from gkt_mpi.wire.codec import Codec
+from gkt_mpi.wire.codec import CODECS, SIGNED_CODECS, Codec
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -112,6 +113,32 @@ def feature_shape_of(config: RunConfig, image_shape: ImageShape, num_classes: in
             "learns from the features of all clients, so choose edge models with one shape"
         )
     return next(iter(shapes.values()))
+
+
+def check_networks(config: RunConfig, image_shape: ImageShape, num_classes: int) -> None:
+    """Try out the networks that a run trains. Raises `ConfigError`, in one line, for one that cannot be trained.
+
+    Also refuses features that the codec cannot encode: negative ones, in a codec without sign.
+    """
+    facts, large = ALGORITHMS[config.algorithm].facts, config.server
+    if facts.client_part != "edge" or not facts.has_clients:
+        try_whole(large.model, image_shape, num_classes, large.norm, large.cut)
+        return
+    lowest = {
+        name: try_edge(name, image_shape, num_classes, config.client.norm)
+        for name in dict.fromkeys(edge_names(config.client.model, config.clients or 1))
+    }
+    if not facts.has_server_model:
+        return
+    shape = feature_shape_of(config, image_shape, num_classes)
+    try_server(large.model, shape, num_classes, large.norm, large.cut, f"client.model {' and '.join(lowest)}")
+    signed = [name for name in lowest if lowest[name] < 0]
+    if signed and not CODECS[config.wire.codec].is_signed:
+        raise ConfigError(
+            f"wire.codec is {config.wire.codec}, which has no sign, but client.model {signed[0]} can give negative "
+            f"features ({lowest[signed[0]]:.3g} for a random image); choose {' or '.join(SIGNED_CODECS)}, or end the "
+            "stem with a ReLU"
+        )
 
 
 def edges_of(config: RunConfig, file: ImageFile | ImageInput, device: torch.device) -> list[AnyEdge]:

@@ -53,8 +53,8 @@ touch "$made" # first, so that an interrupted setup is continued later
 PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c '
 import contextlib, importlib
 import gkt_mpi.program, torch.utils.tensorboard
-from gkt_mpi.data.torchvision_import import import_torchvision_datasets
-import_torchvision_datasets()
+from gkt_mpi.torchvision_import import import_torchvision
+import_torchvision("datasets")
 for name in ("gkt_mpi.report.page", "pytest", "hypothesis", "xdist", "sklearn.datasets"):
     with contextlib.suppress(ImportError):
         importlib.import_module(name)

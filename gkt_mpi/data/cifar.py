@@ -8,7 +8,7 @@ import numpy as np
 from gkt_mpi.data.archive import beside, download_with, fingerprint_of, is_published, nothing_to_read
 from gkt_mpi.data.pickled import read_pickle
 from gkt_mpi.data.source import DataSize, DataSource, Decoded, Source, Split
-from gkt_mpi.data.torchvision_import import import_torchvision_datasets
+from gkt_mpi.torchvision_import import import_torchvision
 from gkt_mpi.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _cifar(
     if config.download and not folder.is_dir():
 
         def get() -> None:
-            getattr(import_torchvision_datasets(), torchvision_class)(root, download=True)
+            getattr(import_torchvision("datasets"), torchvision_class)(root, download=True)
 
         download_with(get, torchvision_class, folder, hint)
     paths = [folder / file for part in files.values() for file in part]
@@ -82,7 +82,7 @@ def _cifar(
 
     def read() -> Decoded:
         """Read the archive; torchvision's checksums tell whether it is the published one."""
-        dataset_class = getattr(import_torchvision_datasets(), torchvision_class)
+        dataset_class = getattr(import_torchvision("datasets"), torchvision_class)
         published = [*dataset_class.train_list, *dataset_class.test_list]
         official = all(is_published(folder / file, md5) for file, md5 in published)
         classes = _class_names(folder / files["meta"][0], names_key)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gkt_mpi.data.archive import download_with, fingerprint_of, nothing_to_read
 from gkt_mpi.data.source import Decoded, Source, Split
-from gkt_mpi.data.torchvision_import import import_torchvision_datasets
+from gkt_mpi.torchvision_import import import_torchvision
 from gkt_mpi.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def published(name: str, config: "DataConfig", files: Sequence[str], open_split:
 
         def get() -> None:
             for split in _SPLITS:
-                open_split(import_torchvision_datasets(), root, split, True)
+                open_split(import_torchvision("datasets"), root, split, True)
 
         download_with(get, name, first, "")
         absent = []
@@ -53,7 +53,7 @@ def published(name: str, config: "DataConfig", files: Sequence[str], open_split:
 def _read(name: str, root: Path, split: str, where: Path, open_split: Open) -> Split:
     """Return a split as torchvision reads it, its images in the order height, width, channels."""
     try:
-        found = open_split(import_torchvision_datasets(), root, split, False)
+        found = open_split(import_torchvision("datasets"), root, split, False)
         images = np.asarray(found.data)
         labels = np.asarray(found.targets if hasattr(found, "targets") else found.labels).astype(np.int64)
         images = images[..., None] if images.ndim == 3 else images.transpose(0, 2, 3, 1)

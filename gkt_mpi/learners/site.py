@@ -29,8 +29,9 @@ from gkt_mpi.learners.event_clock import ClockName
 from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.learners.staleness import AsyncConfig
 from gkt_mpi.models.family import NormName
-from gkt_mpi.models.networks import SERVER_FAMILIES, ServerName, layers_builder
+from gkt_mpi.models.networks import SERVER_FAMILIES, ServerModel, ServerName, WholeModel, layers_builder
 from gkt_mpi.models.weights import load_weights
+from gkt_mpi.models.pretrained import load_pretrained
 from gkt_mpi.placement import Placement
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.compute import ComputeConfig
@@ -56,8 +57,11 @@ class ServerConfig(OptimizerConfig):
     """File of safetensors that it starts from, such as server.safetensors of an export; null for random weights. Where
     it is trained with its stem, the file may have the stem, too (model.safetensors). Read on the server."""
     cut: str | None = None
-    """Stage at which the server's part of the network begins, where the network has several such places (torchvision's,
-    see docs/own_model.md); null for its first."""
+    """Last stage of the large network that is left out, since features take the place of its output; torchvision's
+    networks have several (docs/own_model.md). null: as few stages as possible."""
+    pretrained: str | None = None
+    """File with weights of the original network to start from, .safetensors or a state_dict (.pth), see
+    docs/own_model.md; null to start from random ones."""
     epochs: int = 20
     """Passes over the feature bank (centralized: over all images) that the server trains each round; at least 1."""
     schedule: ScheduleName = "plateau"
@@ -162,8 +166,13 @@ class Site:
         size, generator = min(batch_size, self.images.num_samples), torch_generator(0, "example batch")
         return torch.rand(size, *shape, generator=generator).permute(0, 3, 1, 2).to(self.device)
 
-    def start_large(self, network: nn.Module) -> None:
-        """Load `server.weights`, if set, into the large network. Raises `ConfigError` if they do not fit."""
+    def start_large(self, network: ServerModel | WholeModel) -> None:
+        """Load `server.pretrained` and `server.weights`, if set, into the large network.
+
+        Raises `ConfigError` if they do not fit.
+        """
+        if self.config.server.pretrained is not None:
+            load_pretrained(network.layers, self.config.server.model, self.config.server.pretrained)
         if self.config.server.weights is not None:
             load_weights(network, self.config.server.weights, "server.weights")
 

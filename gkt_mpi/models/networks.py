@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from gkt_mpi.errors import require
 from gkt_mpi.lookup import Lookup, ModuleAttribute
-from gkt_mpi.models import resnet
+from gkt_mpi.models import resnet, torchvision_nets
 from gkt_mpi.models.family import BuildLayers, EdgeFamily, FeatureShape, ImageShape, Initialise, NormName, ServerFamily
 from gkt_mpi.models.randomness import Noise, global_numbers_of
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 EDGE_FAMILIES = Lookup("client.model", EdgeFamily, *resnet.EDGES)
-SERVER_FAMILIES = Lookup("server.model", ServerFamily, *resnet.SERVERS)
+SERVER_FAMILIES = Lookup("server.model", ServerFamily, *resnet.SERVERS, *torchvision_nets.SERVERS)
 if TYPE_CHECKING:
     EdgeName = str
     ServerName = str

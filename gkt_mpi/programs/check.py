@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from gkt_mpi.build import digests_of_weights
+from gkt_mpi.build import check_networks, digests_of_weights
 from gkt_mpi.config import RunConfig
 from gkt_mpi.data.datasets import ImageFile, file_path, known_clients, look_for
 from gkt_mpi.data.partition import partition
@@ -84,6 +84,9 @@ def preflight(
 
 def _check(config: RunConfig, transport: Transport, look: Look, console: Console) -> list[str]:
     """Ask every rank, show the answers, and return the problems to fix, the most fundamental first."""
+    images = _images_of(config)
+    if images is not None:
+        check_networks(config, images.image_shape, images.classes)
     transport.set_timeout(ANSWER_S)
     to_fix = []
     looks, rates = {SERVER: look}, {}

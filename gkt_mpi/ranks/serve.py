@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gkt_mpi.algorithms import ALGORITHMS
-from gkt_mpi.build import digest_of, images_of, prices_of, site_of, what_is_learnt
+from gkt_mpi.build import check_networks, digest_of, images_of, prices_of, site_of, what_is_learnt
 from gkt_mpi.config import RunConfig
 from gkt_mpi.cost.virtual_clock import RoundPricer
 from gkt_mpi.data.datasets import ImageFile
@@ -58,6 +58,7 @@ def serve(
         file = open_data(config, console)
         config = config.for_ranks(transport.size, natural_clients(config.data, file.owners("train")))
         config.distill.check(len(file.classes))
+        check_networks(config, file.image_shape, len(file.classes))
         price, prices = prices_of(config, file)  # refuses unknown devices
         assert config.clients is not None
         shards = partition(file.labels("train"), config.clients, config.data, config.seed, file.owners("train"))

@@ -37,6 +37,7 @@ FLOORS = {
     "facts": 1,
     "startup": 1,
     "units": 1,
+    "torchvision_import": 1,
     "wording": 1,
     "yaml_text": 1,
     "seeding": 1,

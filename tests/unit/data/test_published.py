@@ -9,7 +9,7 @@ import pytest
 from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.data.datasets import look_for, prepare
 from gkt_mpi.data.sources import DATA_SOURCES
-from gkt_mpi.data.torchvision_import import import_torchvision_datasets
+from gkt_mpi.torchvision_import import import_torchvision
 from gkt_mpi.errors import DataError
 from tests.unit.data.made import silent
 
@@ -52,7 +52,7 @@ def test_files_in_the_format_of_mnist_are_read_upright(tmp_path, name):
 
 
 def test_the_class_names_are_those_of_torchvision(tmp_path):
-    datasets = import_torchvision_datasets()
+    datasets = import_torchvision("datasets")
     names = {}
     for name in IDX:
         write_mnist(tmp_path, name)
@@ -67,7 +67,7 @@ def md5(path):
 
 
 def test_svhn_is_read_with_ten_for_the_digit_zero(tmp_path, monkeypatch):
-    io, svhn = pytest.importorskip("scipy.io"), import_torchvision_datasets().SVHN
+    io, svhn = pytest.importorskip("scipy.io"), import_torchvision("datasets").SVHN
     rng, written = np.random.default_rng(0), {}
     for split in ("train", "test"):
         images, digits = rng.integers(0, 256, (32, 32, 3, 10), dtype=np.uint8), np.arange(1, 11)
@@ -82,7 +82,7 @@ def test_svhn_is_read_with_ten_for_the_digit_zero(tmp_path, monkeypatch):
 
 
 def test_stl10_is_read_from_its_columns(tmp_path, monkeypatch):
-    stl10, folder = import_torchvision_datasets().STL10, tmp_path / "stl10_binary"
+    stl10, folder = import_torchvision("datasets").STL10, tmp_path / "stl10_binary"
     folder.mkdir()
     rng, written = np.random.default_rng(0), {}
     for split in ("train", "test", "unlabeled"):

@@ -4,13 +4,13 @@ import sys
 import pytest
 
 
-def test_torchvision_data_sets_import_beside_the_torch_that_is_installed():
+def test_torchvision_imports_beside_the_torch_that_is_installed():
     code = (
-        "from gkt_mpi.data.torchvision_import import import_torchvision_datasets as i; "
-        "assert i() is i(); print(i().CIFAR10.__name__)"
+        "from gkt_mpi.torchvision_import import import_torchvision as i; "
+        "assert i('datasets') is i('datasets'); print(i('datasets').CIFAR10.__name__, i('models').resnet18.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "CIFAR10", "")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "CIFAR10 resnet18", "")
 
 
 @pytest.mark.grid
@@ -28,7 +28,7 @@ def test_nothing_is_declared_when_torchvision_imports_by_itself():
         "        declared.append(schema)\n"
         "        return super().define(schema, *rest, **options)\n"
         "torch.library.Library = Watched\n"
-        "from gkt_mpi.data import torchvision_import as t; t.import_torchvision_datasets()\n"
+        "from gkt_mpi import torchvision_import as t; t.import_torchvision('datasets')\n"
         "print([schema for schema in declared if 'nms(' in schema])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
