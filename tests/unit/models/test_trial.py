@@ -138,9 +138,7 @@ def test_a_good_edge_is_accepted_and_its_smallest_feature_found(monkeypatch):
 
 
 def test_a_server_network_for_other_features_is_refused_naming_both_shapes(monkeypatch):
-    name = given(
-        monkeypatch, SERVER_FAMILIES, ServerFamily("its", lambda *_: nn.Sequential(nn.Conv2d(9, 7, 1), head()))
-    )
+    name = given(monkeypatch, ServerFamily("its", lambda *_: nn.Sequential(nn.Conv2d(9, 7, 1), head())))
     found = refusal(try_server, name, FEATURE, CLASSES, "batch", None, "client.model tiny")
     assert found.startswith(
         f"server.model {name} fails on features of 4x3x7 (height, width, channels), which client.model"
