@@ -1,6 +1,8 @@
 """Constructs the parts of a server and a worker from the configuration and the image file."""
 
 import hashlib
+import json
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +25,7 @@ from gkt_mpi.federation.client import build_edges, edge_names
 from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.worker import LARGEST_BATCH
 from gkt_mpi.learners.site import Images, LearnerConfig, Machine, Site
+from gkt_mpi.lookup import code_digests
 from gkt_mpi.models.family import FeatureShape, ImageShape
 from gkt_mpi.models.networks import edge_feature_shape, whole_feature_shape
 from gkt_mpi.models.weights import digest_of_weights, load_weights
@@ -185,24 +188,40 @@ def prices_of(config: RunConfig, file: ImageFile) -> tuple[RoundPricer, Prices]:
 
 
 def digest_of(config: RunConfig) -> torch.Tensor:
-    """Return the digest of a configuration as sent to workers, uint8 (32,)."""
-    return torch.frombuffer(bytearray(config.digest()), dtype=torch.uint8)
+    """Return the digest of a configuration as sent to workers, uint8 (32,); it covers the modules that it names."""
+    modules = json.dumps(own_code(config)).encode()
+    return torch.frombuffer(bytearray(hashlib.sha256(config.digest() + modules).digest()), dtype=torch.uint8)
+
+
+def own_code(config: RunConfig) -> dict[str, str]:
+    """Return digests of the code of users' modules that a configuration names, by module."""
+    return code_digests(_texts(config.as_dict()))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield every text in nested lists and dictionaries, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def what_is_learnt(config: RunConfig, file: ImageFile, shards: list[np.ndarray]) -> dict[str, Any]:
-    """Return the part of a checkpoint that describes the data: digests, which must be unchanged when a run is resumed.
+    """Return the part of a checkpoint that describes data and code: digests, which must be unchanged on resume.
 
-    training images: differs when any client has other samples, or samples with other labels. images: when anything in
-    the image file differs, including the test images. input: what the trained networks need to know about images.
-    client weights, server weights: of the files that networks start from, if any. Raises `ConfigError` if one cannot be
-    read.
+    own code: that of users' modules, if there are any. training images: differs when any client has other samples, or
+    samples with other labels. images: when anything in the image file differs, including the test images. input: what
+    the trained networks need to know about images. client weights, server weights: of the files that networks start
+    from, if any. Raises `ConfigError` if one cannot be read.
     """
     labels, digest = file.labels("train"), hashlib.sha256()
     for shard in shards:
         digest.update(shard.tobytes() + labels[shard].tobytes() + b"next client")
     input = ImageInput.of(file).as_dict()
     images = {"training images": digest.hexdigest()[:16], "images": file.digest, "input": input}
-    return images | digests_of_weights(config)
+    code = own_code(config)
+    return images | digests_of_weights(config) | ({"own code": code} if code else {})
 
 
 def digests_of_weights(config: RunConfig) -> dict[str, str]:

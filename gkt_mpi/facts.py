@@ -6,6 +6,8 @@ The specification of each algorithm (gkt_mpi/algorithms/) contains its facts, so
 from dataclasses import dataclass
 from typing import Literal
 
+from gkt_mpi.lookup import Lookup
+
 # The network that a client trains: an edge model of its own, the whole large network, or the stem of it.
 ClientPart = Literal["edge", "whole", "stem"]
 # The network that the server trains: the large network after its stem, the whole of it, or none.
@@ -89,7 +91,16 @@ STANDALONE = AlgorithmFacts("standalone", "edge alone", client_part="edge", serv
 
 ALGORITHM_FACTS = {its.name: its for its in (FEDGKT, FEDGKT_ASYNC, FEDAVG, SPLIT_LEARNING, CENTRALIZED, STANDALONE)}
 
+_SPECIFICATIONS = Lookup("algorithm", object)  # of users: their class, Algorithm, is on a higher floor
+
 
 def facts_of(name: str) -> AlgorithmFacts:
-    """Return the facts of an algorithm; for an unknown one, those of FedGKT under its own name."""
-    return ALGORITHM_FACTS.get(name) or AlgorithmFacts(name, name, FEDGKT.client_part, FEDGKT.server_part)
+    """Return the facts of an algorithm, ours or a user's (`module:attribute`), as its specification has them.
+
+    For one that is unknown or cannot be imported here, as in a report of somebody else's run, they are those of FedGKT
+    under its own name.
+    """
+    facts = ALGORITHM_FACTS.get(name) or getattr(_SPECIFICATIONS.get(name), "facts", None)
+    if isinstance(facts, AlgorithmFacts):
+        return facts
+    return AlgorithmFacts(name, name, FEDGKT.client_part, FEDGKT.server_part)

@@ -5,10 +5,12 @@ holds those of one class by name. A name with a colon is imported: `my_nets:TINY
 PYTHONPATH, in the current folder, or beside the configuration file.
 """
 
+import ast
+import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 else:
     ModuleAttribute = restricted_string_type("ModuleAttribute", r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 searched: list[str] = []  # folders of configuration files, searched last
+imported: dict[str, ModuleType] = {}  # users' modules
 
 
 def search_beside(config_file: Path) -> None:
@@ -35,6 +38,19 @@ def search_beside(config_file: Path) -> None:
             sys.path.append(known)
     if folder not in searched:
         searched.append(folder)
+
+
+def code_digests(names: Iterable[str]) -> dict[str, str]:
+    """Return a digest of the code of each user's module among these names, by module; comments do not count.
+
+    A module's own imports are not included.
+    """
+    digests = {}
+    for module_name in sorted({name.partition(":")[0] for name in names if ":" in name} & imported.keys()):
+        path = imported[module_name].__file__
+        tree = ast.parse(Path(path).read_text(encoding="utf-8")) if path else None
+        digests[module_name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16] if tree else "built in"
+    return digests
 
 
 class Lookup(Mapping[str, Spec], Generic[Spec]):
@@ -103,7 +119,7 @@ class Lookup(Mapping[str, Spec], Generic[Spec]):
                 f"{self.field} is {name}; there is no module {module_name} on PYTHONPATH or in {where}{question}"
             )
         try:
-            return importlib.import_module(module_name)
+            return imported.setdefault(module_name, importlib.import_module(module_name))
         except Exception as error:  # anything can go wrong in a user's file
             line = traceback.extract_tb(error.__traceback__)[-1]
             raise ConfigError(

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from gkt_mpi.build import check_networks, digests_of_weights
+from gkt_mpi.build import check_networks, digest_of, digests_of_weights
 from gkt_mpi.config import RunConfig
 from gkt_mpi.data.datasets import ImageFile, file_path, known_clients, look_for
 from gkt_mpi.data.partition import partition
@@ -138,7 +138,7 @@ def _look(config: RunConfig, node_place: tuple[int, int, bool], software: dict[s
             device += f" {torch.cuda.get_device_name(placement.device)}"
     except (ConfigError, RuntimeError) as error:
         to_fix.append(str(error))
-    memory, digest = available_memory_mib(), config.digest().hex()
+    memory, digest = available_memory_mib(), bytes(digest_of(config).numpy()).hex()
     return Look(socket.gethostname(), device, threads, memory, digest, software, *limit_of_node(), to_fix)
 
 
@@ -295,7 +295,9 @@ def _differences(looks: Mapping[int, Look]) -> list[str]:
             if here != there:
                 to_fix.append(f"{who} has {name} {there}, rank 0 has {here}; give every node the same environment")
         if its.config != first.config:
-            to_fix.append(f"{who} has read a different configuration from rank 0's; give every node the same file")
+            to_fix.append(
+                f"{who} has read a different configuration from rank 0's, or modules; give every node the same files"
+            )
     return to_fix
 
 

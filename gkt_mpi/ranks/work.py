@@ -27,7 +27,10 @@ def work(config: RunConfig, transport: Transport, node_place: tuple[int, int, bo
     placement = place(config.placement, *node_place)
     placement.apply()
     if not torch.equal(setup.config_digest, digest_of(config)):
-        raise GktError("this rank has read a different configuration from the server's; give every node the same file")
+        raise GktError(
+            "this rank has read a different configuration from the server's, or different files of the modules that it "
+            "names; give every node the same files"
+        )
     file = ImageFile(file_path(config.data))
     config = config.for_ranks(transport.size, natural_clients(config.data, file.owners("train")))
     if (len(file.classes), file.image_shape) != (setup.num_classes, setup.image_shape):
