@@ -20,14 +20,14 @@ from gkt_mpi.data.datasets import ImageFile
 from gkt_mpi.data.image_input import ImageInput
 from gkt_mpi.data.shard import Shard
 from gkt_mpi.data.sources import DATA_SOURCES
-from gkt_mpi.errors import ConfigError
+from gkt_mpi.errors import ConfigError, require
 from gkt_mpi.federation.client import build_edges, edge_names
 from gkt_mpi.federation.learner import State
 from gkt_mpi.federation.worker import LARGEST_BATCH
 from gkt_mpi.learners.site import Images, LearnerConfig, Machine, Site
 from gkt_mpi.lookup import code_digests
 from gkt_mpi.models.family import FeatureShape, ImageShape
-from gkt_mpi.models.networks import edge_feature_shape, whole_feature_shape
+from gkt_mpi.models.networks import edge_feature_shape, stem_layout, whole_feature_shape
 from gkt_mpi.models.weights import digest_of_weights, load_weights
 from gkt_mpi.models.trial import try_edge, try_server, try_whole
 from gkt_mpi.seeding import numpy_generator
@@ -131,6 +131,10 @@ def check_networks(config: RunConfig, image_shape: ImageShape, num_classes: int)
         name: try_edge(name, image_shape, num_classes, config.client.norm)
         for name in dict.fromkeys(edge_names(config.client.model, config.clients or 1))
     }
+    if config.client.share != "none":
+        layouts = {stem_layout(name, image_shape, num_classes, config.client.norm) for name in lowest}
+        expected = f"none: the stems of {' and '.join(lowest)} have different weights, which cannot be averaged"
+        require(len(layouts) == 1, "client.share", config.client.share, expected)
     if not facts.has_server_model:
         return
     shape = feature_shape_of(config, image_shape, num_classes)

@@ -211,6 +211,15 @@ def edge_feature_shape(name: EdgeName, image_shape: ImageShape, num_classes: int
 
 
 @cache
+def stem_layout(
+    name: EdgeName, image_shape: ImageShape, num_classes: int, norm: NormName
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return names and shapes of the weights of an edge model's stem; stems with one layout can be averaged."""
+    edge = build_edge_model(name, image_shape, num_classes, torch.Generator(), torch.device("cpu"), norm)
+    return tuple((key, tuple(tensor.shape)) for key, tensor in edge.stem.state_dict().items())
+
+
+@cache
 def whole_feature_shape(name: ServerName, image_shape: ImageShape, norm: NormName) -> FeatureShape:
     """Return the (height, width, channels) of the features within a large network with its stem."""
     with _numbers_of(torch.Generator()):
