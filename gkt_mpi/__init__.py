@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gkt_mpi.errors import GktError
     from gkt_mpi.facts import AlgorithmFacts
     from gkt_mpi.learners.algorithm import Algorithm
-    from gkt_mpi.models.resnet import EdgeFamily, ServerFamily
+    from gkt_mpi.models.family import EdgeFamily, ServerFamily
     from gkt_mpi.wire.codec import CodecForm
 
 _MODULES = {
@@ -30,8 +30,8 @@ _MODULES = {
     "AlgorithmFacts": "facts",
     "DataSource": "data.source",
     "Partition": "data.partition",
-    "EdgeFamily": "models.resnet",
-    "ServerFamily": "models.resnet",
+    "EdgeFamily": "models.family",
+    "ServerFamily": "models.family",
     "CodecForm": "wire.codec",
 }
 __all__ = [

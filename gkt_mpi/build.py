@@ -28,8 +28,8 @@ from gkt_mpi.learners.site import Images, LearnerConfig, Machine, Site
 from gkt_mpi.lookup import code_digests
 from gkt_mpi.models.family import FeatureShape, ImageShape
 from gkt_mpi.models.networks import edge_feature_shape, stem_layout, whole_feature_shape
-from gkt_mpi.models.weights import digest_of_weights, load_weights
 from gkt_mpi.models.trial import try_edge, try_server, try_whole
+from gkt_mpi.models.weights import digest_of_weights, load_weights
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.training.compute import ComputeConfig
 from gkt_mpi.training.trainable import AnyEdge

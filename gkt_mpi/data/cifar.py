@@ -8,8 +8,8 @@ import numpy as np
 from gkt_mpi.data.archive import beside, download_with, fingerprint_of, is_published, nothing_to_read
 from gkt_mpi.data.pickled import read_pickle
 from gkt_mpi.data.source import DataSize, DataSource, Decoded, Source, Split
-from gkt_mpi.torchvision_import import import_torchvision
 from gkt_mpi.errors import DataError
+from gkt_mpi.torchvision_import import import_torchvision
 
 if TYPE_CHECKING:
     from gkt_mpi.data.data_config import DataConfig

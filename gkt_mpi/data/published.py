@@ -9,8 +9,8 @@ import numpy as np
 
 from gkt_mpi.data.archive import download_with, fingerprint_of, nothing_to_read
 from gkt_mpi.data.source import Decoded, Source, Split
-from gkt_mpi.torchvision_import import import_torchvision
 from gkt_mpi.errors import DataError
+from gkt_mpi.torchvision_import import import_torchvision
 
 if TYPE_CHECKING:
     from gkt_mpi.data.data_config import DataConfig

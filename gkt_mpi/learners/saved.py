@@ -14,7 +14,7 @@ from gkt_mpi.data.image_input import ImageInput
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.federation.client import ClientConfig, whole_model
 from gkt_mpi.learners.site import ServerConfig
-from gkt_mpi.models.resnet import EdgeModel, ServerModel, WholeModel, build_server_model
+from gkt_mpi.models.networks import EdgeModel, ServerModel, WholeModel, build_server_model, shape_after
 from gkt_mpi.training.trainable import Edge
 
 
@@ -63,7 +63,8 @@ class SavedRun:
     def new_server(self) -> ServerModel:
         """Return the large network without its stem, whose weights are to be loaded."""
         config, num_classes = self.server, len(self.input.classes)
-        return build_server_model(config.model, num_classes, torch.Generator(), torch.device("cpu"), config.norm)
+        shape, cpu = shape_after(self.edges[0].model.stem, self.input.image_shape), torch.device("cpu")
+        return build_server_model(config.model, shape, num_classes, torch.Generator(), cpu, config.norm, config.cut)
 
     def new_whole(self) -> WholeModel:
         """Return the large network with its stem, whose weights are to be loaded."""

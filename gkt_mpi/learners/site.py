@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gkt_mpi.cost.work import Prices
 from gkt_mpi.data.augment import ImagePipeline
@@ -30,8 +30,8 @@ from gkt_mpi.learners.feature_rows import BankConfig
 from gkt_mpi.learners.staleness import AsyncConfig
 from gkt_mpi.models.family import NormName
 from gkt_mpi.models.networks import SERVER_FAMILIES, ServerModel, ServerName, WholeModel, layers_builder
-from gkt_mpi.models.weights import load_weights
 from gkt_mpi.models.pretrained import load_pretrained
+from gkt_mpi.models.weights import load_weights
 from gkt_mpi.placement import Placement
 from gkt_mpi.seeding import torch_generator
 from gkt_mpi.training.compute import ComputeConfig

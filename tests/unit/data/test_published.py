@@ -9,8 +9,8 @@ import pytest
 from gkt_mpi.data.data_config import DataConfig
 from gkt_mpi.data.datasets import look_for, prepare
 from gkt_mpi.data.sources import DATA_SOURCES
-from gkt_mpi.torchvision_import import import_torchvision
 from gkt_mpi.errors import DataError
+from gkt_mpi.torchvision_import import import_torchvision
 from tests.unit.data.made import silent
 
 IDX = {

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gkt_mpi.errors import ConfigError
-from gkt_mpi.models.resnet import build_edge_model
+from gkt_mpi.models.networks import build_edge_model
 from gkt_mpi.models.weights import digest_of_weights, load_weights, save_weights
 
 
 def edge(seed):
-    return build_edge_model("resnet4", 3, 10, torch.Generator().manual_seed(seed), torch.device("cpu"))
+    return build_edge_model("resnet4", (32, 32, 3), 10, torch.Generator().manual_seed(seed), torch.device("cpu"))
 
 
 def test_a_file_has_every_tensor_and_comes_back(tmp_path):

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.config import parse
 from gkt_mpi.errors import ConfigError
-from gkt_mpi.models.resnet import SERVER_FAMILIES, ServerFamily, build_edge_model, build_server_model
+from gkt_mpi.models.family import ServerFamily
+from gkt_mpi.models.networks import SERVER_FAMILIES, build_edge_model, build_server_model
 from gkt_mpi.programs import export
 from gkt_mpi.programs.check import preflight
 from gkt_mpi.ranks.rank import run_rank
@@ -66,8 +67,11 @@ def test_weights_and_description_rebuild_the_network_without_the_run(trained_run
     assert errors == "" and sorted(line.split(": ")[0] for line in lines.splitlines()) == [f"{out}/{n}" for n in names]
 
     about = json.loads((out / "model.json").read_text())
-    edge = build_edge_model(about["networks"]["edge"], 3, 10, torch.Generator(), torch.device("cpu")).eval()
-    server = build_server_model(about["networks"]["large"], 10, torch.Generator(), torch.device("cpu")).eval()
+    networks, start = about["networks"], (torch.Generator(), torch.device("cpu"))
+    edge = build_edge_model(networks["edge"], (8, 8, 3), 10, *start).eval()
+    server = build_server_model(networks["large"], (8, 8, 16), 10, *start).eval()
+        about["networks"]["large"], (8, 8, 16), 10, torch.Generator(), torch.device("cpu")
+    ).eval()
     for network, file in ((edge, "edge.safetensors"), (server, "server.safetensors")):
         tensors, wanted = load_file(out / file), network.state_dict()
         assert tensors.keys() == wanted.keys()
