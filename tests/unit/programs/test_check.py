@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from gkt_mpi.data.datasets import prepare
 from gkt_mpi.programs import check as rooms

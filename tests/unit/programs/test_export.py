@@ -70,8 +70,6 @@ def test_weights_and_description_rebuild_the_network_without_the_run(trained_run
     networks, start = about["networks"], (torch.Generator(), torch.device("cpu"))
     edge = build_edge_model(networks["edge"], (8, 8, 3), 10, *start).eval()
     server = build_server_model(networks["large"], (8, 8, 16), 10, *start).eval()
-        about["networks"]["large"], (8, 8, 16), 10, torch.Generator(), torch.device("cpu")
-    ).eval()
     for network, file in ((edge, "edge.safetensors"), (server, "server.safetensors")):
         tensors, wanted = load_file(out / file), network.state_dict()
         assert tensors.keys() == wanted.keys()
