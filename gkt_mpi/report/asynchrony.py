@@ -7,10 +7,10 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gkt_mpi.log.csv_log import UploadRecord
 from gkt_mpi.log.timeline import Span, clip_spans
+from gkt_mpi.report.run_files import Json
 
 _OVERDUE = 2  # times the longest time of a client between two requests
 _AWAY = 2  # times the median of a client's uploads; a longer one indicates an absence
@@ -139,7 +139,7 @@ def waiting_share(uploads: Iterable[UploadRecord]) -> float | None:
     return statistics.fmean(shares) if shares else None
 
 
-def idle_share_of_run(records: Sequence[dict[str, Any]], key: str) -> float | None:
+def idle_share_of_run(records: Sequence[Json], key: str) -> float | None:
     """Return the run's average of a share of virtual seconds; None if a round lacks it."""
     if any(name not in record for record in records for name in (key, "virtual_s")):
         return None

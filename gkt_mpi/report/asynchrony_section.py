@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -216,7 +215,6 @@ def _fill(axes: Axes, lane: int, spans: Sequence[Span], look: tuple[str, str], u
     if len(spans) > _MOST_SPANS:
         spans = merge_spans(spans, until_s / _MOST_SPANS)
     colour, hatch = look
-    style: dict[str, Any] = {"facecolor": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.6}
-    if look == _LEARNING:
-        style["edgecolor"] = colour
-    axes.broken_barh([(begin / size, (end - begin) / size) for begin, end in spans], (lane - 0.4, 0.8), **style)
+    edge = colour if look == _LEARNING else "white"
+    places = [(begin / size, (end - begin) / size) for begin, end in spans]
+    axes.broken_barh(places, (lane - 0.4, 0.8), facecolor=colour, hatch=hatch, edgecolor=edge, linewidth=0.6)

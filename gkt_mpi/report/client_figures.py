@@ -1,7 +1,6 @@
 """Figures of a run's page (page.py) by client and class."""
 
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -68,8 +67,8 @@ def drift_figure(run: Run) -> Figure:
         points = [(record["round"], record[key]) for record in run.records if key in record]
         if points:
             size = 4 if len(points) <= 60 else 0
-            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size}
-            axes.plot(*zip(*points, strict=True), dashes, label=name, **look)
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, dashes, label=name, color=colour, marker=marker, markersize=size)
     axes.set_xlabel("round")
     whole_numbers(axes)
     axes.set_ylabel("distance of features, relative")

@@ -39,6 +39,17 @@ class Style:
     marker: str
     dashes: Any
 
+    @property
+    def marker_size(self) -> float:
+        """The marker's size: at equal size, a star would look smaller than a square."""
+        return {"*": 8.5, "P": 6.5, "^": 6.0, "v": 6.0}.get(self.marker, 5.0)
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Its lines, as keyword arguments of matplotlib."""
+        look = {"color": self.colour, "linestyle": self.dashes, "linewidth": 1.3, "marker": self.marker}
+        return look | {"markersize": self.marker_size, "markeredgecolor": "white", "markeredgewidth": 0.4}
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -93,23 +104,21 @@ def draw_curves(comparison: Comparison, scale: Scale) -> Drawn:
     _align(panels)
     figure.supxlabel(label, fontsize=9)
     at_zero = [row for row in rows if any(r == row and each.x[-1] == 0 for (r, _), each in curves.items())]
-    add_legend(figure, [_handle(look[row], _name(comparison, row)) for row in rows])
+    add_legend(figure, [Line2D([], [], label=_name(comparison, row), **look[row].line) for row in rows])
     return Drawn(figure, at_zero, unknown)
 
 
 def _draw(axes: Axes, found: Curve, style: Style, size: float, index: int) -> None:
     """Draw one curve, thinned if it has many rounds, to keep the page small."""
-    look: dict[str, Any] = {"color": style.colour, "linestyle": style.dashes, "linewidth": 1.3, "marker": style.marker}
-    look |= {"markersize": _size(style), "markeredgecolor": "white", "markeredgewidth": 0.4}
     if found.x[-1] == 0:
         place = 0.04 + 0.03 * (index % 5)  # x in axes coordinates
         level = [100 * found.mean[-1]] * 4
-        axes.plot([0, place, 1 - place, 1], level, markevery=[1, 2], transform=axes.get_yaxis_transform(), **look)
+        axes.plot([0, place, 1 - place, 1], level, markevery=[1, 2], transform=axes.get_yaxis_transform(), **style.line)
         return
     kept = np.unique(np.linspace(0, len(found.x) - 1, _MOST_POINTS).round().astype(int))
     x, mean = found.x[kept] / size, 100 * found.mean[kept]
     marks = (0.03 + 0.02 * (index % 5), 0.16) if len(kept) > _FEW_POINTS else None  # of the panel's diagonal
-    axes.plot(x, mean, markevery=marks, **look)
+    axes.plot(x, mean, markevery=marks, **style.line)
     if found.deviation is not None:
         deviation = 100 * found.deviation[kept]
         axes.fill_between(x, mean - deviation, mean + deviation, color=style.colour, alpha=0.16, linewidth=0)
@@ -176,7 +185,7 @@ def draw_final(comparison: Comparison) -> Figure | None:
                 xerr=deviation,
                 color=style.colour,
                 marker=style.marker,
-                markersize=1.2 * _size(style),
+                markersize=1.2 * style.marker_size,
                 capsize=3,
             )
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -212,24 +221,9 @@ def _panels(columns: Sequence[Column], height: float, label_width: float = 0.0) 
     return figure, panels
 
 
-def _size(style: Style) -> float:
-    """Return a marker's size: at equal size, a star would look smaller than a square."""
-    return {"*": 8.5, "P": 6.5, "^": 6.0, "v": 6.0}.get(style.marker, 5.0)
-
-
 def _is_leftmost(axes: Axes) -> bool:
     place = axes.get_subplotspec()
     return place is None or place.is_first_col()
-
-
-def _handle(style: Style, label: str) -> Line2D:
-    look: dict[str, Any] = {
-        "markersize": _size(style),
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.4,
-        "linewidth": 1.3,
-    }
-    return Line2D([], [], color=style.colour, linestyle=style.dashes, marker=style.marker, label=label, **look)
 
 
 def _name(comparison: Comparison, row: Row) -> str:

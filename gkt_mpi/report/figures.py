@@ -41,8 +41,9 @@ def whole_numbers(axes: Axes) -> None:
 def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """Place a legend above the panels, in as many columns as fit, and make the figure taller by its height."""
     for columns in range(min(4, len(handles)), 0, -1):
-        look: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 8, "handlelength": 3.6}
-        legend = figure.legend(handles=handles, loc="outside upper left", **look)
+        legend = figure.legend(
+            handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handlelength=3.6
+        )
         extent = legend.get_window_extent()
         if extent.width <= figure.bbox.width:
             break

@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
 
 import yaml
 
 from gkt_mpi.data.partition import PARTITIONS
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.facts import ALGORITHM_FACTS, AlgorithmFacts
+from gkt_mpi.report.run_files import Json
 from gkt_mpi.report.run_folder import Run, partition_label, partition_parameter
 
 NOT_SET = "not set"  # value of a field that the run's version did not have
@@ -105,9 +105,9 @@ class Comparison:
         return self.cells.get((row, column), Cell())
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Json, prefix: str = "") -> Json:
     """Return a configuration as one level of dotted names; a mapping of models stays a single value."""
-    flat: dict[str, Any] = {}
+    flat: Json = {}
     for name, value in config.items():
         if isinstance(value, dict) and value and name != "model":
             flat |= flatten(value, f"{prefix}{name}.")

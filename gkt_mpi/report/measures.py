@@ -88,7 +88,9 @@ def run_cost(run: Run) -> Cost:
 
     In asynchronous training, every upload counts as one participation.
     """
-    visits = sum(record.get("uploads", record.get("participants", run.num_clients)) for record in run.records)
+    visits = 0
+    for record in run.records:
+        visits += record["uploads"] if "uploads" in record else record.get("participants", run.num_clients)
 
     def per_visit(key: str) -> float | None:
         total = run.total(key)

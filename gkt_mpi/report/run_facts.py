@@ -1,7 +1,6 @@
 """A run's page in words: what it is, its figures at the top, and where it comes from."""
 
-from typing import Any
-
+from gkt_mpi.report.run_files import Json
 from gkt_mpi.report.run_folder import Run, partition_parameter
 from gkt_mpi.units import UNKNOWN, amount, duration
 
@@ -46,7 +45,7 @@ def key_figures(run: Run) -> Facts:
     ]
 
 
-def _accuracies(run: Run, summary: dict[str, Any]) -> Facts:
+def _accuracies(run: Run, summary: Json) -> Facts:
     edge_accuracy = run.final_client_accuracy
     facts = [(f"{run.facts.evaluated_model}, test accuracy", _accuracy_text(run.final_accuracy))]
     if run.facts.has_server_model or (edge_accuracy is not None and not run.facts.has_edges_alone):
@@ -63,7 +62,7 @@ def _accuracy_text(accuracy: float | None) -> str:
     return "not evaluated" if accuracy is None else f"{accuracy:.4f}"
 
 
-def _best(summary: dict[str, Any]) -> str:
+def _best(summary: Json) -> str:
     if summary.get("best_round", 0) < 1 or summary.get("best_test_accuracy") is None:
         return "not known yet"
     return f"{summary['best_test_accuracy']:.4f} in round {summary['best_round']}"

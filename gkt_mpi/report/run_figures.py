@@ -1,13 +1,12 @@
 """The figures of a run's page (page.py): curves, bars, the timeline. See also client_figures.py."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from gkt_mpi.log.timeline import Span, clip_spans, idle_shares
 from gkt_mpi.report.figures import COLOURS, fit_accuracy, new_figure, whole_numbers
+from gkt_mpi.report.run_files import Json
 from gkt_mpi.report.run_folder import Run
 from gkt_mpi.report.scales import BY_ROUND, Scale
 
@@ -50,9 +49,11 @@ def accuracy_figure(run: Run, scale: Scale) -> Figure:
     for key, name, dashes, filled in lines:
         points = [(at / size, record[key]) for at, record in zip(x, run.records, strict=True) if key in record]
         if points:
-            look: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markerfacecolor": filled}
-            look["markersize"] = 4 if len(points) <= 60 else 0
-            axes.plot(*zip(*points, strict=True), dashes, label=name, **look)
+            marks = 4 if len(points) <= 60 else 0
+            at, accuracy = zip(*points, strict=True)
+            axes.plot(
+                at, accuracy, dashes, label=name, color=COLOURS[0], marker="o", markerfacecolor=filled, markersize=marks
+            )
     axes.set_xlabel(label)
     if scale is BY_ROUND:
         whole_numbers(axes)
@@ -139,7 +140,7 @@ def shown_round(run: Run) -> int | None:
     return rounds[-1] if run.is_synchronous else rounds[(len(rounds) - 1) // 2]
 
 
-def events_of(run: Run, round: int) -> tuple[list[dict[str, Any]], Span]:
+def events_of(run: Run, round: int) -> tuple[list[Json], Span]:
     """Return the spans of a round, and its start and end, in microseconds.
 
     In synchronous training these are all spans recorded for it; otherwise the server's, and the other ranks' in that

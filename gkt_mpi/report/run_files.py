@@ -11,7 +11,7 @@ import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import yaml
@@ -26,6 +26,8 @@ _LARGEST_COUNT = 10**7  # of clients or rounds
 _LONGEST_S = 1e15
 _DEEPEST = 20  # nested groups of a configuration; ours have 3
 
+Json = dict[str, Any]  # an object of a JSON or YAML file
+Item = TypeVar("Item")
 Check = tuple[str, Callable[[Any], bool]]  # the expected value in words, and a predicate
 
 
@@ -148,7 +150,7 @@ _START: dict[str, Check] = {
 }
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Json:
     """Return the configuration of a run, which has at least name and algorithm. Raises `DataError`."""
     path = folder / "config.yaml"
     if not path.exists():
@@ -188,7 +190,7 @@ def _is_of_bytes(text: str) -> bool:
     return all("\udc80" <= letter <= "\udcff" for letter in text if "\ud800" <= letter <= "\udfff")
 
 
-def _check(found: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+def _check(found: Json, checks: Mapping[str, Check]) -> None:
     """Raise `ValueError` for the first unexpected value; a name may have dots."""
     for name, (expected, is_right) in checks.items():
         group, _, last = name.rpartition(".")
@@ -207,7 +209,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_figures(folder: Path, damaged: list[str]) -> list[dict[str, Any]]:
+def read_figures(folder: Path, damaged: list[str]) -> list[Json]:
     """Return the valid records of metrics.jsonl, rounds ascending; empty if the file is missing."""
     path = folder / "metrics.jsonl"
     try:
@@ -251,7 +253,7 @@ def tell(damaged: list[str], path: Path, lines: list[int]) -> None:
         damaged.append(f"{path}: {name_lines(lines)} {'is' if len(lines) == 1 else 'are'} damaged, and left out")
 
 
-def lines_of(find: Callable[[Path], Found[Any]], path: Path, damaged: list[str]) -> list[Any]:
+def lines_of(find: Callable[[Path], Found[Item]], path: Path, damaged: list[str]) -> list[Item]:
     """Return the valid lines of a file, and report the damaged ones."""
     try:
         found = find(path)
@@ -262,17 +264,17 @@ def lines_of(find: Callable[[Path], Found[Any]], path: Path, damaged: list[str])
     return found.items
 
 
-def read_summary(folder: Path, damaged: list[str]) -> dict[str, Any] | None:
+def read_summary(folder: Path, damaged: list[str]) -> Json | None:
     """Return summary.json; None if it is missing or unusable."""
     return _read_json(folder / "summary.json", _SUMMARY, damaged)
 
 
-def read_start(folder: Path, damaged: list[str]) -> dict[str, Any]:
+def read_start(folder: Path, damaged: list[str]) -> Json:
     """Return run.json, written when the run started; empty if it is missing, as in an older version, or unusable."""
     return _read_json(folder / "run.json", _START, damaged) or {}
 
 
-def _read_json(path: Path, checks: Mapping[str, Check], damaged: list[str]) -> dict[str, Any] | None:
+def _read_json(path: Path, checks: Mapping[str, Check], damaged: list[str]) -> Json | None:
     if not path.exists():
         return None
     try:

@@ -6,7 +6,6 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from gkt_mpi.log.csv_log import ClientRecord, UploadRecord, find_records_of
 from gkt_mpi.log.timeline import find_events
 from gkt_mpi.models.networks import model_title
 from gkt_mpi.report.run_files import (
+    Json,
     lines_of,
     read_config,
     read_confusion,
@@ -41,10 +41,10 @@ class Run:
 
     folder: Path
     name: str
-    config: dict[str, Any]
-    records: list[dict[str, Any]]
-    summary: dict[str, Any] | None
-    start: dict[str, Any]
+    config: Json
+    records: list[Json]
+    summary: Json | None
+    start: Json
     counts: np.ndarray
     classes: list[str]
     damaged: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Run:
         return cls(folder, utf8(str(config["name"])), config, records, summary, start, counts, classes, damaged)
 
     @cached_property
-    def trace(self) -> list[dict[str, Any]]:
+    def trace(self) -> list[Json]:
         """The spans of its timeline; read on demand, since it may be 20 MB."""
         events = lines_of(find_events, self.folder / "trace.json", self.damaged)
         return [event for event in events if event["ph"] == "X"]
@@ -92,7 +92,7 @@ class Run:
         """
         return read_confusion(self.folder, self.damaged)
 
-    def group(self, name: str) -> dict[str, Any]:
+    def group(self, name: str) -> Json:
         """Return a group of fields of its configuration, empty if missing."""
         return self.config.get(name) or {}
 
@@ -163,7 +163,7 @@ class Run:
         return [float(x) for x in np.cumsum([sum(record[key] for key in keys) for record in self.records])]
 
     @property
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self) -> Json:
         return self.summary or {}
 
     def _final(self, key: str) -> float | None:
@@ -172,13 +172,13 @@ class Run:
         return None if value is None or math.isnan(value) else value
 
 
-def partition_parameter(data: dict[str, Any]) -> Parameter | None:
+def partition_parameter(data: Json) -> Parameter | None:
     """Return the parameter of the partition of a data configuration; None where it has none."""
     name = str(data.get("partition"))
     return PARTITIONS[name].parameter if name in PARTITIONS else None  # a report imports no user's module
 
 
-def partition_label(data: dict[str, Any]) -> str:
+def partition_label(data: Json) -> str:
     """Return the partition of a data configuration in words, such as hetero (α = 0.5); empty if it has none."""
     kind, parameter = data.get("partition"), partition_parameter(data)
     if parameter and data.get(parameter.field) is not None:

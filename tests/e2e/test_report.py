@@ -35,7 +35,7 @@ def colours_of(page, picture, height):
 
 def test_a_browser_draws_the_curves_the_bars_and_the_map(tmp_path):
     run_in_threads(parse(arguments(tmp_path, name="seen", data__partition="hetero", log__report="auto")), 3)
-    counts, num_pixels = colours_of(tmp_path / "runs/seen/report.html", tmp_path / "page.png", 1400)
+    counts, num_pixels = colours_of(tmp_path / "runs/seen/report.html", tmp_path / "page.png", 2200)
     assert counts.get((0x00, 0x72, 0xB2), 0) > 200  # the curves, and the bars of the server's training
     assert counts.get((0xE6, 0x9F, 0x00), 0) > 200  # the bars of the clients' training
     assert counts[(255, 255, 255)] > 0.5 * num_pixels
@@ -47,6 +47,6 @@ def test_a_browser_draws_who_was_at_work_when(tmp_path):
     uploads = [upload for upload in made_uploads(rounds=4) if upload.client != 1]
     folder = make_run(tmp_path / "seen", "fedgkt_async", uploads=uploads)
     assert main([str(folder)]) == 0
-    counts, _ = colours_of(folder / "report.html", tmp_path / "page.png", 2600)
+    counts, _ = colours_of(folder / "report.html", tmp_path / "page.png", 3400)
     assert counts.get((0x99, 0x99, 0x99), 0) > 200  # a client waits
     assert counts.get((0xFB, 0xE3, 0xB3), 0) > 200  # a client that never uploaded
