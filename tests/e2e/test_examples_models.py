@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import save
 
 from gkt_mpi import lookup
 from gkt_mpi.config import parse
 from gkt_mpi.facts import facts_of
 from gkt_mpi.ranks.rank import run_rank
+from gkt_mpi.torchvision_import import import_torchvision
 from gkt_mpi.wire.local import run_local
 from tests.conftest import ROOT, arguments, figures, read_metrics, run_in_threads
 from tests.e2e.planted import left_behind, plant, results, struck
@@ -30,7 +32,7 @@ def forgotten(monkeypatch):
     monkeypatch.setattr(lookup, "imported", {})
     before = set(sys.modules)
     yield
-    for name in {"nets", "prox", "own_codec"} - before:
+    for name in {"nets", "prox", "own_codec", "signed_nets", "counting_nets"} - before:
         sys.modules.pop(name, None)
 
 
@@ -71,6 +73,64 @@ def test_a_users_large_network_is_trained_whole_with_our_stem(algorithm, tmp_pat
         for ranks in (3, 2)
     ]
     assert runs[0] == runs[1] and runs[0][-1]["test_accuracy"] >= 0
+
+
+COUNTING = """
+from torch import nn
+from gkt_mpi.models.family import EdgeFamily, ServerFamily
+
+def layers(channels, classes):  # momentum None: running means over all batches so far, by an integer counter
+    norm = nn.BatchNorm2d(8, momentum=None)
+    pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return [nn.Conv2d(channels, 8, 3, padding=1), norm, nn.ReLU(), *pool, nn.Linear(8, classes)]
+
+def build_edge(shape, classes, norm):
+    stem = nn.Sequential(nn.Conv2d(shape[2], 8, 3, 2, 1), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
+    return stem, nn.Sequential(*layers(8, classes))
+
+EDGE = EdgeFamily("counting", build_edge)
+SERVER = ServerFamily("counting", lambda shape, classes, norm: nn.Sequential(*layers(shape[2], classes)))
+"""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"client__share": "edge"},
+        {"algorithm": "fedavg"},
+        pytest.param({"algorithm": "split_learning"}, marks=pytest.mark.grid),
+        pytest.param({"algorithm": "centralized"}, marks=pytest.mark.grid),
+        pytest.param({"algorithm": "fedgkt_async"}, marks=pytest.mark.grid),
+    ],
+    ids=lambda changes: "-".join(changes.values()),
+)
+def test_the_integer_counters_of_batch_norm_survive_workers_and_resumes(changes, tmp_path, monkeypatch):
+    """A running mean over all batches depends on its counter: resumed on other ranks it is that of a whole run."""
+    (tmp_path / "counting_nets.py").write_text(COUNTING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fixed = {"client__model": "counting_nets:EDGE", "server__model": "counting_nets:SERVER", "rounds": 3, **changes}
+    expected = figures(run_in_threads(parse(arguments(tmp_path / "whole", **fixed)), 3))
+    run_in_threads(parse(arguments(tmp_path, **fixed | {"rounds": 1})), 2)
+    assert figures(run_in_threads(parse(arguments(tmp_path, **fixed)), 4)) == expected
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["fedgkt", *(pytest.param(name, marks=pytest.mark.grid) for name in ("fedavg", "split_learning"))]
+)
+def test_pretrained_weights_are_loaded_and_wrong_ones_end_the_run_in_one_line(algorithm, tmp_path, said, capsys):
+    whole = import_torchvision("models").mobilenet_v3_small(weights=None, num_classes=10).state_dict()
+    save(whole, tmp_path / "right.pth")
+    save({name: value for name, value in whole.items() if "features.5." not in name}, tmp_path / "wrong.pth")
+    fixed = {"server__model": "mobilenet_v3_small", "data__synthetic__size": 32, "algorithm": algorithm, "rounds": 1}
+    run_in_threads(parse(arguments(tmp_path, server__pretrained=tmp_path / "right.pth", **fixed)), 2)
+    assert re.search(
+        r"mobilenet_v3_small: \d+ pretrained tensors of .*right.pth; initial values in .*adapter", said.text
+    )
+    config = parse(arguments(tmp_path, server__pretrained=tmp_path / "wrong.pth", name="wrong", **fixed))
+    assert run_local(2, lambda transport: run_rank(config, transport, (transport.rank, 2, True))) == [2, 0]
+    shown = capsys.readouterr().err
+    assert re.search(r"whose weights are not those of mobilenet_v3_small: \d+ missing \(\S*features.5.block", shown)
+    assert "Traceback" not in shown
 
 
 @pytest.fixture
