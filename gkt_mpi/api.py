@@ -18,6 +18,7 @@ import yaml
 from gkt_mpi.errors import ConfigError, DataError, GktError
 from gkt_mpi.launching import find_file, interrupt, merge, num_ranks_for, read_fields, start, what_went_wrong
 from gkt_mpi.log.records import read_records, read_summary
+from gkt_mpi.plain import Json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,12 +52,12 @@ class Run:
         return parse(["--config", str(self.folder / "config.yaml")])
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Json:
         """The content of summary.json; empty while the run is in progress."""
         return read_summary(self.folder)
 
     @property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Json]:
         """The figures of each round, which docs/metrics.md explains."""
         return read_records(self.folder / "metrics.jsonl")
 
@@ -172,9 +173,9 @@ def _run_threads(words: list[str]) -> None:
         raise RunFailed(what_went_wrong(errors.getvalue()), max(statuses))
 
 
-def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(fields: Mapping[str, Any]) -> Json:
     """Return fields with dots or double underscores in their names as nested ones, with values that YAML can write."""
-    nested: dict[str, Any] = {}
+    nested: Json = {}
     for name, value in fields.items():
         *groups, last = str(name).replace("__", ".").split(".")
         value = _plain(value)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from gkt_mpi.models.family import FeatureShape, ImageShape
 from gkt_mpi.models.networks import edge_feature_shape, stem_layout, whole_feature_shape
 from gkt_mpi.models.trial import try_edge, try_server, try_whole
 from gkt_mpi.models.weights import digest_of_weights, load_weights
+from gkt_mpi.plain import Json
 from gkt_mpi.seeding import numpy_generator
 from gkt_mpi.training.compute import ComputeConfig
 from gkt_mpi.training.trainable import AnyEdge
@@ -211,7 +212,7 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(item)
 
 
-def what_is_learnt(config: RunConfig, file: ImageFile, shards: list[np.ndarray]) -> dict[str, Any]:
+def what_is_learnt(config: RunConfig, file: ImageFile, shards: list[np.ndarray]) -> Json:
     """Return the part of a checkpoint that describes data and code: digests, which must be unchanged on resume.
 
     own code: that of users' modules, if there are any. training images: differs when any client has other samples, or

@@ -32,6 +32,7 @@ from gkt_mpi.log.logger import LogConfig
 from gkt_mpi.lookup import search_beside
 from gkt_mpi.models.networks import EDGE_FAMILIES
 from gkt_mpi.placement import PlacementConfig
+from gkt_mpi.plain import Json, plain
 from gkt_mpi.training.compute import ComputeConfig
 from gkt_mpi.training.evaluate import EvaluateConfig
 from gkt_mpi.training.losses import DistillConfig
@@ -131,9 +132,9 @@ class RunConfig:
             expected = f"at most {self.clients}, the number of clients"
             require(self.async_.buffer <= self.clients, "async.buffer", self.async_.buffer, expected)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Json:
         """Return the configuration in the form of its YAML file."""
-        return {name.rstrip("_"): _plain(value) for name, value in asdict(self).items()}
+        return {name.rstrip("_"): plain(value) for name, value in asdict(self).items()}
 
     def for_ranks(self, num_ranks: int, natural_clients: int | None = None) -> "RunConfig":
         """Return the configuration with the number of clients filled in.
@@ -152,15 +153,6 @@ class RunConfig:
     def digest(self) -> bytes:
         """Return 32 bytes that differ for different configurations."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).digest()
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - the values of a YAML file
-    """Return a value without subclasses of str, which YAML cannot write."""
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value
 
 
 def _with_edges() -> str:

@@ -21,6 +21,7 @@ import yaml
 from gkt_mpi import yaml_text
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.facts import facts_of
+from gkt_mpi.plain import Json
 
 LAUNCH = Path(__file__).parent / "launch"
 DEFAULT_WORKERS = 4  # where the configuration does not give the number of clients
@@ -51,7 +52,7 @@ def find_file(name: str, kind: str = "configs") -> Path:
     )
 
 
-def read_fields(path: Path) -> dict[str, Any]:
+def read_fields(path: Path) -> Json:
     """Return the fields of a configuration file; none where it is invalid, which the run itself reports."""
     try:
         yaml_text.check_file(str(path))
@@ -61,7 +62,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Json:
     """Return nested fields in which those of `above` replace those of `below`."""
     merged = dict(below)
     for name, value in above.items():

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from gkt_mpi.data.image_input import ImageInput
 from gkt_mpi.errors import CheckpointError, ConfigError, DataError, require
 from gkt_mpi.federation.checkpoint import FORMAT, Contents, checkpoint_paths, read_checkpoint
 from gkt_mpi.learners.saved import Parts, SavedRun
+from gkt_mpi.plain import Json
 
 Which = Literal["last", "best"]
 
@@ -52,7 +53,7 @@ class TrainedRun:
     config: RunConfig
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Json:
         """The contents of summary.json; empty while the run is in progress. Raises `DataError` if it is damaged."""
         path = self.folder / "summary.json"
         if not path.exists():

@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import Tensor
 
 from gkt_mpi.cost.virtual_clock import Participant, RoundPricer
 from gkt_mpi.errors import WireError
 from gkt_mpi.log.csv_log import UploadRecord
+from gkt_mpi.plain import Json
 from gkt_mpi.wire.messages import ClientReport
 from gkt_mpi.wire.transport import Transport
 
@@ -23,7 +23,7 @@ _COUNTS = ("participants", "refused_messages", "lost_workers", "dropped_clients"
 class FinishedRound:
     """A round whose training is complete: its record so far, each rank's spans, and its uploads if they are listed."""
 
-    record: dict[str, Any]
+    record: Json
     spans: dict[int, list[Tensor]]
     uploads: list[UploadRecord]
     virtual_s: float  # of the run so far
@@ -35,7 +35,7 @@ class RoundBooks:
     def __init__(self, transport: Transport, price: RoundPricer) -> None:
         self.virtual_s = 0.0  # of all rounds so far, in synchronous training
         self._ledger, self._timeline, self._price = transport.ledger, transport.timeline, price
-        self._record: dict[str, Any] = dict.fromkeys(_COUNTS, 0)
+        self._record: Json = dict.fromkeys(_COUNTS, 0)
         self._taking_part: dict[int, Participant] = {}
         self._reports: list[ClientReport] = []  # in the order in which they are counted
         self._spans: dict[int, list[Tensor]] = {}

@@ -12,12 +12,13 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from gkt_mpi.errors import CheckpointError, GktError, require, what_to_do
 from gkt_mpi.federation.learner import State
+from gkt_mpi.plain import Json
 from gkt_mpi.training.schedule import FIXED_LENGTH
 
 logger = logging.getLogger(__name__)
@@ -67,16 +68,16 @@ class CheckpointConfig:
 class Contents(NamedTuple):
     """The contents of a checkpoint."""
 
-    config: dict[str, Any]  # the run's configuration, and what else must be unchanged when it is resumed
+    config: Json  # the run's configuration, and what else must be unchanged when it is resumed
     format: int | None
     rounds_done: int
-    state: dict[str, Any]
+    state: Json
 
 
 class CheckpointStore:
     """The checkpoints of one run folder; a checkpoint must agree with `run_config` to be resumed."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig, run_config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig, run_config: Json) -> None:
         self.folder = folder
         self.config = config
         self.run_config = run_config
@@ -128,7 +129,7 @@ class CheckpointStore:
             )
         return None
 
-    def _refuse_other(self, path: Path, config: dict[str, Any], number: int | None) -> None:
+    def _refuse_other(self, path: Path, config: Json, number: int | None) -> None:
         """Raise `CheckpointError` unless a checkpoint has this run's configuration and the current format."""
         or_else = "Give this run another name (--name), or start over in the same folder (--checkpoint.resume never)"
         if number != FORMAT:
@@ -183,7 +184,7 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def differing_fields(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+def differing_fields(found: Json, wanted: Json, prefix: str = "") -> list[str]:
     """Return "field (found, now wanted)" for each difference between two configurations that prevents a resume."""
     different = []
     for key in sorted({*found, *wanted}):

@@ -15,6 +15,7 @@ from gkt_mpi.errors import ConfigError
 from gkt_mpi.federation.client import ClientConfig, whole_model
 from gkt_mpi.learners.site import ServerConfig
 from gkt_mpi.models.networks import EdgeModel, ServerModel, WholeModel, build_server_model, shape_after
+from gkt_mpi.plain import Json
 from gkt_mpi.training.trainable import Edge
 
 
@@ -45,7 +46,7 @@ class Parts:
 class SavedRun:
     """The contents of a checkpoint, and what its networks are built from."""
 
-    learner: dict[str, Any]  # what the learner's `state()` returned
+    learner: Json  # what the learner's `state()` returned
     states: list[Tensor]  # each client's, uint8 (bytes,)
     edges: list[Edge[Any]]  # newly built; edges[k] is the edge for client k's state
     client: ClientConfig

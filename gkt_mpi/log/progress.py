@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from gkt_mpi.facts import facts_of
 from gkt_mpi.log.output import ERRORS
+from gkt_mpi.plain import Json
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Progress:
             percent = 100 * self._phase_done // max(1, self._phase_total)
             self._line(f"{self._round_name()}  {self._phase} {percent} %  {self._status()}")
 
-    def end_round(self, record: dict[str, Any]) -> None:
+    def end_round(self, record: Json) -> None:
         """Show a finished round; `record` is its line in metrics.jsonl."""
         self._round_s.append(record["round_s"])
         self._uploaded += record["upload_bytes"]
@@ -178,7 +179,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def summary_table(summary: dict[str, Any], name: str, algorithm: str) -> Table:
+def summary_table(summary: Json, name: str, algorithm: str) -> Table:
     """Return the summary table shown at the end of a run."""
     table = Table(title=f"{name}: {summary['status']} after {summary['rounds']} rounds", show_header=False)
     table.add_column(justify="left")

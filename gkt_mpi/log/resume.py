@@ -15,13 +15,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gkt_mpi.log.csv_log import ClientRecord, Record, UploadRecord, find_records_of
 from gkt_mpi.log.lines import name_lines
 from gkt_mpi.log.records import find_records
 from gkt_mpi.log.seal import digest_of
 from gkt_mpi.log.timeline import find_events
+from gkt_mpi.plain import Json
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Known:
     """
 
     rounds_done: int
-    records: Sequence[dict[str, Any]]
+    records: Sequence[Json]
     uploads: Sequence[UploadRecord]
     clients: Sequence[ClientRecord]
     sealed: int = 0
@@ -48,10 +48,10 @@ class Known:
 class Agreed:
     """The contents of the log's files before the run continues; `events` are the spans of trace.json."""
 
-    records: list[dict[str, Any]]
+    records: list[Json]
     uploads: list[UploadRecord]
     clients: list[ClientRecord]
-    events: list[dict[str, Any]]
+    events: list[Json]
 
 
 def agree(folder: Path, known: Known) -> Agreed:
@@ -66,7 +66,7 @@ def agree(folder: Path, known: Known) -> Agreed:
     )
 
 
-def _agree_on_records(path: Path, known: Known) -> list[dict[str, Any]]:
+def _agree_on_records(path: Path, known: Known) -> list[Json]:
     found, wrong = find_records(path), []
     agreed = {record["round"]: record for record in known.records}
     saved_rounds = set(agreed)
@@ -95,12 +95,12 @@ def _agree_on_records(path: Path, known: Known) -> list[dict[str, Any]]:
     return records
 
 
-def _are_equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def _are_equal(a: Json, b: Json) -> bool:
     """Whether two records are equal, treating nan as equal to nan."""
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
-def _is_completed(saved: dict[str, Any], record: dict[str, Any]) -> bool:
+def _is_completed(saved: Json, record: Json) -> bool:
     """Whether a record equals a checkpoint's plus the times known only later, and these are plausible."""
     if not _are_equal(saved, record | {name: saved[name] for name in _KNOWN_LATER if name in saved}):
         return False
@@ -127,7 +127,7 @@ def _agree_on_lines(kind: type[Record], path: Path, rounds_done: int, last: Sequ
     return [*(record for record in found.items if record.round <= kept), *last]
 
 
-def _agree_on_events(path: Path, rounds_done: int) -> list[dict[str, Any]]:
+def _agree_on_events(path: Path, rounds_done: int) -> list[Json]:
     found = find_events(path)
     _put_aside(path, found.damaged, "these are dropped")
     return [event for event in found.items if event["ph"] == "X" and event["args"]["round"] <= rounds_done]

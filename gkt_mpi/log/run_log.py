@@ -29,6 +29,7 @@ from gkt_mpi.log.resume import Known, agree
 from gkt_mpi.log.seal import Seal, as_line
 from gkt_mpi.log.sinks.sink import OpenSinks, Sink, SinkRun
 from gkt_mpi.log.timeline import Trace
+from gkt_mpi.plain import Json
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class RunLog:
     def __init__(
         self,
         folder: Path,
-        config: dict[str, Any],
+        config: Json,
         note: str,
         classes: Sequence[str] = (),
         sinks: Sequence[Sink] = (),
@@ -97,8 +98,8 @@ class RunLog:
         self._trace = Trace(folder / "trace.json")
         self._uploads = CsvLog(folder / "uploads.csv", UploadRecord)
         self._clients = CsvLog(folder / "clients.csv", ClientRecord)
-        self.records: list[dict[str, Any]] = []
-        self.summary: dict[str, Any] = {}
+        self.records: list[Json] = []
+        self.summary: Json = {}
         self._seal = Seal()
         self.best_accuracy = -1.0  # between rounds so far, if any
         try:
@@ -168,7 +169,7 @@ class RunLog:
 
     def append(
         self,
-        record: dict[str, Any],
+        record: Json,
         spans: dict[int, Tensor],
         uploads: Sequence[UploadRecord] = (),
         clients: Sequence[ClientRecord] = (),
@@ -190,7 +191,7 @@ class RunLog:
             self._uploads.append(uploads)
             self._clients.append(clients)
 
-    def saved(self, *record: dict[str, Any]) -> dict[str, Any]:
+    def saved(self, *record: Json) -> Json:
         """Return the log's part of a checkpoint, with the record of a round that is not logged yet, if any."""
         sealed = self._seal.num_rounds
         return {"newest": [*self.records[sealed:], *record], "sealed": sealed, "digest": self._seal.digest}
@@ -198,7 +199,7 @@ class RunLog:
     def finish(
         self,
         accuracy: dict[str, float],
-        compute: dict[str, Any],
+        compute: Json,
         clients: Sequence[ClientRecord] = (),
         confusion: Tensor | None = None,
     ) -> None:
@@ -244,7 +245,7 @@ class RunLog:
         with self._explained():
             self._open_sinks.close(self.summary, artefacts)
 
-    def _so_far(self, status: str) -> dict[str, Any]:
+    def _so_far(self, status: str) -> Json:
         """Return the part of the summary that all runs have, completed or not."""
         sums = ("upload_bytes", "download_bytes", "simulation_bytes", "edge_flops", "virtual_s")
         return {

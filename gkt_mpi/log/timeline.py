@@ -15,12 +15,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from gkt_mpi.log.lines import Found, parse_lines, split_lines, write_whole
+from gkt_mpi.plain import Json
 
 Phase = Literal[
     "load",  # a client's images and state
@@ -104,7 +105,7 @@ class Trace:
         self._path = path
         self._num_events = 0
 
-    def begin(self, kept: Sequence[dict[str, Any]], num_ranks: int) -> None:
+    def begin(self, kept: Sequence[Json], num_ranks: int) -> None:
         """Begin with the spans kept from earlier rounds. Raises `OSError`."""
         names = [
             {"name": "thread_name", "ph": "M", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}{role}"}}
@@ -145,7 +146,7 @@ def are_spans(spans: Tensor, earliest_s: float, latest_s: float) -> bool:
     return bool(((number >= 0) & (number < len(PHASES)) & are_times).all())
 
 
-def find_events(path: Path) -> Found[dict[str, Any]]:
+def find_events(path: Path) -> Found[Json]:
     """Return the events of a trace, empty if there is no file, and the damaged lines. Raises `OSError`."""
     lines, rest = split_lines(path)
     found = parse_lines(lines[1:], _parse_event, first=2)
@@ -155,12 +156,12 @@ def find_events(path: Path) -> Found[dict[str, Any]]:
     return Found(found.numbered + last.numbered, found.damaged)
 
 
-def read_trace(path: Path) -> list[dict[str, Any]]:
+def read_trace(path: Path) -> list[Json]:
     """Return the valid events of a trace, empty if there is no file. Raises `OSError`."""
     return find_events(path).items
 
 
-def _parse_event(line: str) -> dict[str, Any]:
+def _parse_event(line: str) -> Json:
     """Return the event of a trace's line. Raises `ValueError` for an invalid or impossible event."""
     event = json.loads(line.removesuffix(","))
     if not isinstance(event, dict) or not _is_event(event):
@@ -168,7 +169,7 @@ def _parse_event(line: str) -> dict[str, Any]:
     return event
 
 
-def _is_event(event: dict[str, Any]) -> bool:
+def _is_event(event: Json) -> bool:
     """Whether an event is a rank's name, or a span with all fields that are read."""
     arguments = event.get("args")
     if not isinstance(arguments, dict) or not _is_count(event.get("tid")) or not isinstance(event.get("name"), str):
@@ -185,7 +186,7 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < _MOST_COUNT
 
 
-def idle_shares(events: Iterable[dict[str, Any]], shown: Span | None = None) -> dict[int, float]:
+def idle_shares(events: Iterable[Json], shown: Span | None = None) -> dict[int, float]:
     """Return the idle share of each rank that has spans, from 0 to 1: the share of time without any span.
 
     `events` are those of a trace, such as those of a round. `shown` is the period considered, like their `ts` in

@@ -25,12 +25,10 @@ from gkt_mpi.build import check_networks, digest_of, digests_of_weights
 from gkt_mpi.config import RunConfig
 from gkt_mpi.data.datasets import ImageFile, file_path, known_clients, look_for
 from gkt_mpi.data.partition import partition
-from gkt_mpi.data.source import DataSize
-from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import ConfigError, GktError, expand
 from gkt_mpi.log.progress import make_console
 from gkt_mpi.placement import available_memory_mib, place
-from gkt_mpi.programs.memory import bank_mib, limit_of_node, needed_mib
+from gkt_mpi.programs.memory import bank_mib, images_in, images_of, limit_of_node, needed_mib
 from gkt_mpi.wire.contract import Contract
 from gkt_mpi.wire.header import Kind
 from gkt_mpi.wire.messages import Check, Stop
@@ -84,7 +82,7 @@ def preflight(
 
 def _check(config: RunConfig, transport: Transport, look: Look, console: Console) -> list[str]:
     """Ask every rank, show the answers, and return the problems to fix, the most fundamental first."""
-    images = _images_of(config)
+    images = images_of(config)
     if images is not None:
         check_networks(config, images.image_shape, images.classes)
     transport.set_timeout(ANSWER_S)
@@ -236,7 +234,7 @@ def _unseen(seen: Mapping[str, str]) -> list[str]:
 
 def _too_large(config: RunConfig, file: ImageFile) -> list[str]:
     """Return a problem if the features of a round do not fit into the server's memory."""
-    needed = bank_mib(config, _images_in(file))
+    needed = bank_mib(config, images_in(file))
     limit = config.bank.memory_mib
     in_memory = needed if limit is None else min(needed, limit)
     if in_memory < 0.9 * available_memory_mib():
@@ -249,7 +247,7 @@ def _too_large(config: RunConfig, file: ImageFile) -> list[str]:
 
 def _short_of_memory(config: RunConfig, looks: Mapping[int, Look]) -> list[str]:
     """Return a problem for each node whose ranks need more memory than it, or the job, has."""
-    images = _images_of(config)
+    images = images_of(config)
     if images is None:
         return []
     to_fix = []
@@ -269,19 +267,6 @@ def _short_of_memory(config: RunConfig, looks: Mapping[int, Look]) -> list[str]:
                 f"{limit / 1024:.1f} GiB of {limit_by}; {advice}"
             )
     return to_fix
-
-
-def _images_of(config: RunConfig) -> DataSize | None:
-    """Return the size of the run's data set, even before its file exists; None if it is unknown."""
-    with contextlib.suppress(ConfigError):
-        found = look_for(config.data)
-        if isinstance(found, ImageFile):
-            return _images_in(found)
-    return DATA_SOURCES[config.data.name].size_with(config.data)
-
-
-def _images_in(file: ImageFile) -> DataSize:
-    return DataSize(len(file.labels("train")), len(file.classes), file.image_shape)
 
 
 def _differences(looks: Mapping[int, Look]) -> list[str]:

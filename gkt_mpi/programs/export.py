@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from gkt_mpi.extras import import_extra
 from gkt_mpi.federation.client import edge_names
 from gkt_mpi.log.output import never_fail_on_encoding, status_of
 from gkt_mpi.models.weights import save_weights
+from gkt_mpi.plain import Json
 from gkt_mpi.trained import TrainedRun, Which, load
 
 LIBRARIES = {"safetensors": ("safetensors.torch",), "torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
@@ -79,13 +80,13 @@ class Export:
             files |= {"server": self._parts.server.state_dict(), "model": whole}
         return {f"{name}.safetensors": tensors for name, tensors in files.items()}
 
-    def description(self, formats: Sequence[str]) -> dict[str, Any]:
+    def description(self, formats: Sequence[str]) -> Json:
         """Return the contents of model.json: lists, numbers and text."""
         run, input = self.run, self.run.input
         height, width, channels = input.image_shape
         with torch.no_grad():
             feature = self.model.stem(self._example(1))
-        description: dict[str, Any] = {
+        description: Json = {
             "run": run.config.name,
             "algorithm": run.config.algorithm,
             "client": self.client,

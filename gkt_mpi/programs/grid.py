@@ -23,6 +23,7 @@ from gkt_mpi import yaml_text
 from gkt_mpi.errors import ConfigError, require
 from gkt_mpi.launching import find_file, merge, packaged, read_fields
 from gkt_mpi.log.records import read_summary
+from gkt_mpi.plain import Json
 
 _KEYS = ("config", "vary", "seeds", "fields", "without", "ranks")
 
@@ -40,7 +41,7 @@ class Cell:
         words = [f"--{name}={_as_word(value)}" for name, value in self.fields.items()]
         return ["--config", str(self.config), *words, f"--name={self.name}", f"--out={out}"]
 
-    def complete_fields(self) -> dict[str, Any]:
+    def complete_fields(self) -> Json:
         """Return the fields of its configuration file and of the grid, nested."""
         fields = read_fields(self.config)
         for name, value in self.fields.items():
@@ -97,8 +98,8 @@ class _Combinations:
     path: Path
     vary: dict[str, list[Any]]
     seeds: list[int]
-    fields: dict[str, Any]
-    without: list[dict[str, Any]] = field(default_factory=list)
+    fields: Json
+    without: list[Json] = field(default_factory=list)
 
     def cells(self, configs: list[str]) -> Iterator[Cell]:
         """Yield the runs: all of one seed first, so that early results cover the whole grid."""
@@ -110,14 +111,14 @@ class _Combinations:
                     if not self._is_left_out({"config": config} | varied):
                         yield self._cell(config, varied, seed)
 
-    def _is_left_out(self, chosen: dict[str, Any]) -> bool:
+    def _is_left_out(self, chosen: Json) -> bool:
         for pattern in self.without:
             unknown = [key for key in pattern if key not in chosen]
             if unknown:
                 raise ConfigError(f"without has {unknown[0]}, which {self.path} does not vary")
         return any(all(chosen[key] == value for key, value in pattern.items()) for pattern in self.without)
 
-    def _cell(self, config: str, varied: dict[str, Any], seed: int | None) -> Cell:
+    def _cell(self, config: str, varied: Json, seed: int | None) -> Cell:
         path = find_file(config)
         parts = [path.stem]
         for name, value in varied.items():
@@ -139,7 +140,7 @@ def _matching(pattern: str) -> list[str]:
     return names
 
 
-def _mapping(text: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+def _mapping(text: Json, key: str, path: Path) -> Json:
     value = text.get(key) or {}
     require(isinstance(value, dict), key, value, f"fields and their values, in {path}")
     return dict(value)
@@ -150,7 +151,7 @@ def _as_word(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _nested(name: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - the value of a field
+def _nested(name: str, value: Any) -> Json:  # noqa: ANN401 - the value of a field
     for part in reversed(name.split(".")):
         value = {part: value}
     return dict(value)

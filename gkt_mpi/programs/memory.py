@@ -5,6 +5,7 @@ memory of torch, images and messages, the activations of a batch, and on the ser
 which holds the activations, it has not been measured.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,10 @@ from gkt_mpi.algorithms import ALGORITHMS
 from gkt_mpi.build import feature_shape_of
 from gkt_mpi.config import RunConfig
 from gkt_mpi.cost.flops import NetworkCost, edge_cost, server_cost, whole_cost
+from gkt_mpi.data.datasets import ImageFile, look_for
 from gkt_mpi.data.source import DataSize
+from gkt_mpi.data.sources import DATA_SOURCES
+from gkt_mpi.errors import ConfigError
 from gkt_mpi.wire.codec import Codec
 
 _MIB = 2**20
@@ -22,6 +26,20 @@ _CUDA_MIB = 2000.0  # more with a GPU
 _ACTIVATIONS = 1.25  # multiple of the stored activations: gradients, and memory the allocator does not return
 _BLOCKS = 16  # of features, between the network, the codec, MPI and the bank
 _UNLIMITED = 2**60  # bytes; cgroup version 1 reports slightly less than 2^63 for no limit
+
+
+def images_of(config: RunConfig) -> DataSize | None:
+    """Return the size of the run's data set, even before its file exists; None if it is unknown."""
+    with contextlib.suppress(ConfigError):
+        found = look_for(config.data)
+        if isinstance(found, ImageFile):
+            return images_in(found)
+    return DATA_SOURCES[config.data.name].size_with(config.data)
+
+
+def images_in(file: ImageFile) -> DataSize:
+    """Return the size of the data set in a file."""
+    return DataSize(len(file.labels("train")), len(file.classes), file.image_shape)
 
 
 def bank_mib(config: RunConfig, images: DataSize) -> float:

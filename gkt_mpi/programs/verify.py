@@ -23,6 +23,7 @@ from gkt_mpi.launching import interrupt, read_fields, split_options, start, what
 from gkt_mpi.log.output import never_fail_on_encoding
 from gkt_mpi.log.records import read_records, read_summary, reproducible
 from gkt_mpi.log.timeline import read_trace
+from gkt_mpi.plain import Json
 
 _LOOK_EVERY_S = 0.2
 _MOST_SHOWN = 10  # differences
@@ -161,12 +162,12 @@ def _are_equal(a: object, b: object) -> bool:
     return both_nan or a == b
 
 
-def _repeat(run: Path, out: Path, rounds: int, num_ranks: int, mpi_options: Sequence[str]) -> list[dict[str, Any]]:
+def _repeat(run: Path, out: Path, rounds: int, num_ranks: int, mpi_options: Sequence[str]) -> list[Json]:
     """Run again into `out`, stop after the rounds, and return their records."""
     words = ["--config", str(run / "config.yaml"), "--out", str(out), "--name", _NAME, "--log.report", "never"]
     words += _chosen_by_machine(run)
     log = out / f"{_NAME}.txt"
-    records: list[dict[str, Any]] = []
+    records: list[Json] = []
     with open(log, "w+", encoding="utf-8", errors="replace") as file:
         process = start(words, num_ranks, file, subprocess.STDOUT, mpi_options)
         try:

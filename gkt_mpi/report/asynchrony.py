@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gkt_mpi.log.csv_log import UploadRecord
 from gkt_mpi.log.timeline import Span, clip_spans
-from gkt_mpi.report.run_files import Json
+from gkt_mpi.plain import Json
 
 _OVERDUE = 2  # times the longest time of a client between two requests
 _AWAY = 2  # times the median of a client's uploads; a longer one indicates an absence

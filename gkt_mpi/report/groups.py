@@ -16,7 +16,7 @@ import yaml
 from gkt_mpi.data.partition import PARTITIONS
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.facts import ALGORITHM_FACTS, AlgorithmFacts
-from gkt_mpi.report.run_files import Json
+from gkt_mpi.plain import Json
 from gkt_mpi.report.run_folder import Run, partition_label, partition_parameter
 
 NOT_SET = "not set"  # value of a field that the run's version did not have

@@ -1,6 +1,6 @@
 """A run's page in words: what it is, its figures at the top, and where it comes from."""
 
-from gkt_mpi.report.run_files import Json
+from gkt_mpi.plain import Json
 from gkt_mpi.report.run_folder import Run, partition_parameter
 from gkt_mpi.units import UNKNOWN, amount, duration
 

@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from gkt_mpi.log.timeline import Span, clip_spans, idle_shares
+from gkt_mpi.plain import Json
 from gkt_mpi.report.figures import COLOURS, fit_accuracy, new_figure, whole_numbers
-from gkt_mpi.report.run_files import Json
 from gkt_mpi.report.run_folder import Run
 from gkt_mpi.report.scales import BY_ROUND, Scale
 

@@ -20,13 +20,14 @@ from gkt_mpi.errors import DataError
 from gkt_mpi.facts import ClientPart, ServerPart
 from gkt_mpi.log.lines import Found, name_lines
 from gkt_mpi.log.records import find_records
+from gkt_mpi.plain import Json
 
 _LARGEST = 1e60  # bound of any number: far beyond any count, and far below an overflow in a figure
 _LARGEST_COUNT = 10**7  # of clients or rounds
 _LONGEST_S = 1e15
 _DEEPEST = 20  # nested groups of a configuration; ours have 3
 
-Json = dict[str, Any]  # an object of a JSON or YAML file
+
 Item = TypeVar("Item")
 Check = tuple[str, Callable[[Any], bool]]  # the expected value in words, and a predicate
 

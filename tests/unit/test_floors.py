@@ -32,6 +32,7 @@ FLOORS = {
     "models": 1,
     "placement": 1,
     "errors": 1,
+    "plain": 1,
     "extras": 1,
     "lookup": 1,
     "facts": 1,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gkt_mpi.errors import ConfigError
+from gkt_mpi.plain import Json
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,9 @@ def grouped(name: str) -> str:
     return f"other/{name}"
 
 
-def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(config: Mapping[str, Any], prefix: str = "") -> Json:
     """Return a nested configuration with dotted names."""
-    flat: dict[str, Any] = {}
+    flat: Json = {}
     for name, value in config.items():
         flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
