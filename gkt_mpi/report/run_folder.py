@@ -15,8 +15,8 @@ from gkt_mpi.facts import ALGORITHM_FACTS, AlgorithmFacts, Parameter, facts_of
 from gkt_mpi.log.csv_log import ClientRecord, UploadRecord, find_records_of
 from gkt_mpi.log.timeline import find_events
 from gkt_mpi.models.networks import model_title
+from gkt_mpi.plain import Json
 from gkt_mpi.report.run_files import (
-    Json,
     lines_of,
     read_config,
     read_confusion,
