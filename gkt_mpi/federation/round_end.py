@@ -12,11 +12,12 @@ from gkt_mpi.federation.books import FinishedRound
 from gkt_mpi.federation.checkpoint import CheckpointStore
 from gkt_mpi.federation.hosting import Hosting
 from gkt_mpi.federation.learner import HasState, Learner, State
+from gkt_mpi.federation.plan import Plan
 from gkt_mpi.federation.watch import Watch
 from gkt_mpi.log.csv_log import ClientRecord
 from gkt_mpi.log.run_log import RunLog
 from gkt_mpi.placement import peak_mib
-from gkt_mpi.training.evaluate import Accuracy, EvaluateConfig, EvaluateMode
+from gkt_mpi.training.evaluate import Accuracy, EvaluateMode
 from gkt_mpi.wire.transport import SERVER
 
 logger = logging.getLogger(__name__)
@@ -32,13 +33,12 @@ class RoundEnd:
         watch: Watch,
         checkpoints: CheckpointStore,
         log: RunLog,
-        config: EvaluateConfig,
-        num_rounds: int,
+        plan: Plan,
     ) -> None:
         self.rounds_done = 0
-        self.num_rounds = num_rounds
+        self.num_rounds, self._config = plan.num_rounds, plan.evaluate
         self._learner, self._hosting, self._watch = learner, hosting, watch
-        self._checkpoints, self._log, self._config = checkpoints, log, config
+        self._checkpoints, self._log = checkpoints, log
         self._timeline = watch.transport.timeline
         self._round_began = time.perf_counter()
         self._unsaved: tuple[int, State] | None = None  # the run's state between rounds, if unsaved

@@ -51,7 +51,7 @@ class Arrivals:
         self._out: set[int] = set()  # clients whose next upload is on its way, or complete and not taken
         self._expected: dict[int, int] = {}  # incomplete uploads among these: client to number of samples
         self._rounds = dict.fromkeys(range(self.num_clients), 0)  # as `_number`, except for repeated uploads
-        self._uploads = server.uploads(inbox, self._expected, self._rounds, lambda _: None)
+        self._uploads = server.requests.uploads(inbox, self._expected, self._rounds, lambda _: None)
         self._saved: State | None = None
         self._is_open = False
         self._listened_s = 0.0  # during training
@@ -156,7 +156,7 @@ class Arrivals:
         for client in sorted(self._landed):
             report = self._uploads.reports.pop(client)
             self._land(client)
-            self._server.take_in(report, self._uploads.reported_by[client])
+            self._server.requests.take_in(report, self._uploads.reported_by[client])
             self._in_use[client], self._based_on[client] = self._number[client], self._asked_at[client]
         return clients
 

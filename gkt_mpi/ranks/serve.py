@@ -24,9 +24,11 @@ from gkt_mpi.federation.client import edge_names
 from gkt_mpi.federation.faults import Interrupt
 from gkt_mpi.federation.hosting import Hosting
 from gkt_mpi.federation.learner import HasFiles, Learner
+from gkt_mpi.federation.plan import Plan
+from gkt_mpi.federation.requests import Requests
 from gkt_mpi.federation.roster import Roster
 from gkt_mpi.federation.round_end import RoundEnd
-from gkt_mpi.federation.server import Plan, Server
+from gkt_mpi.federation.server import Server
 from gkt_mpi.federation.watch import Watch
 from gkt_mpi.learners.site import Machine, Site
 from gkt_mpi.log.about import about_run, versions
@@ -129,9 +131,11 @@ def _server_of(
     roster = Roster(shards if has_clients else [], watch.transport.size)
     models = edge_names(config.client.model, len(shards))
     hosting = Hosting(watch.transport, roster, site.edges if has_clients else [], models)
-    round_end = RoundEnd(learner, hosting, watch, checkpoints, log, config.evaluate, config.rounds)
-    plan = Plan(config.rounds, config.participation, config.seed, config.faults)
-    return Server(plan, learner, hosting, RoundBooks(watch.transport, price), round_end, watch)
+    plan = Plan(config.rounds, config.participation, config.seed, config.evaluate)
+    requests = Requests(config.faults, hosting, RoundBooks(watch.transport, price), watch)
+    round_end = RoundEnd(learner, hosting, watch, checkpoints, log, plan)
+    watch.transport.set_timeout(config.faults.timeout_s)
+    return Server(plan, learner, requests, round_end, watch)
 
 
 def _run_algorithm(config: RunConfig, server: Server, learner: Learner) -> str | None:

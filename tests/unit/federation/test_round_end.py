@@ -8,6 +8,7 @@ import torch
 
 from gkt_mpi.federation.books import FinishedRound
 from gkt_mpi.federation.checkpoint import CheckpointConfig, CheckpointStore
+from gkt_mpi.federation.plan import Plan
 from gkt_mpi.federation.round_end import RoundEnd
 from gkt_mpi.log.run_log import RunLog
 from gkt_mpi.log.timeline import Timeline
@@ -57,7 +58,9 @@ def make(tmp_path):
         placement = SimpleNamespace(all_cores=nullcontext)
         watch = SimpleNamespace(progress=Progress(), transport=transport, placement=placement)
         hosting = SimpleNamespace(states=[torch.zeros(4, dtype=torch.uint8)])
-        end = RoundEnd(learner, hosting, watch, store, log, EvaluateConfig(every=every_evaluation), ROUNDS)
+        end = RoundEnd(
+            learner, hosting, watch, store, log, Plan(ROUNDS, 1.0, 0, EvaluateConfig(every=every_evaluation))
+        )
         done, state = store.load() or (0, None)
         end.open(done, state)
         end.begin()
