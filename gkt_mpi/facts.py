@@ -100,7 +100,9 @@ def facts_of(name: str) -> AlgorithmFacts:
     For one that is unknown or cannot be imported here, as in a report of somebody else's run, they are those of FedGKT
     under its own name.
     """
-    facts = ALGORITHM_FACTS.get(name) or getattr(_SPECIFICATIONS.get(name), "facts", None)
+    if name in ALGORITHM_FACTS:
+        return ALGORITHM_FACTS[name]
+    facts = getattr(_SPECIFICATIONS.get(name), "facts", None) if ":" in name else None
     if isinstance(facts, AlgorithmFacts):
         return facts
     return AlgorithmFacts(name, name, FEDGKT.client_part, FEDGKT.server_part)

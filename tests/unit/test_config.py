@@ -166,7 +166,7 @@ def test_a_wrong_value_of_any_field_is_explained(tmp_path, field):
         (["--client.model={resnet4: half}"], "or a mapping of these to numbers"),
         (
             ["--server.model=resnet101"],
-            "server.model is resnet101; expected resnet110, resnet56, resnet11 or module:attribute",
+            "server.model is resnet101; expected resnet110, resnet56, resnet50, resnet18, resnet11, ",
         ),
         (["--data.name=cifar-100"], "data.name is cifar-100; expected cifar100, cifar10, "),
         (["--data=3"], "data is 3; expected a group of fields"),

@@ -62,6 +62,13 @@ def test_a_partition_that_does_not_fit_the_images_is_a_problem_to_fix(tiny, caps
     assert status == 2 and lines[-1].startswith("fix this first: clients is 2, but data.partition owner makes it 6")
 
 
+def test_networks_that_cannot_be_trained_are_a_problem_to_fix(tiny, capsys):
+    """Its last stage sees a single value of each image of 8x8, of which BatchNorm makes nothing."""
+    status, lines = check(tiny(server__model="mobilenet_v3_small"), capsys)
+    assert status == 2
+    assert lines[-1].startswith("fix this first: server.model mobilenet_v3_small cannot train on a batch with a single")
+
+
 def test_an_unwritable_folder_is_a_problem_to_fix(tiny, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     status, lines = check(tiny(out=tmp_path / "file" / "runs"), capsys)
