@@ -26,13 +26,15 @@ FAST |= {"placement.threads": 1, "compute.precision": "float32"}
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """Forget users' modules and folders after each test."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    """Know no users' modules and folders before a test, and forget those it finds."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if "/examples/" not in path])
     monkeypatch.setattr(lookup, "searched", [])
     monkeypatch.setattr(lookup, "imported", {})
-    before = set(sys.modules)
+    names = ("nets", "prox", "own_codec", "signed_nets", "counting_nets")
+    for name in names:
+        sys.modules.pop(name, None)
     yield
-    for name in {"nets", "prox", "own_codec", "signed_nets", "counting_nets"} - before:
+    for name in names:
         sys.modules.pop(name, None)
 
 

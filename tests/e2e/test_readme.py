@@ -20,17 +20,11 @@ from tests.made_runs import make_run
 
 EXAMPLES = [str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*/README.md")]
 VENV = str(Path(sys.executable).parent.parent)
+DOCS = ("benchmarks", "command", "own_algorithm", "own_data", "own_model")
 
 
 def commands():
-    for document in (
-        "README.md",
-        "CONTRIBUTING.md",
-        "docs/benchmarks.md",
-        "docs/own_data.md",
-        "docs/command.md",
-        *EXAMPLES,
-    ):
+    for document in ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in DOCS), *EXAMPLES):
         for block in re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL):
             yield from (line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip())
 
