@@ -106,3 +106,8 @@ def facts_of(name: str) -> AlgorithmFacts:
     if isinstance(facts, AlgorithmFacts):
         return facts
     return AlgorithmFacts(name, name, FEDGKT.client_part, FEDGKT.server_part)
+
+
+def name_in_texts(algorithm: str) -> str:
+    """Return how a sentence names an algorithm: ours as in configurations, a user's by its title."""
+    return facts_of(algorithm).title if ":" in algorithm else algorithm

@@ -17,7 +17,7 @@ from gkt_mpi.data.datasets import ImageFile
 from gkt_mpi.data.partition import count_by_class, natural_clients, partition
 from gkt_mpi.data.sources import DATA_SOURCES
 from gkt_mpi.errors import GktError, Interrupted, expand
-from gkt_mpi.facts import facts_of
+from gkt_mpi.facts import name_in_texts
 from gkt_mpi.federation.books import RoundBooks
 from gkt_mpi.federation.checkpoint import CheckpointStore
 from gkt_mpi.federation.client import edge_names
@@ -159,11 +159,10 @@ def _describe(
     height, width, channels = file.image_shape
     edge = config.client.model
     edges = edge if isinstance(edge, str) else " and ".join(dict.fromkeys(edge))
-    title = facts_of(config.algorithm).title if ":" in config.algorithm else config.algorithm
     networks = ALGORITHMS[config.algorithm].networks.format(edge=edges, large=config.server.model, config=config)
     logger.info(
-        f"{title} on {config.data.name} ({config.data.partition}): {config.clients} clients on "
-        f"{num_ranks - 1} workers, {counts.sum()} training images of {height}x{width}x{channels}; "
+        f"{name_in_texts(config.algorithm)} on {config.data.name} ({config.data.partition}): {config.clients} clients "
+        f"on {num_ranks - 1} workers, {counts.sum()} training images of {height}x{width}x{channels}; "
         f"{networks}, on {placement.device}"
     )
     if file.checksums != "official":

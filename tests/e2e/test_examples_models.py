@@ -10,7 +10,7 @@ from torch import save
 
 from gkt_mpi import lookup
 from gkt_mpi.config import parse
-from gkt_mpi.facts import facts_of
+from gkt_mpi.facts import facts_of, name_in_texts
 from gkt_mpi.ranks.rank import run_rank
 from gkt_mpi.torchvision_import import import_torchvision
 from gkt_mpi.wire.local import run_local
@@ -165,7 +165,8 @@ def test_an_own_algorithm_survives_a_killed_worker_and_says_its_title(algorithm_
 def test_facts_of_an_own_algorithm_are_those_of_its_specification(algorithm_here, monkeypatch):
     assert facts_of("prox:ALGORITHM").title == "prox:ALGORITHM"  # not found from here
     monkeypatch.syspath_prepend(str(algorithm_here))
-    assert facts_of("prox:ALGORITHM").title == "FedGKT-prox"
+    assert facts_of("prox:ALGORITHM").title == name_in_texts("prox:ALGORITHM") == "FedGKT-prox"
+    assert name_in_texts("fedgkt") == "fedgkt"
 
 
 def test_a_run_resumes_with_the_same_code_and_not_with_other_code(algorithm_here, tmp_path, monkeypatch, capsys):
