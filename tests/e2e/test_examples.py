@@ -70,7 +70,7 @@ def test_every_owner_of_images_is_a_client_without_being_counted(tmp_path):
     (tmp_path / "mine.npz").rename(tmp_path / "theirs.npz")  # the same images elsewhere: the run goes on
     fields["data__file"] = tmp_path / "theirs.npz"
     more = parse(arguments(tmp_path, **NETS | {"clients": "null"}, **fields, name="by owner", rounds=3))
-    assert [record["round"] for record in run_in_threads(more, 2)] == [0, 1, 2]
+    assert [record["round"] for record in run_in_threads(more, 2)] == [1, 2, 3]
     again = {"data__partition": "file", "data__partition_file": tmp_path / "runs/by owner/partition.npz"}
     run_in_threads(parse(arguments(tmp_path, **NETS | {"clients": "null"}, **fields | again, name="listed")), 3)
     assert all(np.array_equal(*pair) for pair in zip(parts, clients_of(tmp_path / "runs/listed")[0], strict=True))

@@ -55,7 +55,7 @@ def test_the_frame_has_a_row_for_each_round(tmp_path):
     run_in_threads(parse(arguments(tmp_path)), 2)
     run = gkt.load(tmp_path / "runs/run")
     frame = run.frame()
-    assert frame["round"].tolist() == [0, 1]
+    assert frame["round"].tolist() == [1, 2]
     assert frame["test_accuracy"].tolist() == [record["test_accuracy"] for record in run.records]
 
 
