@@ -19,6 +19,7 @@ from typing import IO, Any
 import yaml
 
 from gkt_mpi import yaml_text
+from gkt_mpi.cores import usable_cores
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.facts import facts_of
 from gkt_mpi.plain import Json
@@ -82,7 +83,7 @@ def num_ranks_for(fields: Mapping[str, Any]) -> int:
         clients = int(fields.get("clients") or DEFAULT_WORKERS)
     except (TypeError, ValueError):  # the run reports it
         clients = DEFAULT_WORKERS
-    return 1 + max(1, min(clients, max(len(os.sched_getaffinity(0)), DEFAULT_WORKERS)))
+    return 1 + max(1, min(clients, max(len(usable_cores()), DEFAULT_WORKERS)))
 
 
 def command_of(arguments: Sequence[str], num_ranks: int, mpi_options: Sequence[str] = ()) -> list[str]:

@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 import yaml
 
+from gkt_mpi.cores import usable_cores
 from gkt_mpi.errors import ConfigError, expand, require
 
 # Options of glibc's mallopt, from malloc.h: do not map single blocks, keep freed memory, grow in large steps.
@@ -105,13 +106,6 @@ def place(config: PlacementConfig, local_rank: int, local_size: int, has_server:
     else:
         gpu = gpu_by_rule(local_rank, num_gpus, has_server and config.server_gpu == "exclusive")
     return Placement(torch.device("cuda", gpu), threads, all_threads)
-
-
-def usable_cores() -> list[int]:
-    """Return the numbers of the cores that this process may use; on macOS, which has no affinity, of all."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def processor() -> str:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from gkt_mpi.placement import usable_cores
+from gkt_mpi.cores import usable_cores
 
 ROWS = 1000  # images or labels per piece
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from gkt_mpi.cores import usable_cores
 from gkt_mpi.errors import DataError
-from gkt_mpi.placement import usable_cores
 
 if TYPE_CHECKING:
     from PIL.Image import Image

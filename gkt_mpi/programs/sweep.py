@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gkt_mpi.cores import usable_cores
 from gkt_mpi.errors import ConfigError, GktError
 from gkt_mpi.launching import find_file, interrupt, num_ranks_for, packaged, split_options, start, what_went_wrong
 from gkt_mpi.log.output import never_fail_on_encoding
 from gkt_mpi.log.records import read_summary
-from gkt_mpi.placement import usable_cores
 from gkt_mpi.programs.grid import Cell, Grid, read_grid
 from gkt_mpi.programs.slurm_array import submit
 

@@ -31,6 +31,7 @@ FLOORS = {
     "log": 1,
     "models": 1,
     "placement": 1,
+    "cores": 1,
     "errors": 1,
     "plain": 1,
     "extras": 1,
