@@ -66,8 +66,8 @@ def test_a_documented_command_works(command, tmp_path, monkeypatch, capsys):
         check_command(words[1:])
     elif words[0] == "sbatch":  # Slurm itself is tested in tests/slurm
         script = next(i for i, word in enumerate(words) if word.endswith(".sbatch"))
-        config = re.search(r"slurm_job.sh (\S+)", (ROOT / words[script]).read_text())[1]
-        check_program(["gkt_mpi.main", "--config", config, *words[script + 1 :]])
+        config, *fields = words[script + 1 :]
+        check_program(["gkt_mpi.main", "--config", str(find_file(config)), *fields])
     elif "launch/run_FedGKT.sh" in words:
         words = words[words.index("sh") : words.index(">") if ">" in words else None]
         launcher = tmp_path / "launcher"

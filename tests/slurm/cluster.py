@@ -27,6 +27,7 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
+TmpFS={folder}/tmp-%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -37,12 +38,12 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-SchedulerParameters=sched_interval=1,batch_sched_delay=1,sched_min_interval=100000
+SchedulerParameters=sched_interval=1,batch_sched_delay=1,sched_min_interval=100000,bf_interval=1
 ReturnToService=2
 KillWait=10
 GresTypes=gpu
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=32 RealMemory=64000 Gres=gpu:4
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=32 RealMemory=64000 Gres=gpu:4
+NodeName=node1 NodeHostname=node1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=32 RealMemory=64000 Gres=gpu:4
+NodeName=node2 NodeHostname=node2 NodeAddr=127.0.0.1 Port={ports[2]} CPUs=32 RealMemory=64000 Gres=gpu:4
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -58,7 +59,8 @@ def missing() -> str:
 @contextmanager
 def slurm(folder: Path) -> Iterator[dict[str, str]]:
     """Start Slurm in a folder; yield the environment in which its commands reach it. It ends with the block."""
-    (folder / "state").mkdir()
+    for name in ("state", *(f"tmp-{node}" for node in NODES)):
+        (folder / name).mkdir()
     host = socket.gethostname()
     configuration = folder / "slurm.conf"
     configuration.write_text(_CONFIGURATION.format(folder=folder, host=host, ports=_free_ports(3)))
@@ -73,7 +75,9 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={key}"]
     munged += [f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"]
     daemons = [munged, ["slurmctld", "-D", "-f", str(configuration)]]
-    daemons += [["slurmd", "-D", "-f", str(configuration), "-N", node] for node in NODES]
+    # Each node has a host name of its own, by which mpirun recognises the node that it runs on.
+    on_node = 'hostname "$0" && exec slurmd -D -f "$SLURM_CONF" -N "$0"'
+    daemons += [["unshare", "--uts", "sh", "-c", on_node, node] for node in NODES]
     running: list[subprocess.Popen] = []
     try:
         for command in daemons:

@@ -46,9 +46,9 @@ def test_the_memory_need_grows_with_its_causes():
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "cinic10"])
-def test_a_batch_script_asks_slurm_for_the_memory_of_its_ranks(name):
+def test_the_batch_script_asks_slurm_for_the_memory_of_its_ranks(name):
     """Slurm's default is often one or two GiB per processor, and a server that exceeds it is killed."""
-    script = (ROOT / f"launch/{name}.sbatch").read_text()
+    script = (ROOT / "launch/fedgkt.sbatch").read_text()
     (asked,) = re.findall(r"^#SBATCH --mem=(\d+)G$", script, flags=re.MULTILINE)
     (ranks,) = re.findall(r"^#SBATCH --ntasks=(\d+)$", script, flags=re.MULTILINE)
     config = parse(["--config", str(ROOT / f"launch/configs/{name}.yaml")])
