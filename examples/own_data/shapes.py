@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from gkt_mpi.data.data_config import DataConfig
-from gkt_mpi.data.source import DataSource, Decoded, Source, Split
+from gkt_mpi import DataConfig, DataSource, Decoded, Source, Split
 
 CLASSES = ["disc", "square", "cross"]
 

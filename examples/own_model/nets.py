@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gkt_mpi.models.family import EdgeFamily, FeatureShape, ImageShape, NormName, ServerFamily
+from gkt_mpi import EdgeFamily, FeatureShape, ImageShape, NormName, ServerFamily
 
 
 def conv(in_channels: int, channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:

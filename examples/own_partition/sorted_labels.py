@@ -5,8 +5,7 @@ McMahan et al. 2017 (arXiv 1602.05629) use two such parts per client.
 
 import numpy as np
 
-from gkt_mpi.data.data_config import DataConfig
-from gkt_mpi.data.partition import Partition
+from gkt_mpi import DataConfig, Partition
 
 
 def split(
