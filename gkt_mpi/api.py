@@ -18,6 +18,7 @@ import yaml
 from gkt_mpi.errors import ConfigError, DataError, GktError
 from gkt_mpi.launching import find_file, interrupt, merge, num_ranks_for, read_fields, start, what_went_wrong
 from gkt_mpi.log.records import read_records, read_summary
+from gkt_mpi.lookup import search_beside
 from gkt_mpi.plain import Json
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ class Run:
 
     @property
     def config(self) -> "RunConfig":
-        """The configuration of the run. Raises `ConfigError` if it is not valid for this version."""
-        from gkt_mpi.config import parse
+        """The configuration of the run. Raises `DataError` if it is damaged, or names a module that is not found."""
+        from gkt_mpi import trained
 
-        return parse(["--config", str(self.folder / "config.yaml")])
+        return trained.load(self.folder).config
 
     @property
     def summary(self) -> Json:
@@ -108,6 +109,7 @@ def run(
     path, changes = None, _nested(fields)
     if isinstance(config, str | os.PathLike):
         path = find_file(os.fspath(config))
+        search_beside(path)  # so that the run's networks can be loaded here afterwards
     elif config is not None:
         changes = merge(_nested(config if isinstance(config, Mapping) else config.as_dict()), changes)
     words = [] if path is None else ["--config", str(path)]

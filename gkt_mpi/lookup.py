@@ -30,12 +30,18 @@ searched: list[str] = []  # folders of configuration files, searched last
 imported: dict[str, ModuleType] = {}  # users' modules
 
 
+def search_here() -> None:
+    """Search for users' modules in the current folder, which is missing from the path of an installed command."""
+    if "" not in sys.path:
+        sys.path.append("")
+
+
 def search_beside(config_file: Path) -> None:
-    """Search for users' modules in the folder of a configuration file, too."""
+    """Search for users' modules in the current folder and in that of a configuration file, too."""
+    search_here()
     folder = str(config_file.resolve().parent)
-    for known in ("", folder):  # "": the current folder, which is missing from the path of an installed command
-        if known not in sys.path:
-            sys.path.append(known)
+    if folder not in sys.path:
+        sys.path.append(folder)
     if folder not in searched:
         searched.append(folder)
 
@@ -112,12 +118,10 @@ class Lookup(Mapping[str, Spec], Generic[Spec]):
         except (ImportError, ValueError):  # a package above it is missing, or the name is not one
             is_there = False
         if not is_there:
-            where = ", ".join(dict.fromkeys([str(Path.cwd()), *searched]))
-            near = get_close_matches(module_name, _modules_there(), 1)
+            where = " or in ".join(["on PYTHONPATH", *filter(None, [", ".join(_folders())])])
+            near = get_close_matches(module_name, [path.stem for it in _folders() for path in Path(it).glob("*.py")], 1)
             question = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(
-                f"{self.field} is {name}; there is no module {module_name} on PYTHONPATH or in {where}{question}"
-            )
+            raise ConfigError(f"{self.field} is {name}; there is no module {module_name} {where}{question}")
         try:
             return imported.setdefault(module_name, importlib.import_module(module_name))
         except Exception as error:  # anything can go wrong in a user's file
@@ -165,9 +169,10 @@ def _file_of(module: ModuleType | None) -> str | None:
     return getattr(module, "__file__", None)
 
 
-def _modules_there() -> list[str]:
-    """Return the names of modules in the current folder and beside the configuration."""
-    return [path.stem for folder in (Path.cwd(), *map(Path, searched)) for path in folder.glob("*.py")]
+def _folders() -> list[str]:
+    """Return the folders besides PYTHONPATH that are searched: the current one and those of configurations."""
+    here = str(Path.cwd())
+    return list(dict.fromkeys([*([here] if {"", here} & set(sys.path) else []), *searched]))
 
 
 def _what(found: object) -> str:

@@ -21,6 +21,7 @@ from gkt_mpi.data.image_input import ImageInput
 from gkt_mpi.errors import CheckpointError, ConfigError, DataError, require
 from gkt_mpi.federation.checkpoint import FORMAT, Contents, checkpoint_paths, read_checkpoint
 from gkt_mpi.learners.saved import Parts, SavedRun
+from gkt_mpi.lookup import search_here
 from gkt_mpi.plain import Json
 
 Which = Literal["last", "best"]
@@ -167,8 +168,10 @@ def load(folder: Path | str) -> TrainedRun:
     path = folder / "config.yaml"
     if not path.is_file():
         raise DataError(f"{folder} is not the folder of a run: there is no config.yaml")
+    if not folder.samefile(Path.cwd()):  # a run folder from elsewhere must not bring code
+        search_here()
     try:
-        config = parse(["--config", str(path)], beside=False)  # a run folder from elsewhere must not bring code
+        config = parse(["--config", str(path)], beside=False)
     except ConfigError as error:
         raise DataError(f"{path} cannot be used: {error}") from error
     return TrainedRun(folder, config)

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import gkt_mpi as gkt
+from gkt_mpi import lookup
 from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.errors import ConfigError, DataError
 from tests.conftest import ROOT, TINY, arguments, figures, run_in_threads
@@ -48,6 +50,21 @@ def test_processes_and_threads_started_from_python_give_the_run_of_the_command_l
     assert isinstance(run.config, RunConfig) and run.config.client.lr == 0.003
     assert gkt.load(str(run.folder)) == run
     assert run.report().stat().st_size > 50_000
+
+
+@pytest.mark.grid
+def test_a_network_beside_the_configuration_can_be_loaded_after_the_run(tmp_path, monkeypatch):
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "api_nets.py").write_text(
+        "from gkt_mpi.models.networks import EDGE_FAMILIES\nEDGE = EDGE_FAMILIES['resnet4']\n"
+    )
+    (study / "run.yaml").write_text("rounds: 1\nclient: {model: 'api_nets:EDGE'}\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(lookup, "searched", [])
+    run = gkt.run(study / "run.yaml", workers=1, **{**fields(tmp_path), "rounds": 1})
+    assert run.config.client.model == "api_nets:EDGE"
+    assert run.model(client=0)(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
 
 
 def test_the_frame_has_a_row_for_each_round(tmp_path):

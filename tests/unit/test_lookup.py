@@ -1,9 +1,11 @@
 """Names in a configuration that stand for objects of users' own files."""
 
+import re
 import sys
 
 import pytest
 
+import gkt_mpi
 from gkt_mpi import lookup
 from gkt_mpi.config import RunConfig, parse
 from gkt_mpi.errors import ConfigError
@@ -74,3 +76,13 @@ def test_every_kind_of_name_can_be_a_users_and_is_checked_for_its_class(beside, 
         ConfigError, match=rf"{field} is own_nets:TINY, which is of class EdgeFamily; expected an object"
     ):
         parse_beside(beside, f"--{field}=own_nets:TINY")
+
+
+@pytest.mark.parametrize(
+    "field", ["data.name", "data.partition", "client.model", "server.model", "algorithm", "wire.codec", "log.sinks"]
+)
+def test_the_class_that_a_message_asks_for_is_exported(field):
+    with pytest.raises(ConfigError) as raised:
+        parse([f"--{field}=[json:JSONDecoder]" if field == "log.sinks" else f"--{field}=json:JSONDecoder"])
+    (expected,) = re.findall(r"expected an object of class gkt_mpi\.(\w+)", str(raised.value))
+    assert isinstance(getattr(gkt_mpi, expected), type)

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +186,28 @@ def test_a_run_folder_brings_no_code(trained_runs, tmp_path):
     (folder / "brought_along.py").write_text("raise SystemExit('the run folder ran code')")
     with pytest.raises(DataError, match=r"config.yaml cannot be used: .*no module brought_along on PYTHONPATH"):
         load(folder)
+    done = predict(Path(), folder)
+    assert "no module brought_along on PYTHONPATH\n" in done.stderr and "did you mean" not in done.stderr
+
+
+def predict(run, cwd):
+    """Start the installed command, whose path lacks the current folder (-P), in a folder."""
+    command = [sys.executable, "-P", "-m", "gkt_mpi.cli", "predict", str(run), "none.png"]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=variables)
+
+
+def test_the_command_finds_a_network_in_the_current_folder(trained_runs, tmp_path):
+    folder = shutil.copytree(trained_runs / "centralized", tmp_path / "runs" / "own")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("model: resnet11", "model: her_net:NET"))
+    (tmp_path / "her_net.py").write_text(
+        "from gkt_mpi.models.networks import SERVER_FAMILIES\nNET = SERVER_FAMILIES['resnet11']\n"
+    )
+    done = predict("runs/own", tmp_path)
+    assert done.stderr.startswith("gkt_mpi: none.png cannot be read") and done.returncode == 2
+    elsewhere = predict(folder, tmp_path / "runs")
+    assert f"no module her_net on PYTHONPATH or in {tmp_path}/runs\n" in elsewhere.stderr
 
 
 def test_a_folder_without_a_run_and_a_damaged_summary_are_refused(trained_runs, tmp_path):
