@@ -143,7 +143,7 @@ class Progress:
 
     def _round_name(self) -> str:
         width = len(str(self._num_rounds))
-        return f"round {self._round + 1:>{width}}/{self._num_rounds}"
+        return f"round {min(self._round + 1, self._num_rounds):>{width}}/{self._num_rounds}"
 
     def _status(self) -> str:
         uploaded = f"up {decimal(self._uploaded)}" if self._uploaded else ""
@@ -184,7 +184,6 @@ def summary_table(summary: Json, name: str, algorithm: str) -> Table:
     table = Table(title=f"{name}: {summary['status']} after {summary['rounds']} rounds", show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
-    total_s = round(summary["total_s"])
     final = {"final test accuracy": summary["final_test_accuracy"]}
     edge = summary.get("final_client_test_accuracy")
     if edge is not None and not facts_of(algorithm).has_edges_alone:  # there are two kinds of models
@@ -201,7 +200,7 @@ def summary_table(summary: Json, name: str, algorithm: str) -> Table:
         ("uploaded", decimal(summary["upload_bytes"])),
         ("downloaded", decimal(summary["download_bytes"])),
         ("simulation's own bytes", decimal(summary["simulation_bytes"])),
-        ("time", f"{total_s // 60}:{total_s % 60:02d} min"),
+        ("time", _clock(summary["total_s"])),
     ):
         table.add_row(label, value)
     return table

@@ -125,7 +125,7 @@ def test_the_tables_show_what_they_are_given():
         "0.9700",
         "0.9800 (round 7)",
         "1.0 GB",
-        "1:15 min",
+        "1:15",
         "digits: completed after 8 rounds",
         "cat",
         "23",
