@@ -53,8 +53,8 @@ srun:2) flags=(--het-group=0,1) ;;
 esac
 if [ "${LAUNCHER:-}" = srun ]; then
     flags+=(--mpi=pmix --cpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
-    said=$(srun "${flags[@]}" true 2>&1) || refuse "this Slurm cannot start ranks by srun --mpi=pmix (${said%%$'\n'*}); \
-without LAUNCHER=srun mpirun starts them"
+    said=$(srun "${flags[@]}" true 2>&1) || refuse "this Slurm cannot start ranks by srun --mpi=pmix \
+($(grep -m 1 error <<<"$said")); without LAUNCHER=srun mpirun starts them"
     # shellcheck disable=SC2206 - several words
     flags+=(${SRUNFLAGS:-})
     export MPIRUN=srun
@@ -93,5 +93,7 @@ if [ $status = 75 ] && [ -z "$ended" ]; then
         echo "requeued, to resume from the newest checkpoint"
         scontrol requeue "$SLURM_JOB_ID"
     fi
+elif [ "${LAUNCHER:-}" = srun ] && [ $status -gt 2 ] && [ -z "$ended" ]; then
+    echo "slurm_job.sh: a rank was lost, and srun has ended the others; submit the job again to resume" >&2
 fi
 exit $status
