@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import sysconfig
 import termios
 import time
 from collections.abc import Callable, Sequence
@@ -74,17 +75,29 @@ def mpirun(
     timeout_s: float = 300,
     mpi_options: Sequence[str] = (),
     begin: Sequence[str] = (),
+    python: str = sys.executable,
     **options,
 ) -> Done:
     """Run a Python program (the words after `python`) on this many ranks, through the launch wrapper.
 
-    `begin` is an optional prefix of the command, such as one that starts it on another host.
+    `begin` is an optional prefix of the command, such as one that starts it on another host; `python` may be that of
+    another environment, whose MPI is then used.
     """
-    venv = str(Path(sys.executable).parent.parent)
+    venv = str(Path(python).parent.parent)
     launch = ["sh", str(ROOT / "launch/mpirun.sh"), "-np", str(ranks), *mpi_options]
-    command = [*launch, sys.executable, *map(str, program)]
+    command = [*launch, python, *map(str, program)]
     command = [*begin, shlex.join(command)] if begin else command
     return run(command, timeout_s, env={"VENV": venv} | options.pop("env", {}), **options)
+
+
+def make_environment(folder: Path) -> None:
+    """Create an environment in which the packages of this one can be imported, but neither gkt_mpi nor its programs.
+
+    What is then installed into it takes precedence.
+    """
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True, timeout=120)
+    packages = sysconfig.get_path("purelib")
+    (folder / Path(packages).relative_to(sys.prefix) / "inherited.pth").write_text(packages)
 
 
 def run_in_terminal(command: list[str], timeout_s: float = 300) -> tuple[int, str]:
