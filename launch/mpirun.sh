@@ -3,8 +3,8 @@
 #
 # With Open MPI: more ranks than cores are allowed, ranks are not bound to cores (server and workers
 # alternate, and bound ranks would leave cores idle), and root may run it, as in a container. From version 5 on the
-# job survives lost workers (disable with --with-ft no). Other MPIs get no flags. VENV's programs come first on the path;
-# MPIRUN selects the launcher.
+# job survives lost workers (disable with --with-ft no). Intel MPI does not bind ranks either. Other MPIs get no flags.
+# VENV's programs come first on the path; MPIRUN selects the launcher.
 #
 # Signals: on SIGTERM and Ctrl-C mpirun kills its ranks, but it forwards SIGUSR1. This script therefore catches them and
 # sends SIGUSR1: the run saves its state and exits with status 75. A second signal kills it.
@@ -59,6 +59,14 @@ case $version in
     case "$(command -v "$launcher") $*" in
     *" "*/mpirun*" --host"*) echo "gkt_mpi: Open MPI cannot start ranks on other nodes from a folder with a space in its name" >&2 ;;
     esac
+    ;;
+*"Intel(R) MPI"*)
+    # Its mpirun is a script that dies of SIGUSR1 and leaves the run alone; it sets this much and starts mpiexec.hydra.
+    launcher=$(dirname "$(command -v "$launcher")")/mpiexec.hydra
+    export I_MPI_PIN="${I_MPI_PIN:-off}"
+    [ -z "${SLURM_JOB_ID:-}" ] || export I_MPI_HYDRA_BOOTSTRAP="${I_MPI_HYDRA_BOOTSTRAP:-slurm}"
+    [ -z "${PBS_ENVIRONMENT:-}" ] || export I_MPI_HYDRA_RMK="${I_MPI_HYDRA_RMK:-pbs}"
+    [ -z "${LSB_JOBID:-}" ] || export I_MPI_HYDRA_RMK="${I_MPI_HYDRA_RMK:-lsf}"
     ;;
 esac
 
@@ -115,7 +123,10 @@ began:0:)
     status=1
     echo "gkt_mpi: the server was killed; start the same command again to resume" >&2
     ;;
-began:9: | began:137:) echo "gkt_mpi: a rank was killed; start the same command again to resume" >&2 ;; # MPICH
+began:9: | began:137: | began:255:) # MPICH, Open MPI, Intel MPI
+    status=1
+    echo "gkt_mpi: a rank was killed; start the same command again to resume" >&2
+    ;;
 [0-9]*:0:* | 75:*) status=$ended ;;
 esac
 exit $status

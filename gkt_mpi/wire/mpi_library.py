@@ -25,6 +25,7 @@ def ask_cuda_support(library: object) -> bool:
 def describe(cuda_aware: CudaAware) -> dict[str, str]:
     """Return what a user may want to know of the MPI library in use."""
     library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip("\0 ")
+    library = " ".join(library.replace("Version:", "").removesuffix("for Linux* OS").split())  # MPICH's, Intel MPI's
     survives = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - Open MPI's own name
     properties = {"CUDA-aware": is_cuda_aware(cuda_aware), "survives lost workers": survives}
     return {"MPI": library, **{name: "yes" if holds else "no" for name, holds in properties.items()}}

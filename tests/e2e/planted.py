@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ def plant(
     path: Path,
     mpi_options: Sequence[str] = (),
     begin: Sequence[str] = (),
+    python: str = sys.executable,
     **changes,
 ) -> Done:
     """Run gkt_mpi.main on so many ranks with these faults and changes of the tiny configuration, in a folder."""
@@ -27,9 +29,8 @@ def plant(
     pids.mkdir(exist_ok=True)
     program = ["tests/e2e/plant.py", *faults, "--", *arguments(path, **changes)]
     note = (pids / "launcher").write_text
-    return mpirun(
-        ranks, program, 120, mpi_options, begin, env={"PLANT_PIDS": str(pids)}, on_start=lambda pid: note(str(pid))
-    )
+    env = {"PLANT_PIDS": str(pids)}
+    return mpirun(ranks, program, 120, mpi_options, begin, python, env=env, on_start=lambda pid: note(str(pid)))
 
 
 def undisturbed(path: Path, ranks: int = 3, **changes) -> list[dict]:

@@ -28,12 +28,6 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def find_mpich():
-    """The folder of an MPICH library, or nothing."""
-    folder = os.environ.get("MPICH_LIB", "")
-    return folder if (Path(folder) / "libmpi.so.12").exists() else ""
-
-
 @pytest.mark.parametrize(
     ("rank", "end"),
     [
@@ -85,15 +79,6 @@ def test_a_rank_that_never_starts_ends_the_job_after_the_time_limit(tmp_path):
     assert "gkt_mpi: after 3 s not all ranks have started" in lines[-1]
     assert process.returncode not in (0, None)
     assert not left_behind(tmp_path)
-
-
-@pytest.mark.skipif(not find_mpich(), reason="no MPICH library in MPICH_LIB, such as the wheel mpich has")
-def test_open_mpis_launcher_with_mpich_behind_mpi4py_is_one_line(tmp_path):
-    env = {"LD_LIBRARY_PATH": find_mpich(), "MPI4PY_MPIABI": "mpich"}
-    done = mpirun(3, ["-m", "gkt_mpi.main", *arguments(tmp_path)], 90, ["-x", "LD_LIBRARY_PATH"], env=env)
-    assert done.status == 2, done
-    assert "gkt_mpi: mpirun is Open MPI's, but mpi4py loads MPICH" in done.err
-    assert len(done.err.splitlines()) == 1
 
 
 def environment(**changes):
