@@ -14,7 +14,7 @@ ALPHA ?=
 SERVER ?=
 ROUNDS ?=
 SEED ?=
-SEEDS ?= 0
+SEEDS ?=
 RUN ?=
 
 python = "$(VENV)/bin/python"
@@ -22,7 +22,7 @@ env = PYTHON="$(PYTHON)" CONSTRAINTS="$(CONSTRAINTS)" sh launch/make_env.sh "$(V
 mpirun = VENV="$(VENV)" MPIRUN="$(MPIRUN)" sh launch/mpirun.sh -np $(NP) $(MPIFLAGS)
 program = python -m gkt_mpi.main --config "$(CONFIG)" --out "$(OUT)"
 has_config = test -n "$(CONFIG)" || { echo "gkt_mpi: choose a configuration: CONFIG=launch/configs/paper/cifar10_homo_resnet56.yaml" >&2; exit 2; }
-given = $(if $(findstring command,$(origin $(name))),$(name)="$($(name))")
+sweep = $(if $(NP),-np $(NP)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MPIFLAGS),--mpi="$(MPIFLAGS)") $(if $(RUN)$(filter compare,$@),,--list)
 # Variables for common settings; they are part of the run's name and folder (except ROUNDS: a run can be extended).
 knobs = $(if $(PARTITION),--data.partition $(PARTITION)) $(if $(ALPHA),--data.alpha $(ALPHA)) \
 	$(if $(SERVER),--server.model $(SERVER)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
@@ -37,10 +37,10 @@ readers_PARTITION = $(runs) check-cluster
 readers_ALPHA = $(runs) check-cluster
 readers_SERVER = $(runs) check-cluster
 readers_SEED = $(runs) check-cluster
-readers_ROUNDS = $(runs) check-cluster paper
+readers_ROUNDS = $(runs) check-cluster
 readers_CONFIG = run check-cluster
-readers_NP = $(runs) check-cluster paper bench-wire bench-waiting
-readers_SEEDS = paper
+readers_NP = $(runs) check-cluster paper compare bench-wire bench-waiting
+readers_SEEDS = paper compare
 readers_RUN = paper
 readers_JSON = $(benchmarks)
 known = $(anywhere) $(patsubst readers_%,%,$(filter readers_%,$(.VARIABLES)))
@@ -68,7 +68,7 @@ help:  ## this list
 	@echo "  NP=5, 17 or 21  ranks: one server, the others are workers"
 	@echo "  PARTITION=hetero ALPHA=0.5 SERVER=resnet110 ROUNDS=200 SEED=1  for digits, cifar10, cifar100, cinic10, cifar10-cpu and run"
 	@echo "  CONFIG=launch/configs/paper/cifar10_homo_resnet56.yaml  for run and check-cluster"
-	@echo "  SEEDS=\"$(SEEDS)\"  RUN=1  for paper: the seeds; run, not only print"
+	@echo "  SEEDS=3  number of seeds, for paper and compare; RUN=1  for paper: run, not only list"
 	@echo "  OUT=$(OUT)  folder of run folders"
 	@echo "  ARGS=\"--client.lr 0.003\"  passed to the program"
 	@echo "  JSON=bench.json  also write a benchmark's table here"
@@ -106,15 +106,11 @@ check-cluster:  ## before a long run: check every rank's resources and connectio
 	@$(env) mpi
 	@$(mpirun) $(program) --check $(knobs) $(ARGS)
 
-paper:  ## print the commands of the paper's main table, or with RUN=1 run them in turn (SEEDS="0 1 2")
-	@for config in $(sort $(wildcard $(addprefix launch/configs/paper/,*_homo_*.yaml *_hetero_*.yaml *_centralized_*.yaml))); do for seed in $(SEEDS); do \
-	    echo 'make run CONFIG='$$config SEED=$$seed '$(strip $(foreach name,NP OUT VENV ROUNDS ARGS MPIFLAGS,$(given)))'; \
-	    $(if $(RUN),$(MAKE) --no-print-directory run CONFIG=$$config SEED=$$seed SEEDS= RUN= || exit;) \
-	done; done
-
+paper:  ## list the runs of the paper's main table, or with RUN=1 run those that are not complete (SEEDS=3: seeds 0 to 2)
 compare:  ## compare FedGKT with FedAvg, split learning, centralized and standalone training: digits, 3 seeds, a quarter of an hour
+paper compare:
 	@$(env) mpi
-	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" python -m gkt_mpi.programs.sweep compare --out "$(OUT)/compare" $(ARGS)
+	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" MPIRUN="$(MPIRUN)" python -m gkt_mpi.programs.sweep $@ --out "$(OUT)/$@" $(sweep) $(ARGS)
 
 test:  ## the test suite, about five minutes on two cores
 test-grid:  ## the combinations that test omits: every fault in every phase, several hosts, 21 ranks, a short soak
