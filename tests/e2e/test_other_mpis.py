@@ -73,6 +73,14 @@ def test_a_failure_of_a_worker_ends_the_job_with_status_1(other, tmp_path):
     assert not left_behind(tmp_path)
 
 
+def test_a_worker_that_hangs_is_given_up(expected, other, tmp_path):
+    done = plant(3, ["2,worker while training,8,stop"], tmp_path, python=other, rounds=ROUNDS, faults__timeout_s=3)
+    assert done.status == 0, done
+    assert "rank 2 has not answered for 3 s" in done.out
+    assert results(tmp_path) == expected
+    assert not left_behind(tmp_path)
+
+
 def test_a_check_names_the_library_and_what_it_lacks(other, tmp_path):
     done = mpirun(2, ["-m", "gkt_mpi.main", "--check", *arguments(tmp_path)], 120, python=other)
     assert (done.status, done.out.splitlines()[-1]) == (0, "ready"), done
