@@ -16,6 +16,7 @@ def test_the_notebook_is_committed_without_outputs():
 
 
 @pytest.mark.grid
+@pytest.mark.timeout(600)  # 25 s of computing, but three minutes were seen on a shared core
 def test_the_notebook_trains_and_shows_what_the_run_recorded(tmp_path, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
