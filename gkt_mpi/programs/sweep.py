@@ -144,7 +144,7 @@ class _Sweep:
             status = process.wait()
             self.running.discard(process)
         if status == 0:
-            return None
+            return None if cell.is_complete(self.out) else f"ended with status 0 without a summary; see {log}"
         text = log.read_text(encoding="utf-8", errors="replace")
         return f"status {status}: {what_went_wrong(text).splitlines()[-1]}" if text.strip() else f"status {status}"
 
