@@ -123,13 +123,14 @@ class Lookup(Mapping[str, Spec], Generic[Spec]):
             question = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{self.field} is {name}; there is no module {module_name} {where}{question}")
         try:
-            return imported.setdefault(module_name, importlib.import_module(module_name))
+            module = imported[module_name] = importlib.import_module(module_name)
         except Exception as error:  # anything can go wrong in a user's file
             line = traceback.extract_tb(error.__traceback__)[-1]
             raise ConfigError(
                 f"{self.field} is {name}; importing {module_name} failed at {line.filename}:{line.lineno}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        return module
 
     def _choices(self, wrong: str) -> str:
         """Return our names in words, the most similar first."""

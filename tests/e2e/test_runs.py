@@ -116,6 +116,7 @@ def test_a_run_leaves_its_folder_with_the_promised_names(whole):
             "checkpoints",
             "tensorboard",
             "report.html",
+            "run.json",
             "figures",
             "trace.json",
             ".lock",

@@ -6,7 +6,7 @@ from torch import nn
 from gkt_mpi.build import check_networks, feature_shape_of
 from gkt_mpi.config import parse
 from gkt_mpi.cost.flops import server_cost
-from gkt_mpi.data.sources import DataSize
+from gkt_mpi.data.source import DataSize
 from gkt_mpi.errors import ConfigError
 from gkt_mpi.models.family import EdgeFamily
 from gkt_mpi.programs.memory import bank_mib
