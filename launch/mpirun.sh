@@ -100,7 +100,8 @@ trap 'kill -TSTP $job; kill -STOP $$; kill -CONT $job' TSTP # Ctrl-Z suspends th
 starting=
 if [ -n "$deadline" ] && [ -n "$told" ] && setpriv --pdeathsig KILL true 2>/dev/null; then
     (
-        setpriv --pdeathsig KILL sleep "$deadline" || exit 0
+        # A launcher that ends at once can leave this sleep behind: it must not keep anybody's pipe open.
+        setpriv --pdeathsig KILL sleep "$deadline" >/dev/null 2>&1 || exit 0
         [ -s "$told" ] && exit 0
         echo "gkt_mpi: $launcher has not started the server within $deadline s; see --check, or set GKT_MPI_START_S" >&2
         kill -TERM $job 2>/dev/null && sleep 5 && kill -KILL $job 2>/dev/null
