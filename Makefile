@@ -55,7 +55,7 @@ $(foreach name,$(filter-out $(anywhere),$(known)),$(if $(findstring command,$(or
 	$(filter-out help,$(MAKECMDGOALS)),$(if $(filter $(MAKECMDGOALS),$(readers_$(name))),,$(error \
 	gkt_mpi: $(name) has no effect on $(MAKECMDGOALS); it is for $(readers_$(name))))))))
 
-.PHONY: help env digits cifar10 cifar10-cpu cifar100 cinic10 run check-cluster paper compare test test-grid test-all test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round bench-busy \
+.PHONY: help env digits cifar10 cifar10-cpu cifar100 cinic10 run check-cluster paper compare docs test test-grid test-all test-slurm soak bench-wire bench-waiting bench-bank bench-codec bench-compute bench-round bench-busy \
 	bench-clients bench-async ablation check clean
 .DEFAULT_GOAL := help
 
@@ -112,6 +112,11 @@ paper compare:
 	@$(env) mpi
 	@PATH="$$(cd "$(VENV)" && pwd)/bin:$$PATH" MPIRUN="$(MPIRUN)" python -m gkt_mpi.programs.sweep $@ --out "$(OUT)/$@" $(sweep) $(ARGS)
 
+docs:  ## the documentation site, built into site/ without a network; any broken link is an error
+	@$(env) mpi docs
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+	@echo "site: site/index.html"
+
 test:  ## the test suite, about five minutes on two cores
 test-grid:  ## the combinations that test omits: every fault in every phase, several hosts, 21 ranks, a short soak
 # One process more than cores, since tests of several processes sometimes wait. Compiled files are kept, see make_env.sh.
@@ -165,5 +170,5 @@ check:  ## ruff and mypy
 	@$(python) -m mypy
 
 clean:  ## remove caches and build products; keeps .venv, data and runs
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +

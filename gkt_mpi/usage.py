@@ -36,12 +36,22 @@ groups of fields:"""
 
 
 @dataclass(frozen=True)
+class Entry:
+    """The help on a field, as text: its dotted name, its meaning, the values that it takes, and its default in YAML."""
+
+    name: str
+    text: str
+    values: str
+    default: str
+
+
+@dataclass(frozen=True)
 class Group:
-    """A group of fields: its dotted name, its title, and an entry of help for each field by its dotted name."""
+    """A group of fields: its dotted name, its title, and the help on its fields."""
 
     name: str
     title: str
-    entries: dict[str, str]
+    entries: list[Entry]
 
 
 def explain(topic: str) -> str:
@@ -49,35 +59,41 @@ def explain(topic: str) -> str:
 
     Raises `ConfigError` for another topic, with the most similar one.
     """
-    groups = {group.name: group for group in _groups(RunConfig, RunConfig())}
-    entries = {name: entry for group in groups.values() for name, entry in group.entries.items()}
+    by_name = {group.name: group for group in groups()}
+    entries = {entry.name: entry for group in by_name.values() for entry in group.entries}
     topic = topic.removeprefix("--")
     if topic == "":
-        lines = [_line(name, group.title) for name, group in groups.items()]
+        lines = [_line(name, group.title) for name, group in by_name.items()]
         return "\n".join([_USAGE, *lines])
     if topic in entries:
-        return entries[topic]
+        return _shown(entries[topic])
     chosen = [
-        group for name, group in groups.items() if topic == "all" or name == topic or name.startswith(f"{topic}.")
+        group for name, group in by_name.items() if topic == "all" or name == topic or name.startswith(f"{topic}.")
     ]
     if not chosen:
-        near = get_close_matches(topic, [*groups, *entries], 1)
+        near = get_close_matches(topic, [*by_name, *entries], 1)
         question = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"there is no group or field {topic}{question} (see python -m gkt_mpi.main --help)")
-    return "\n\n".join("\n".join([f"{group.title}:", *group.entries.values()]) for group in chosen)
+    return "\n\n".join("\n".join([f"{group.title}:", *map(_shown, group.entries)]) for group in chosen)
+
+
+def groups() -> list[Group]:
+    """Return all groups of fields; the first, named run, holds the fields without a group."""
+    return list(_groups(RunConfig, RunConfig()))
 
 
 def _groups(owner: type, defaults: object, prefix: str = "") -> Iterator[Group]:
     """Yield the group of a dataclass and those of its nested ones."""
     kinds, texts = get_type_hints(owner), _texts_of(owner)
-    entries, nested = {}, []
+    entries: list[Entry] = []
+    nested = []
     for field in fields(owner):
         name, kind, default = prefix + field.name.rstrip("_"), kinds[field.name], getattr(defaults, field.name)
         if is_dataclass(kind):
             assert isinstance(kind, type)
             nested.append((kind, default, f"{name}."))
         else:
-            entries[name] = _entry(name, kind, default, texts[field.name])
+            entries.append(Entry(name, texts[field.name], expected(kind), _in_yaml(default)))
     title = (owner.__doc__ or "").strip().split("\n")[0].rstrip(".")
     yield Group(prefix.rstrip(".") or _TOP, title, entries)
     for each in nested:
@@ -93,11 +109,16 @@ def _texts_of(owner: type) -> dict[str, str]:
     return texts
 
 
-def _entry(name: str, kind: object, default: Any, text: str) -> str:  # noqa: ANN401 - the value of a field
-    shown = json.dumps(default) if default is None or isinstance(default, bool) else default  # in YAML's words
-    body = f"{text} ({expected(kind)}; default: {shown})"
+def _in_yaml(value: Any) -> str:  # noqa: ANN401 - the value of a field
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def _shown(entry: Entry) -> str:
+    body = f"{entry.text} ({entry.values}; default: {entry.default})"
     indent = " " * 6
-    return "\n".join([f"  --{name}", *textwrap.wrap(body, _width(), initial_indent=indent, subsequent_indent=indent)])
+    return "\n".join(
+        [f"  --{entry.name}", *textwrap.wrap(body, _width(), initial_indent=indent, subsequent_indent=indent)]
+    )
 
 
 def _line(name: str, title: str) -> str:

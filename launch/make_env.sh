@@ -20,6 +20,7 @@ venv, *extras = sys.argv[1:]
 needed = "torch torchvision numpy h5py mpi4py yaml jsonargparse rich tensorboard".split()
 needed += "jinja2 matplotlib pandas".split() if "report" in extras else []
 needed += "hypothesis mypy onnx onnxruntime onnxscript pytest pytest_timeout ruff safetensors sklearn".split() if "dev" in extras else []
+needed += "material mkdocs mkdocstrings".split() if "docs" in extras else []
 missing = [name for name in needed if importlib.util.find_spec(name) is None]
 if missing:
     print(f"gkt_mpi: {venv} lacks {', '.join(missing)}; install them, or let make create a new one: VENV=NEW", file=sys.stderr)

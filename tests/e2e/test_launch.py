@@ -276,4 +276,4 @@ def test_a_rank_killed_under_another_mpi_is_reported_with_how_to_resume(status, 
     done = run(["sh", "launch/mpirun.sh", "-np", "2", "x"], env={"VENV": VENV, "MPIRUN": str(path)}, timeout_s=60)
     assert done.status == 1
     assert done.err == "gkt_mpi: a rank was killed; start the same command again to resume\n"
-    assert "BAD TERMINATION" in (ROOT / "README.md").read_text()
+    assert "BAD TERMINATION" in (ROOT / "docs/faults.md").read_text()

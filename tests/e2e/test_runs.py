@@ -219,7 +219,7 @@ def test_twenty_clients_on_twenty_workers_of_this_machine(tmp_path):
 def test_real_cifar10_images_train_both_sides(real_images, tmp_path):
     """Two hundred real images: the server's loss falls, and the edge learns its images far better than by chance.
 
-    So few images do not generalise; the README has the accuracy with thousands.
+    So few images do not generalise; docs/accuracy.md has the accuracy with thousands.
     """
     changes = {"client__batch_size": 25, "server__batch_size": 32, "client__epochs": 5, "rounds": 4}
     fields = arguments(tmp_path, data__name="cifar10", data__limit=200, data__test_limit=50, **changes)

@@ -131,7 +131,7 @@ def test_a_heterogeneous_job_has_its_server_in_the_first_component_and_can_be_re
 
 
 def documented_lines():
-    text = (ROOT / "README.md").read_text() + (ROOT / SCRIPT).read_text()
+    text = (ROOT / "docs/cluster.md").read_text() + (ROOT / SCRIPT).read_text()
     return sorted(set(re.findall(r"^(?:#   )?((?:\w+=\S+ )*sbatch [^#\n]*?\S)(?=   |\n)", text, flags=re.MULTILINE)))
 
 
