@@ -1,8 +1,8 @@
 """What mixing clients in the server's batches is worth: python benchmarks/batch_order.py [--out DIR] [--seeds N].
 
 Runs the digits configuration with both values of server.batch_order on homo and hetero partitions, once a seed (about
-45 seconds each on two cores), and prints the table of docs/accuracy.md: final test accuracy, mean and standard deviation.
-Runs that are already complete in DIR are read, not repeated.
+45 seconds each on two cores), and prints the table of docs/accuracy.md: final test accuracy, mean and standard
+deviation. Runs that are already complete in DIR are read, not repeated.
 """
 
 import argparse
