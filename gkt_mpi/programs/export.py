@@ -202,7 +202,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gkt_mpi.programs.export", allow_abbrev=False, description="Exports the networks of a run."
     )
@@ -221,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files, print a line for each, and return the exit status."""
     never_fail_on_encoding()
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
 
     def write() -> None:
         """Write the files."""

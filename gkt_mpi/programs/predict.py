@@ -75,7 +75,8 @@ def table_of(names: Sequence[str], probability_NC: Tensor, classes: Sequence[str
     return table
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gkt_mpi.programs.predict",
         allow_abbrev=False,
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and return the exit status; files that cannot be read are named, and the others classified."""
     never_fail_on_encoding()
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
 
     def predict() -> None:
         """Print the table. Raises `DataError` for the last unreadable file, after the others are classified."""

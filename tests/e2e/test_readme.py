@@ -4,6 +4,7 @@ import re
 import runpy
 import shlex
 import sys
+from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path
 
@@ -18,14 +19,13 @@ from tests.conftest import ROOT
 from tests.launch import run
 from tests.made_runs import make_run
 
-EXAMPLES = [str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*/README.md")]
 VENV = str(Path(sys.executable).parent.parent)
-DOCS = ("benchmarks", "command", "own_algorithm", "own_data", "own_model")
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/README.md")]
 
 
 def commands():
-    for document in ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in DOCS), *EXAMPLES):
-        for block in re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL):
+    for document in DOCUMENTS:
+        for block in re.findall(r"```sh\n(.*?)```", document.read_text(), flags=re.DOTALL):
             yield from (line.split("#")[0].strip() for line in block.splitlines() if line.split("#")[0].strip())
 
 
@@ -44,6 +44,18 @@ def check_make(words):
             check_program(shlex.split(line))
 
 
+def check_pip(words):
+    """What pip would install is this package, and setup.cfg has the extras."""
+    (package,) = (word for word in words if word.endswith("]"))
+    name, extras = re.fullmatch(r"(.+)\[(.+)\]", package).groups()
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    assert name in (".", settings["metadata"]["name"])
+    assert set(extras.split(",")) <= set(settings["options.extras_require"])
+    if "-c" in words:
+        assert (ROOT / words[words.index("-c") + 1]).exists()
+
+
 def check_command(words):
     """The words after gkt-mpi are known to the verb's parser, and the fields to the program's."""
     verb, *rest = words
@@ -60,8 +72,12 @@ def test_a_documented_command_works(command, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
     while "=" in words[0]:  # VENV=.venv before a command
         words = words[1:]
+    if words[:2] == ["gkt-mpi", "report"]:
+        words[:2] = ["python", "-m", "gkt_mpi.report"]
     if words[0] == "make":
         check_make(words)
+    elif words[:2] == ["pip", "install"]:
+        check_pip(words)
     elif words[0] == "gkt-mpi":
         check_command(words[1:])
     elif words[0] == "sbatch":  # Slurm itself is tested in tests/slurm
@@ -94,6 +110,8 @@ def test_a_documented_command_works(command, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().out == f"report: {page}\n" and Path(page).stat().st_size > 50_000
     elif "gkt_mpi.main" in words:
         check_program(words)
+    elif words[:2] == ["python", "-m"] and words[2].startswith("gkt_mpi.programs."):
+        check_command([words[2].rpartition(".")[2], *words[3:]])
     else:
         raise AssertionError(f"no check knows this command; add one: {command}")
 
