@@ -114,7 +114,7 @@ paper compare:
 
 docs:  ## the documentation site, built into site/ without a network; any broken link is an error
 	@$(env) mpi docs
-	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
 	@echo "site: site/index.html"
 
 test:  ## the test suite, about five minutes on two cores
