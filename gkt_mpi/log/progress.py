@@ -23,6 +23,7 @@ _PLAIN_WIDTH = 100  # columns, where there is no terminal or its width is unknow
 CLIENTS_TRAIN, SERVER_TRAINS = "clients train and upload", "server trains"  # phases of a round
 _LONG_S = 60.0  # a run that will take longer reports this in its first round
 _KNOWN_AFTER = 0.02  # of the last phase of the first round: then its pace is known
+_SHORT = 5  # characters of a class's name in a table
 _PLAIN_EVERY_S = 30.0  # interval of progress lines in a phase that lasts longer
 
 
@@ -212,9 +213,17 @@ def partition_table(counts: np.ndarray, classes: list[str]) -> Table | None:
         return None
     table = Table(title="training images of each client by class", padding=(0, 1), show_lines=False)
     table.add_column("client", justify="right")
-    for name in classes:
-        table.add_column(name[:5], justify="right", no_wrap=True)
+    for name in _short(classes):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("all", justify="right")
     for client, row in enumerate(counts):
         table.add_row(str(client), *(str(n) if n else "." for n in row), str(sum(row)))
     return table
+
+
+def _short(names: list[str]) -> list[str]:
+    """Return distinct short forms of names: their first characters, or last ones, or numbers from 0."""
+    for shown in ([name[:_SHORT] for name in names], [name[-_SHORT:] for name in names]):
+        if len(set(shown)) == len(names):
+            return shown
+    return list(map(str, range(len(names))))

@@ -2,6 +2,7 @@ import io
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from gkt_mpi.log import progress as module
@@ -149,3 +150,16 @@ def test_the_edge_models_have_a_row_of_their_own_also_when_both_accuracies_coinc
     out = io.StringIO()
     Console(file=out, width=100).print(summary_table(without, "x", "fedavg"))
     assert "edge models" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("classes", "shown"),
+    [
+        (["airplane", "automobile"], ["airpl", "autom"]),
+        (["class_01", "class_02"], ["ss_01", "ss_02"]),
+        (["a cat in a box", "a dog in a box", "an elk in a box", "a cat in a car"], ["0", "1", "2", "3"]),
+    ],
+)
+def test_classes_with_similar_names_are_told_apart(classes, shown):
+    table = partition_table(np.ones((2, len(classes)), int), classes)
+    assert [column.header for column in table.columns] == ["client", *shown, "all"]
