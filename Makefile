@@ -117,7 +117,7 @@ docs:  ## the documentation site, built into site/ without a network; any broken
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
 	@echo "site: site/index.html"
 
-test:  ## the test suite, about five minutes on two cores
+test:  ## the test suite, about seven minutes on two cores
 test-grid:  ## the combinations that test omits: every fault in every phase, several hosts, 21 ranks, a short soak
 # One process more than cores, since tests of several processes sometimes wait. Compiled files are kept, see make_env.sh.
 test test-grid: processes = $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))

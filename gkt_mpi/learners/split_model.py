@@ -72,6 +72,10 @@ class SplitModel:
         self.server_part.optimizer.step(loss)
         self.loss_sum = loss.detach() * samples
 
+    def count(self, loss_sum: Tensor, samples: int) -> None:
+        """Add a client's samples, and the sum of their losses, to the round's figures."""
+        self._training.count(loss_sum, samples)
+
     def evaluate(self, states: list[Tensor], mode: EvaluateMode) -> Accuracy:
         """Return the accuracy of stem and rest together, always on the whole test set."""
         self.whole.precision = self.compute.precision
@@ -137,7 +141,7 @@ class Turn:
         self._hold(None)
         clients = sorted(self._stems)
         for client in clients:  # in this order, so that the sum is bit-identical whatever the order of arrival
-            self._model._training.count(self._loss_sum[client], self._seen[client])
+            self._model.count(self._loss_sum[client], self._seen[client])
         if clients:
             counts = [len(self._site.images.shards[client]) for client in clients]
             self._model.stem_weights.copy_(weighted_mean([self._stems[client] for client in clients], counts))
