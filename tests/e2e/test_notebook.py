@@ -15,6 +15,7 @@ def test_the_notebook_is_committed_without_outputs():
     assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.timeout(600)  # 25 s of computing, but three minutes were seen on a shared core
 def test_the_notebook_trains_and_shows_what_the_run_recorded(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from tests.conftest import arguments
 from tests.e2e.planted import left_behind, plant, results, undisturbed
 from tests.launch import make_environment, mpirun
 
-pytestmark = pytest.mark.grid
+pytestmark = [pytest.mark.grid, pytest.mark.slow]
 ROUNDS = 3
 
 

@@ -126,6 +126,7 @@ def test_every_variable_and_target_of_make_is_documented_by_make_itself():
         assert re.search(rf"^  {re.escape(name)} ", done.out, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 def test_make_digits_reaches_its_accuracy_with_an_existing_environment(tmp_path):
     """The README's first command, in full, in the tests' own environment.
@@ -148,6 +149,7 @@ def test_make_digits_reaches_its_accuracy_with_an_existing_environment(tmp_path)
     assert (tmp_path / "digits" / "report.html").stat().st_size > 50_000
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize(
     ("document", "name", "num_blocks"), [("README.md", "digits", 1), ("docs/python.md", "debug", 3)]

@@ -112,6 +112,7 @@ def test_srun_starts_the_ranks_or_one_line_says_that_this_slurm_cannot(environme
         assert "this Slurm cannot start ranks by srun --mpi=pmix (srun: error: " in said
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_heterogeneous_job_has_its_server_in_the_first_component_and_can_be_requeued(environment, submit, tmp_path):
     """The workers are on the other node; the results are those of a job on one node, after a warning in between."""

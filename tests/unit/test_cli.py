@@ -102,6 +102,7 @@ def test_the_completion_of_bash(tmp_path):
         assert set(done.out.split()) == expected, (line, done)
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 def test_the_wheel_works_from_another_folder(tmp_path):
     """The environment has only this wheel; torch, Open MPI and the others are those of the tests."""
