@@ -62,6 +62,7 @@ def _own(path: Path) -> Decoded:
     """Return the images of a file in the package's own layout."""
 
     def split(name: str, parts: Any) -> Split:  # noqa: ANN401 - h5py's own class
+        """Return a split whose images, uint8 (n, H, W, channels), are read when asked for; labels int64 (N,)."""
         image = _Rows(path, f"{name}/image")
         owner = parts["owner"][:] if "owner" in parts else None
         return Split(parts["label"][:], lambda first, last: image[first:last], owner)

@@ -31,6 +31,7 @@ def npz(config: "DataConfig") -> Source:
         loaded: dict[str, np.ndarray] = {}
 
         def get(name: str) -> np.ndarray:
+            """Return an array of the file, read once. Raises `DataError` if it cannot be read."""
             if name not in loaded:
                 loaded[name] = _load(path, name)
             return loaded[name]

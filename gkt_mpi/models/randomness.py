@@ -12,9 +12,7 @@ import torch
 
 from gkt_mpi.seeding import torch_generator
 
-_GLOBAL = (
-    threading.RLock()
-)  # the global generators belong to one thread at a time (wire/local.py has a rank per thread)
+_GLOBAL = threading.RLock()  # they belong to one thread at a time: ranks may be threads (wire/local.py)
 
 
 class Noise:

@@ -86,6 +86,7 @@ def try_edge(name: EdgeName, image_shape: ImageShape, num_classes: int, norm: No
     lowest = []
 
     def stem_and_head(image: Tensor) -> Tensor:
+        """Return logits (B, C) of images (B, channels, H, W); check the feature and note its smallest value."""
         feature = trial.check_tensor(edge.stem(image), (len(image), None, None, None), "a feature")
         lowest.append(float(feature.detach().min()))
         logit: Tensor = edge.head(feature)
@@ -127,6 +128,7 @@ def try_whole(name: ServerName, image_shape: ImageShape, num_classes: int, norm:
     )
 
     def network(image: Tensor) -> Tensor:
+        """Return logits (B, C) of images (B, channels, H, W); check the feature between."""
         feature = trial.check_tensor(whole.stem(image), (len(image), None, None, None), "a feature")
         logit: Tensor = whole.layers(feature)
         return logit
